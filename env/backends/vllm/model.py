@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Python-based Triton backend for vLLM 0.25 to 0.32, with the contract of NVIDIA's vllm_backend r24.08.
+
+Triton runs this one file for every model whose config.pbtxt says `backend: "vllm"`; the engine's arguments
+stand in the model's own `<version>/model.json`. What each part does:
+
+    triton_vllm/contract.py    the tensors a model of this backend has
+    triton_vllm/host.py        locale, device and start method, before vLLM is imported
+    triton_vllm/sampling.py    sampling parameters: from JSON and request parameters to SamplingParams
+    triton_vllm/jobs.py        a Triton request as the engine needs it
+    triton_vllm/engine.py      the engine, on an asyncio loop in a thread of its own
+    triton_vllm/responses.py   sends the answers, and notices cancelled requests
+    triton_vllm/text.py        from token ids to text, once per answer where that is possible
+    triton_vllm/metrics.py     vLLM's metrics, through Triton's metrics endpoint
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+# appended, not inserted: nothing here may hide a module of vLLM's many dependencies
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from triton_vllm import contract, host
+
+
+class TritonPythonModel:
+    """One model of this backend: an engine, and the requests it is working on."""
+
+    @staticmethod
+    def auto_complete_config(config: Any) -> Any:
+        """Add the tensors that config.pbtxt leaves out, decoupled answers, and no batching by Triton.
+
+        Triton calls this in a short-lived process, so nothing heavy is imported for it.
+        """
+        return contract.complete(config)
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Start the engine; the model is ready when this returns.
+
+        Raises:
+            TritonModelException: The engine arguments are wrong, or the engine did not start.
+        """
+        begin = time.monotonic()
+        config = json.loads(args["model_config"])
+        if not pb_utils.using_decoupled_model_transaction_policy(config):
+            raise pb_utils.TritonModelException(
+                "a vLLM model answers with any number of responses: "
+                "config.pbtxt needs `model_transaction_policy { decoupled: true }`"
+            )
+        self.name = args["model_name"]
+        arguments = host.read_engine_arguments(Path(pb_utils.get_model_dir()))
+        host.choose_device(args, arguments)
+        host.prepare_process()
+        self._log(f"importing vLLM for {arguments['model']}")
+        # imported only now: vLLM reads the environment that was just prepared
+        from triton_vllm.engine import Engine
+        from triton_vllm.jobs import JobReader
+        from triton_vllm.responses import Responses
+
+        self._log(
+            f"loading weights and starting the engine, {time.monotonic() - begin:.1f} s after the start"
+        )
+        wants_metrics = contract.reports_metrics(config) and not arguments.get("disable_log_stats")
+        labels = {"model": self.name, "version": args["model_version"]} if wants_metrics else None
+        self.responses = Responses()
+        self.engine = Engine(arguments, self.responses, labels)
+        self.reader = JobReader(self.engine)
+        self._log(f"engine ready in {time.monotonic() - begin:.1f} s")
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hand the requests to the engine, with one wake-up of its loop; the answers come later."""
+        jobs = [job for request in requests if (job := self.reader.read(request)) is not None]
+        if jobs:
+            self.engine.submit(jobs)
+
+    def finalize(self) -> None:
+        """Stop the engine and its processes."""
+        self._log("stopping the engine")
+        if hasattr(self, "engine"):
+            self.engine.stop()
+            self.responses.stop()
+        self._log("engine stopped")
+
+    def _log(self, message: str) -> None:
+        pb_utils.Logger.log_info(f"[vllm] {getattr(self, 'name', 'model')}: {message}")

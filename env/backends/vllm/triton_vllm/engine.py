@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's AsyncLLM on an asyncio loop in a thread of its own."""
+
+import asyncio
+import contextlib
+import gc
+import threading
+import time
+from functools import partial
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from triton_vllm.jobs import Job
+from triton_vllm.metrics import stat_logger_factory
+from triton_vllm.responses import Responses
+from triton_vllm.sampling import BadRequest
+from triton_vllm.text import TextMaker
+
+STOP_TIMEOUT_S = 10.0  # for the tasks of requests that were still running
+GONE_MESSAGE = "the vLLM engine has stopped after an error (see the server's log); load the model again"
+
+
+class Engine:
+    """A running engine; requests go in with `submit`, answers come out through `Responses`."""
+
+    def __init__(
+        self, arguments: dict[str, Any], responses: Responses, labels: dict[str, str] | None
+    ) -> None:
+        """Start the engine and return when it can serve.
+
+        Args:
+            arguments: vLLM's engine arguments.
+            responses: Where answers go.
+            labels: Labels of its metrics; None reports none.
+
+        Raises:
+            TritonModelException: vLLM refuses the arguments or does not start.
+        """
+        self._responses = responses
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run_loop, name="vllm-loop", daemon=True)
+        self._thread.start()
+        try:
+            start = self._start(_engine_args(arguments), labels)
+            self._llm: AsyncLLM = asyncio.run_coroutine_threadsafe(start, self._loop).result()
+        except Exception as error:
+            self._end_loop()
+            raise pb_utils.TritonModelException(
+                f"vLLM did not start: {type(error).__name__}: {error}"
+            ) from error
+        self._tokenizer = self._llm.renderer.get_tokenizer()
+        self._context = int(self._llm.model_config.max_model_len)
+        self.text = TextMaker(self._tokenizer)
+        # What exists now lives as long as the engine; the collector need not walk it again.
+        gc.collect()
+        gc.freeze()
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """Return the prompt's tokens.
+
+        Raises:
+            BadRequest: They leave no room for an answer in the model's context.
+        """
+        ids = list(self._tokenizer.encode(prompt))
+        if not ids:
+            raise BadRequest("text_input has no tokens: there is nothing to continue")
+        if len(ids) >= self._context:
+            raise BadRequest(
+                f"the prompt has {len(ids)} tokens; this model's context (max_model_len) holds "
+                f"{self._context}, and the answer needs at least one"
+            )
+        return ids
+
+    def submit(self, jobs: list[Job]) -> None:
+        """Take jobs from any thread; the loop is woken once for all of them."""
+        self._loop.call_soon_threadsafe(self._admit, jobs)
+
+    def stop(self) -> None:
+        """End what still runs and shut the engine's processes down."""
+        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
+        self._llm.shutdown(timeout=STOP_TIMEOUT_S)
+        self._end_loop()
+        # Gone now rather than when the interpreter ends: its destructor needs modules that are gone by then.
+        del self._llm
+        gc.collect()
+
+    def _admit(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            task = self._loop.create_task(self._serve(job))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            self._responses.watch(job, partial(self._loop.call_soon_threadsafe, task.cancel))
+
+    async def _serve(self, job: Job) -> None:
+        codes = pb_utils.TritonError
+        prompt = {"type": "token", "prompt_token_ids": job.token_ids, "arrival_time": time.time()}
+        try:
+            async for output in self._llm.generate(prompt, job.params, job.id):  # type: ignore[arg-type]
+                if output.finished or any(piece.text for piece in output.outputs):
+                    self._responses.piece(job, partial(self._texts, job, output), final=output.finished)
+        except asyncio.CancelledError:
+            self._responses.error(job, "the request was cancelled", codes.CANCELLED)
+        except EngineDeadError:
+            self._responses.error(job, GONE_MESSAGE, codes.UNAVAILABLE)
+        except EngineGenerateError as error:
+            pb_utils.Logger.log_error(f"[vllm] {job.id} failed: {error.__cause__!r}")
+            self._responses.error(job, f"vLLM failed on this request: {error.__cause__!r}", codes.INTERNAL)
+        except Exception as error:  # validation errors have many types, and differ between vLLM's releases
+            self._responses.error(job, f"vLLM refused the request: {error}", codes.INVALID_ARG)
+
+    def _texts(self, job: Job, output: Any) -> list[str]:
+        """Return one text for each sequence; of a stream, what is new since the last piece."""
+        texts = [""] * job.params.n
+        for piece in output.outputs:
+            texts[piece.index] = piece.text
+            if job.decode_at_end:
+                skip = job.params.skip_special_tokens
+                texts[piece.index] = self.text.decode(job.token_ids, piece, skip_special_tokens=skip)
+        return [job.prompt + text for text in texts] if job.echo else texts
+
+    async def _start(self, engine_args: AsyncEngineArgs, labels: dict[str, str] | None) -> AsyncLLM:
+        llm = AsyncLLM.from_engine_args(engine_args, stat_loggers=_stat_loggers(labels))
+        await llm.get_supported_tasks()  # asked once here instead of by the first request
+        return llm
+
+    async def _cancel_all(self) -> None:
+        await _cancel(list(self._tasks))
+        # vLLM's own reader of the engine's output would report the end of the engine as a crash
+        await _cancel([handler for handler in [self._llm.output_handler] if handler])
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        leftover = asyncio.all_tasks(self._loop)
+        for task in leftover:
+            task.cancel()
+        with contextlib.suppress(Exception):
+            self._loop.run_until_complete(asyncio.gather(*leftover, return_exceptions=True))
+        self._loop.close()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(STOP_TIMEOUT_S)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+
+
+def _stat_loggers(labels: dict[str, str] | None) -> list[Any] | None:
+    if labels is None:
+        return None
+    try:
+        return [stat_logger_factory(labels)]
+    except pb_utils.TritonModelException as error:  # the server was started with --allow-metrics=false
+        pb_utils.Logger.log_warn(f"[vllm] no metrics are reported: {error}")
+        return None
+
+
+def _engine_args(arguments: dict[str, Any]) -> AsyncEngineArgs:
+    # vLLM's own console and Prometheus loggers have no reader here; ours reports to Triton instead.
+    return AsyncEngineArgs(**(arguments | {"disable_log_stats": True}))

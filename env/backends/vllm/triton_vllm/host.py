@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must be in order in this process before vLLM is imported: arguments, device, locale, start method."""
+
+import json
+import locale
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+ENGINE_ARGUMENTS = "model.json"
+# Known to vLLM 0.5, where NVIDIA's samples use it; gone since, and off by default now.
+RETIRED_ARGUMENTS = ("disable_log_requests",)
+UTF8_LOCALE = "C.UTF-8"
+ENGINE_STARTER = Path(__file__).with_name("die_with_parent.py")
+
+
+def read_engine_arguments(version_folder: Path) -> dict[str, Any]:
+    """Return the engine's arguments from `model.json` of a model version.
+
+    Raises:
+        TritonModelException: No such file, not JSON, or no "model" in it.
+    """
+    path = version_folder / ENGINE_ARGUMENTS
+    try:
+        arguments = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise pb_utils.TritonModelException(f"{path} is missing: it holds vLLM's engine arguments") from error
+    except ValueError as error:
+        raise pb_utils.TritonModelException(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(arguments, dict) or not arguments.get("model"):
+        raise pb_utils.TritonModelException(f'{path} must be a JSON object with at least "model"')
+    for name in RETIRED_ARGUMENTS:
+        arguments.pop(name, None)
+    return arguments
+
+
+def choose_device(args: dict[str, str], arguments: dict[str, Any]) -> None:
+    """Keep a KIND_GPU instance on the GPU that Triton gave it; KIND_MODEL leaves the choice to vLLM.
+
+    Raises:
+        TritonModelException: Several GPUs are asked for with KIND_GPU, which stands for exactly one.
+    """
+    if args["model_instance_kind"] != "GPU":
+        return
+    gpus = int(arguments.get("tensor_parallel_size", 1)) * int(arguments.get("pipeline_parallel_size", 1))
+    if gpus > 1:
+        raise pb_utils.TritonModelException(
+            "KIND_GPU means one GPU for each instance: "
+            "use KIND_MODEL in config.pbtxt with tensor or pipeline parallelism"
+        )
+    # The engine runs in a process of its own, so torch.cuda.set_device here would not reach it.
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    device = int(args["model_instance_device_id"])
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[device] if device < len(visible) else str(device)
+
+
+def prepare_process() -> None:
+    """Set the locale of this process and the environment that the engine's processes inherit."""
+    # The stub's interpreter ignores LC_ALL and stays in the C locale: torch cannot read its own files there.
+    locale.setlocale(locale.LC_CTYPE, UTF8_LOCALE)
+    os.environ["LC_ALL"] = UTF8_LOCALE
+    # The engine must not be a fork of the stub: it would share Triton's memory and message queues.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    if os.access(ENGINE_STARTER, os.X_OK):
+        multiprocessing.set_executable(str(ENGINE_STARTER))
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # An idle worker sleeps through the polite request to end; it ends on the signal that follows this wait.
+    os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Triton request, read and checked, as the engine needs it."""
+
+import itertools
+import json
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import triton_python_backend_utils as pb_utils
+from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+from triton_vllm.responses import send_error
+from triton_vllm.sampling import BadRequest, make_sampling_params, parse_json
+
+if TYPE_CHECKING:
+    from triton_vllm.engine import Engine
+
+
+@dataclass(eq=False)
+class Job:
+    """One request on its way through the engine.
+
+    Attributes:
+        id: Its name in the engine.
+        prompt: The text before tokenisation.
+        token_ids: The prompt's tokens.
+        params: vLLM's sampling parameters.
+        stream: Whether pieces are sent as they come.
+        echo: Whether the prompt is put in front of the answer.
+        decode_at_end: Whether the engine leaves the text to us, to be made once from all tokens.
+        sender: Triton's response sender.
+        closed: Whether the last response is out; after that Triton has freed the request.
+        lock: Held while `sender` is used.
+    """
+
+    id: str
+    prompt: str
+    token_ids: list[int]
+    params: Any
+    stream: bool
+    echo: bool
+    decode_at_end: bool
+    sender: Any
+    closed: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class JobReader:
+    """Reads requests; what cannot be served gets its one error response here."""
+
+    def __init__(self, engine: "Engine") -> None:
+        """Read for this engine."""
+        self._engine = engine
+        self._numbers = itertools.count()
+
+    def read(self, request: Any) -> Job | None:
+        """Return the job of a request, or None if it was refused and the client told why."""
+        sender = request.get_response_sender()
+        try:
+            return self._read(request, sender)
+        except BadRequest as error:
+            send_error(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # a request must never be left without an answer
+            pb_utils.Logger.log_error(f"[vllm] reading a request failed: {error!r}")
+            send_error(sender, f"the request could not be read: {error!r}", pb_utils.TritonError.INTERNAL)
+        return None
+
+    def _read(self, request: Any, sender: Any) -> Job:
+        prompt = _text(request, "text_input")
+        if not prompt:
+            raise BadRequest("text_input is empty: there is nothing to continue")
+        stream = bool(_flag(request, "stream"))
+        exclude = _flag(request, "exclude_input_in_output")
+        if stream and exclude is False:
+            raise BadRequest(
+                "stream with exclude_input_in_output=false is not supported: "
+                "a stream never repeats the prompt"
+            )
+        given = _sampling_parameters(request)
+        token_ids = self._engine.tokenize(prompt)
+        decode_at_end = not stream and self._engine.text.can_decode_at_end(given)
+        params = make_sampling_params(
+            SamplingParams,
+            given,
+            output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+            detokenize=not decode_at_end,
+        )
+        params.skip_clone = True  # used for this request only
+        return Job(
+            id=f"triton-{next(self._numbers)}",
+            prompt=prompt,
+            token_ids=token_ids,
+            params=params,
+            stream=stream,
+            echo=not stream and not exclude,
+            decode_at_end=decode_at_end,
+            sender=sender,
+        )
+
+
+def _sampling_parameters(request: Any) -> dict[str, Any]:
+    """As r24.08: the tensor if there is one, else the request's own parameters."""
+    text = _text(request, "sampling_parameters")
+    if text is not None:
+        return parse_json(text, "sampling_parameters")
+    return dict(json.loads(request.parameters() or "{}"))
+
+
+def _text(request: Any, name: str) -> str | None:
+    value = _first(request, name)
+    if value is None:
+        return None
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{name} is not UTF-8: {error}") from error
+
+
+def _flag(request: Any, name: str) -> bool | None:
+    value = _first(request, name)
+    return None if value is None else bool(value)
+
+
+def _first(request: Any, name: str) -> Any:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    values = tensor.as_numpy().reshape(-1)
+    if len(values) != 1:
+        raise BadRequest(f"{name} must hold exactly one value, not {len(values)}")
+    return values[0]

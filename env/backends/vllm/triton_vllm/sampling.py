@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a client sends to vLLM's SamplingParams, with an error that names what is wrong."""
+
+import difflib
+import json
+from typing import Any
+
+import msgspec
+
+# Decided by the backend for each request, or vLLM's own business; a client cannot set them.
+RESERVED = frozenset({"output_kind", "detokenize", "skip_clone", "output_text_buffer_length", "extra_args"})
+
+
+class BadRequest(Exception):  # noqa: N818 - what it is, not what went wrong inside
+    """The request cannot be served as it stands; the text goes to the client."""
+
+
+def parse_json(text: str, source: str) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Args:
+        text: What the client sent; nothing at all counts as an empty object.
+        source: Where it came from, for the error.
+
+    Raises:
+        BadRequest: It is not a JSON object.
+    """
+    if not text.strip():
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise BadRequest(f"{source} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadRequest(
+            f'{source} must be a JSON object such as {{"max_tokens": 64}}, not {type(value).__name__}'
+        )
+    return value
+
+
+def make_sampling_params(kind: type, given: dict[str, Any], **decided: Any) -> Any:
+    """Return the sampling parameters of one request.
+
+    Args:
+        kind: vLLM's SamplingParams.
+        given: What the client asked for. Numbers may come as strings, as request parameters do.
+        decided: What the backend sets itself.
+
+    Raises:
+        BadRequest: An unknown name, a value of the wrong type, or one that vLLM refuses.
+    """
+    types = field_types(kind)
+    values = {name: _convert(name, value, types) for name, value in given.items()}
+    try:
+        return kind(**values, **decided)
+    except Exception as error:  # vLLM raises several types here, all about the values
+        raise BadRequest(f"sampling parameters refused by vLLM: {error}") from error
+
+
+def field_types(kind: type) -> dict[str, Any]:
+    """Return name and type of every sampling parameter that a client may set."""
+    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    return {
+        name: type_ for name, type_ in fields.items() if name not in RESERVED and not name.startswith("_")
+    }
+
+
+def _convert(name: str, value: Any, types: dict[str, Any]) -> Any:
+    if name not in types:
+        near = difflib.get_close_matches(name, types, n=1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise BadRequest(f'unknown sampling parameter "{name}"{hint}')
+    try:
+        return msgspec.convert(value, types[name], strict=not isinstance(value, str), str_keys=True)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f'sampling parameter "{name}": {error}') from error
+    except TypeError:  # a type that msgspec does not know; vLLM itself checks the value
+        return value

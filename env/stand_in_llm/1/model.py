@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stand-in for the language model: says that it is one, and repeats the question, word by word."""
+
+import json
+import re
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+DEFAULT_MAX_TOKENS = 16  # vLLM's own default; a word counts as a token here
+USER_MESSAGE = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
+
+
+class TritonPythonModel:
+    """One instance of the model."""
+
+    def execute(self, requests):
+        """Answer each request through its response sender, as a decoupled model does."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                answers = self.answers(request)
+            except ValueError as error:
+                problem = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+                answers = [pb_utils.InferenceResponse(error=problem)]
+            for answer in answers[:-1]:
+                sender.send(answer)
+            sender.send(answers[-1], flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def answers(self, request):
+        """Return the responses to one request: one for each word in a stream, else one."""
+        prompt = read(request, "text_input", b"").decode("utf-8")
+        stream = bool(read(request, "stream", False))
+        exclude = read(request, "exclude_input_in_output", None)
+        if not prompt:
+            raise ValueError("text_input is empty: there is nothing to continue")
+        if stream and exclude is not None and not exclude:
+            raise ValueError("stream with exclude_input_in_output=false is not supported")
+        text = read(request, "sampling_parameters", b"").decode("utf-8") or request.parameters() or "{}"
+        words = answer_to(prompt, json.loads(text).get("max_tokens", DEFAULT_MAX_TOKENS))
+        if stream:
+            return [response(word) for word in words]
+        return [response(("" if exclude else prompt) + "".join(words))]
+
+
+def answer_to(prompt, max_tokens):
+    """Return the words of the answer, each with the space that stands before it."""
+    question = USER_MESSAGE.search(prompt)
+    answer = "(stand-in) You asked: " + (question.group(1) if question else prompt).strip()
+    return re.findall(r"\s*\S+", answer)[: max(1, int(max_tokens))]
+
+
+def response(text):
+    """Return a response with one text."""
+    tensor = pb_utils.Tensor("text_output", np.array([text.encode("utf-8")], dtype=np.object_))
+    return pb_utils.InferenceResponse(output_tensors=[tensor])
+
+
+def read(request, name, default):
+    """Return the only value of an input tensor, or the default if the request does not have it."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return default if tensor is None else tensor.as_numpy().reshape(-1)[0]
