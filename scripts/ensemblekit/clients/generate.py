@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions over gRPC streaming, with tritonclient: the normal way to a decoupled model.
+
+A decoupled model may send any number of responses to one request, so each request is a stream; Triton marks
+the
+last response (`triton_final_response`).
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, Queue
+from typing import Any, Protocol
+
+import numpy as np
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from grpc.aio import AioRpcError
+from tritonclient.utils import InferenceServerException
+
+from ensemblekit.errors import RequestError
+
+__all__ = ["Answer", "Served", "ask", "ask_many", "request_inputs", "stream"]
+
+REQUEST_TIMEOUT_S = 120.0  # a long answer on two cores
+ENSEMBLE = "ensemble"
+# which tensor takes the text: the ensemble a question, the composing models what is said in their configs
+TEXT_INPUT = {"ensemble": "chat_input", "preprocess": "chat_input"}
+DEFAULT_TEXT_INPUT = "text_input"
+
+
+class Served(Protocol):
+    """Anything with the addresses of a running server."""
+
+    @property
+    def http_url(self) -> str:
+        """`host:port` of the HTTP endpoint."""
+
+    @property
+    def grpc_url(self) -> str:
+        """`host:port` of the gRPC endpoint."""
+
+    @property
+    def metrics_url(self) -> str:
+        """`host:port` of the metrics endpoint."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer and when its pieces came.
+
+    Attributes:
+        question: What was asked.
+        pieces: The text of each response, in order.
+        times_s: Seconds from the request to each piece.
+    """
+
+    question: str
+    pieces: tuple[str, ...]
+    times_s: tuple[float, ...] = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """The pieces joined."""
+        return "".join(self.pieces)
+
+    @property
+    def first_token_s(self) -> float:
+        """Seconds to the first piece."""
+        return self.times_s[0]
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds to the last piece."""
+        return self.times_s[-1]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def request_inputs(
+    text: str,
+    *,
+    model: str = ENSEMBLE,
+    sampling_parameters: Mapping[str, Any] | None = None,
+    stream: bool = False,
+) -> list[triton.InferInput]:
+    """Return the tensors of one request.
+
+    Args:
+        text: The question (ensemble, preprocess) or the prompt (llm).
+        model: The model that is asked.
+        sampling_parameters: vLLM's sampling parameters, sent as one JSON string.
+        stream: Whether each new piece of text is a response of its own.
+
+    Raises:
+        TypeError: The sampling parameters cannot be written as JSON.
+    """
+    inputs = [_tensor(TEXT_INPUT.get(model, DEFAULT_TEXT_INPUT), text.encode(), "BYTES", np.object_)]
+    if sampling_parameters is not None:
+        inputs.append(
+            _tensor("sampling_parameters", json.dumps(sampling_parameters).encode(), "BYTES", np.object_)
+        )
+    inputs.append(_tensor("stream", stream, "BOOL", np.bool_))
+    if model not in TEXT_INPUT:
+        inputs.append(_tensor("exclude_input_in_output", True, "BOOL", np.bool_))
+    return inputs
+
+
+def _tensor(name: str, value: bytes | bool, datatype: str, dtype: type[np.generic]) -> triton.InferInput:
+    tensor = triton.InferInput(name, [1], datatype)
+    tensor.set_data_from_numpy(np.array([value], dtype=dtype))
+    return tensor
+
+
+def stream(
+    server: Served,
+    text: str,
+    *,
+    model: str = ENSEMBLE,
+    sampling_parameters: Mapping[str, Any] | None = None,
+    timeout_s: float = REQUEST_TIMEOUT_S,
+) -> Iterator[str]:
+    """Yield the pieces of an answer as they come; leaving the loop early cancels the request in the server.
+
+    Through an ensemble, the step under way runs on: the ensemble scheduler looks at cancellation between
+    steps only
+    (triton-inference-server/server#6739). Asked directly, the model is told at once.
+
+    Raises:
+        RequestError: The server refused, failed, or sent nothing for `timeout_s` seconds.
+    """
+    inputs = request_inputs(text, model=model, sampling_parameters=sampling_parameters, stream=True)
+    yield from _responses(server, model, inputs, timeout_s)
+
+
+def ask(
+    server: Served,
+    text: str,
+    *,
+    model: str = ENSEMBLE,
+    sampling_parameters: Mapping[str, Any] | None = None,
+    streaming: bool = False,
+    timeout_s: float = REQUEST_TIMEOUT_S,
+) -> Answer:
+    """Return the answer to one question.
+
+    Args:
+        server: A running server.
+        text: The question; for `model="llm"` the whole prompt.
+        model: `ensemble`, or a composing model.
+        sampling_parameters: vLLM's sampling parameters, for example `{"max_tokens": 20, "temperature": 0}`.
+        streaming: Whether the answer comes piece by piece.
+        timeout_s: Seconds without any response after which it is given up.
+
+    Raises:
+        RequestError: The server refused, failed, or sent nothing in time.
+    """
+    inputs = request_inputs(text, model=model, sampling_parameters=sampling_parameters, stream=streaming)
+    begin, pieces, times = time.perf_counter(), [], []
+    for piece in _responses(server, model, inputs, timeout_s):
+        pieces.append(piece)
+        times.append(time.perf_counter() - begin)
+    return Answer(text, tuple(pieces), tuple(times) or (time.perf_counter() - begin,))
+
+
+def _responses(
+    server: Served, model: str, inputs: list[triton.InferInput], timeout_s: float
+) -> Iterator[str]:
+    results: Queue[tuple[Any, InferenceServerException | None]] = Queue()
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        client.start_stream(lambda result, error: results.put((result, error)))
+        # a stream that broke says why through the callback
+        with contextlib.suppress(InferenceServerException):
+            client.async_stream_infer(model, inputs, enable_empty_final_response=True)
+        final = False
+        try:
+            while not final:
+                try:
+                    result, error = results.get(timeout=timeout_s)
+                except Empty:
+                    raise _no_answer(server, model, timeout_s) from None
+                if error:
+                    raise _refused(server, model, error)
+                piece, final = _piece(result)
+                if piece is not None:
+                    yield piece
+        finally:
+            client.stop_stream(cancel_requests=not final)
+
+
+def _piece(result: triton.InferResult) -> tuple[str | None, bool]:
+    """Return the text of a response (None: it has no output) and whether it is the last."""
+    response = result.get_response()
+    final = response.parameters["triton_final_response"].bool_param
+    if not response.outputs:
+        return None, final
+    name = (
+        "text_output"
+        if any(output.name == "text_output" for output in response.outputs)
+        else response.outputs[0].name
+    )
+    values = result.as_numpy(name)
+    text = "".join(value.decode(errors="replace") for value in values.reshape(-1))
+    return text, final
+
+
+async def _ask_one(
+    client: triton_aio.InferenceServerClient,
+    server: Served,
+    text: str,
+    model: str,
+    inputs: list[triton.InferInput],
+) -> Answer:
+
+    async def request() -> AsyncIterator[dict[str, Any]]:
+        yield {"model_name": model, "inputs": inputs, "enable_empty_final_response": True}
+
+    begin, pieces, times = time.perf_counter(), [], []
+    async for result, error in client.stream_infer(request()):
+        if error:
+            raise _refused(server, model, error)
+        piece, final = _piece(result)
+        if piece is not None:
+            pieces.append(piece)
+            times.append(time.perf_counter() - begin)
+        if final:
+            break
+    return Answer(text, tuple(pieces), tuple(times) or (time.perf_counter() - begin,))
+
+
+async def ask_many(
+    server: Served,
+    texts: Sequence[str],
+    *,
+    model: str = ENSEMBLE,
+    sampling_parameters: Mapping[str, Any] | None = None,
+    streaming: bool = False,
+    timeout_s: float = REQUEST_TIMEOUT_S,
+) -> list[Answer]:
+    """Return the answers to several questions that are asked at once, in the order of the questions.
+
+    Use it with `await` (in a notebook too); the engine batches the requests that are under way together.
+
+    Raises:
+        RequestError: The server refused one of them, or did not answer all within `timeout_s` seconds.
+    """
+    async with triton_aio.InferenceServerClient(server.grpc_url) as client:
+        questions = (
+            _ask_one(
+                client,
+                server,
+                text,
+                model,
+                request_inputs(text, model=model, sampling_parameters=sampling_parameters, stream=streaming),
+            )
+            for text in texts
+        )
+        try:
+            return await asyncio.wait_for(asyncio.gather(*questions), timeout_s)
+        except TimeoutError:
+            raise _no_answer(server, model, timeout_s) from None
+        except AioRpcError as error:
+            raise _refused(server, model, InferenceServerException(error.details())) from error
+
+
+def _refused(server: Served, model: str, error: InferenceServerException) -> RequestError:
+    if "failed to connect" in error.message():
+        return RequestError(
+            f"reach the server at {server.grpc_url}",
+            found=error.message(),
+            hint="start a server first; if one ran here, the end of its log says why it ended",
+        )
+    return RequestError(
+        f"get an answer from model {model!r} at {server.grpc_url}",
+        found=f"the server says: {error.message()}",
+        hint="if the model is unknown, `curl -X POST http://"
+        f"{server.http_url}/v2/repository/index` lists what is loaded; otherwise correct the "
+        "request as it says",
+    )
+
+
+def _no_answer(server: Served, model: str, timeout_s: float) -> RequestError:
+    return RequestError(
+        f"get an answer from model {model!r} at {server.grpc_url} within {timeout_s:g} s",
+        found="no response; a server can be ready and still hang, "
+        "for example with numpy 2 in a Python model up to 24.10",
+        hint="read the server's log; raise timeout_s for long answers on a slow machine",
+    )

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The release table (`env/releases.toml`) and the flavours a release comes in."""
+
+import tomllib
+from functools import cache
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+from ensemblekit.errors import ParameterError
+from ensemblekit.paths import repo_root
+
+__all__ = [
+    "FLAVOURS",
+    "FLAVOUR_TEXT",
+    "Flavour",
+    "Release",
+    "default_release",
+    "get_release",
+    "has_ensembles",
+    "list_releases",
+]
+
+Flavour = Literal["vllm-image", "base-plus-vllm", "custom-build"]
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+FLAVOUR_TEXT: dict[Flavour, str] = {
+    "vllm-image": "the vLLM image as NVIDIA shipped it",
+    "base-plus-vllm": "workaround 1: the base image plus the vLLM backend",
+    "custom-build": "workaround 2: a custom build with --backend=ensemble",
+}
+
+
+class Release(BaseModel):
+    """One Triton release, as `env/releases.toml` describes it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    wheel: str
+    sha256: str
+    triton: str
+    vllm: str
+    python: str
+    cuda: str
+    vllm_image_gb: float
+    ensemble_in_vllm_image: bool
+    numpy_2_safe: bool
+
+
+class _Table(BaseModel):
+    """The file as a whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    default: str
+    releases: dict[str, dict[str, str | float | bool]]
+
+
+@cache
+def _table() -> _Table:
+    with (repo_root() / "env" / "releases.toml").open("rb") as file:
+        return _Table.model_validate(tomllib.load(file))
+
+
+@cache
+def list_releases() -> tuple[Release, ...]:
+    """Return every release of the table, oldest first.
+
+    Raises:
+        pydantic.ValidationError: The table has a wrong or missing field.
+    """
+    rows = sorted(_table().releases.items())
+    return tuple(Release.model_validate({"name": name, **row}) for name, row in rows)
+
+
+def default_release() -> str:
+    """Return the release the lessons use unless told otherwise.
+
+    Raises:
+        pydantic.ValidationError: The table names none.
+    """
+    return _table().default
+
+
+def get_release(name: str) -> Release:
+    """Return the release called `name`.
+
+    Raises:
+        ParameterError: There is no such release in the table.
+
+    >>> get_release("24.08").triton
+    '2.49.0'
+    """
+    for release in list_releases():
+        if release.name == name:
+            return release
+    raise ParameterError(
+        f"use Triton release {name!r}",
+        found=f"the releases in env/releases.toml are {', '.join(r.name for r in list_releases())}",
+        hint="choose one of these, for example `-p RELEASE 24.08` (in quotes inside a notebook)",
+    )
+
+
+def has_ensembles(release: Release, flavour: Flavour) -> bool:
+    """Return whether `flavour` of `release` can load an ensemble.
+
+    Only the vLLM images up to 24.09 were built without `--backend=ensemble`
+    (triton-inference-server/server#7632, vllm_backend#68).
+
+    >>> has_ensembles(get_release("24.08"), "vllm-image")
+    False
+    >>> has_ensembles(get_release("24.10"), "vllm-image")
+    True
+    """
+    return flavour != "vllm-image" or release.ensemble_in_vllm_image

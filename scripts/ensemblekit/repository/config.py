@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read and write config.pbtxt with Triton's own protobuf schema."""
+
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from ensemblekit.errors import RepositoryError
+
+__all__ = ["EnsembleStep", "ensemble_steps", "read_config", "set_parameter", "write_config"]
+
+
+def read_config(path: Path) -> model_config_pb2.ModelConfig:
+    """Return a model's configuration.
+
+    Args:
+        path: A config.pbtxt, or the model folder that holds one.
+
+    Raises:
+        RepositoryError: There is no such file, or it is not valid; the error names line and column.
+    """
+    file = path / "config.pbtxt" if path.is_dir() else path
+    try:
+        return text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise RepositoryError(
+            f"read {file}", found=str(error), hint="compare the line with Triton's model_config.proto"
+        ) from error
+    except OSError as error:
+        raise RepositoryError(
+            f"read {file}",
+            found=str(error),
+            hint="a model folder holds config.pbtxt and one folder per version",
+        ) from error
+
+
+def write_config(config: model_config_pb2.ModelConfig, path: Path) -> None:
+    """Write a configuration as text.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path.write_text(text_format.MessageToString(config))
+
+
+def set_parameter(config: model_config_pb2.ModelConfig, name: str, value: str) -> None:
+    """Set a string parameter of a model, as `parameters { key: ... value { string_value: ... } }`.
+
+    >>> config = model_config_pb2.ModelConfig()
+    >>> set_parameter(config, "tokenizer", "folder")
+    >>> config.parameters["tokenizer"].string_value
+    'folder'
+    """
+    config.parameters[name].string_value = value
+
+
+class EnsembleStep:
+    """One step of an ensemble: the model, and which ensemble tensor feeds or takes each of its tensors."""
+
+    def __init__(self, model: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:
+        """Hold `inputs` (model input to ensemble tensor) and `outputs` (model output to ensemble tensor)."""
+        self.model, self.inputs, self.outputs = model, inputs, outputs
+
+
+def ensemble_steps(config: model_config_pb2.ModelConfig) -> tuple[EnsembleStep, ...]:
+    """Return the steps of an ensemble in the order of its config; empty for any other model."""
+    return tuple(
+        EnsembleStep(step.model_name, dict(step.input_map), dict(step.output_map))
+        for step in config.ensemble_scheduling.step
+    )

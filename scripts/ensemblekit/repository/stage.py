@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage a copy of the model repository under a run's folder, with that run's overrides.
+
+`model_repo/` itself is never edited: it is what NVIDIA's images would serve.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemblekit.assets.weights import ModelSource
+from ensemblekit.errors import RepositoryError
+from ensemblekit.paths import repo_root
+from ensemblekit.repository.config import read_config, set_parameter, write_config
+
+__all__ = ["ENGINE_ARGUMENTS", "ENGINE_ENVIRONMENT", "StagedRepository", "stage_repository"]
+
+COMPOSING_ENGINE = "llm"
+# What vLLM is started with. `enforce_eager` on the CPU: compiling would cost minutes and gain nothing at
+# this size;
+# 2048 tokens of context bound the memory; half of a GPU leaves room for a second engine beside it.
+ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "cpu": {"dtype": "bfloat16", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 32, "seed": 0},
+    "cuda": {"dtype": "bfloat16", "gpu_memory_utilization": 0.5, "max_model_len": 2048, "seed": 0},
+}
+ENGINE_ENVIRONMENT: dict[str, dict[str, str]] = {
+    "cpu": {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"},
+    "cuda": {"VLLM_USE_FLASHINFER_SAMPLER": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1"},
+}
+
+
+@dataclass(frozen=True)
+class StagedRepository:
+    """A model repository that a server of this run may read.
+
+    Attributes:
+        path: The folder, one model a folder.
+        environment: Variables that its models need in the server's environment.
+    """
+
+    path: Path
+    environment: dict[str, str]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of the repository, by name."""
+        return tuple(sorted(child.name for child in self.path.iterdir() if child.is_dir()))
+
+    def tree(self) -> str:
+        """Return the files as a tree of text.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        rows = [f"{self.path.name}/"]
+        for file in sorted(self.path.rglob("*")):
+            if "__pycache__" not in file.parts:
+                depth = len(file.relative_to(self.path).parts)
+                rows.append(f"{'    ' * depth}{file.name}{'/' if file.is_dir() else ''}")
+        return "\n".join(rows)
+
+    def add_variant(self, model: str, name: str, **fields: str) -> str:
+        """Add a copy of a model under another name, with fields of its config changed, and return the name.
+
+        Args:
+            model: The model to copy.
+            name: The copy's name.
+            **fields: String fields of the config; an empty value clears the field.
+
+        Raises:
+            RepositoryError: The model's config cannot be read.
+        """
+        config = read_config(self.path / model)
+        for field, value in {"name": name, **fields}.items():
+            config.ClearField(field)
+            if value:
+                setattr(config, field, value)
+        shutil.copytree(self.path / model, self.path / name, dirs_exist_ok=True)
+        write_config(config, self.path / name / "config.pbtxt")
+        return name
+
+    def config_text(self, model: str) -> str:
+        """Return a model's config.pbtxt as it stands.
+
+        Raises:
+            OSError: The model has none.
+        """
+        return (self.path / model / "config.pbtxt").read_text()
+
+
+def stage_repository(
+    target: Path,
+    *,
+    source: ModelSource | None,
+    device: str,
+    original: Path | None = None,
+    engine_arguments: dict[str, Any] | None = None,
+) -> StagedRepository:
+    """Copy the model repository to `target` and fill in this run's model and device.
+
+    Args:
+        target: The new folder; an old one there is replaced.
+        source: The model for vLLM; None stages the Python stand-in instead of the vLLM model.
+        device: `cpu` or `cuda`.
+        original: The repository to copy, by default the kit's own `model_repo/`.
+        engine_arguments: Added to, and winning over, the defaults for the device.
+
+    Raises:
+        RepositoryError: The repository is not there or has no model in it.
+    """
+    original = original or repo_root() / "model_repo"
+    if not original.is_dir() or not any(original.glob("*/config.pbtxt")):
+        raise RepositoryError(
+            f"stage the model repository {original}",
+            found="no folder with a config.pbtxt in it" if original.is_dir() else "no such folder",
+            hint="give the folder that holds one folder per model, each with its config.pbtxt",
+        )
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(original, target, ignore=shutil.ignore_patterns("__pycache__"))
+    if not (target / COMPOSING_ENGINE).is_dir():
+        return StagedRepository(target, {})
+    if source is None:
+        _stand_in(target / COMPOSING_ENGINE)
+        return StagedRepository(target, {})
+    _fill_engine(target / COMPOSING_ENGINE, source, ENGINE_ARGUMENTS[device] | (engine_arguments or {}))
+    _fill_tokenizer(target / "preprocess", source)
+    offline = {"HF_HUB_OFFLINE": "1"} if source.local else {}
+    return StagedRepository(target, ENGINE_ENVIRONMENT[device] | offline)
+
+
+def _stand_in(model: Path) -> None:
+    shutil.rmtree(model)
+    shutil.copytree(repo_root() / "env" / "stand_in_llm", model, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _fill_engine(model: Path, source: ModelSource, arguments: dict[str, Any]) -> None:
+    for file in model.glob("*/model.json"):
+        merged = (
+            json.loads(file.read_text())
+            | arguments
+            | {"model": source.engine_model, "tokenizer": source.tokenizer}
+        )
+        file.write_text(json.dumps(merged, indent=4) + "\n")
+
+
+def _fill_tokenizer(model: Path, source: ModelSource) -> None:
+    if (model / "config.pbtxt").is_file():
+        config = read_config(model)
+        set_parameter(config, "tokenizer", source.tokenizer)
+        write_config(config, model / "config.pbtxt")
