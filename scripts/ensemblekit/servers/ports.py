@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loopback ports: free ones for a new server, and who holds a busy one."""
+
+import random
+import socket
+
+import psutil
+
+from ensemblekit.errors import PortBusy
+
+__all__ = ["free_ports", "holder_of", "is_free", "require_free"]
+
+LOOPBACK = "127.0.0.1"
+# below Linux's ephemeral ports (32768-60999), so that no outgoing connection takes one between choice and use
+PORT_RANGE = range(20000, 32000)
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Return distinct loopback ports that nothing listens on now.
+
+    Raises:
+        PortBusy: No port of the range is free.
+    """
+    found: list[int] = []
+    for port in random.sample(PORT_RANGE, len(PORT_RANGE)):
+        if is_free(port):
+            found.append(port)
+        if len(found) == count:
+            return tuple(found)
+    raise PortBusy(
+        "find free ports", found=f"none free in {PORT_RANGE}", hint="stop some of the servers on this machine"
+    )
+
+
+def require_free(port: int) -> None:
+    """Raise if something listens on the port already.
+
+    Raises:
+        PortBusy: It does; the error names the process where it can be seen.
+    """
+    if not is_free(port):
+        raise PortBusy(
+            f"use port {port}",
+            found=f"{holder_of(port)} already listens on it",
+            hint="stop that process, or leave the port out and a free one is chosen",
+        )
+
+
+def holder_of(port: int) -> str:
+    """Return who listens on a port, as text for an error message.
+
+    >>> holder_of(1)
+    'another process'
+    """
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
+                continue
+            if connection.laddr.port == port:
+                return f"pid {connection.pid} ({psutil.Process(connection.pid).name()})"
+    except (psutil.AccessDenied, psutil.NoSuchProcess):
+        pass  # seen only by its owner: then it has no name here
+    return "another process"
+
+
+def is_free(port: int) -> bool:
+    """Return whether nothing listens on a loopback port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True

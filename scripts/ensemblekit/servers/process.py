@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Triton server that this process starts, watches and stops; it dies with this process."""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import httpx
+
+from ensemblekit.errors import RepositoryError, ServerError, ServerExited, ServerNotReady, ServerStuck
+from ensemblekit.servers import _reaper
+from ensemblekit.servers._reaper import ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
+from ensemblekit.servers.container import ContainerInstallation
+from ensemblekit.servers.embedded import EmbeddedInstallation
+from ensemblekit.servers.logs import TAIL_LINES, missing_library, read_log, tail
+from ensemblekit.servers.outcome import Kind, StartOutcome, outcome_of
+from ensemblekit.servers.ports import LOOPBACK, free_ports, require_free
+
+__all__ = ["Installation", "ServerOptions", "TritonServer"]
+
+Installation = EmbeddedInstallation | ContainerInstallation
+logger = logging.getLogger(__name__)
+
+READY_TIMEOUT_S = 600.0  # a first start on a slow disk compiles and loads weights
+POLL_S = 0.1
+ASK_TIMEOUT_S = 2.0  # one readiness question
+CONTAINER_HINTS = {
+    125: "the engine itself refused to run the container; the log's last line says why",
+    137: "the container was killed from outside, or for want of memory (`dmesg | tail`); start it again",
+}
+STOP_AT_ONCE = b""  # to the reaper, a pipe that closes without the word means a short grace
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What the command line of tritonserver gets besides repository, ports and backends.
+
+    Attributes:
+        explicit: `--model-control-mode=explicit`: nothing loads unless asked.
+        load_models: Models to load at start in explicit mode; `*` is all.
+        exit_on_error: False adds `--exit-on-error=false`: the server stays although models failed.
+        one_at_a_time: `--model-load-thread-count=1`: two vLLM engines must not measure free memory at once.
+        ports: HTTP, gRPC and metrics ports; free ones are found if None.
+        extra: More arguments, as they are.
+    """
+
+    explicit: bool = False
+    load_models: tuple[str, ...] = ()
+    exit_on_error: bool = True
+    one_at_a_time: bool = False
+    ports: tuple[int, int, int] | None = None
+    extra: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        """Return these options as command-line arguments."""
+        words = ["--model-control-mode=explicit"] if self.explicit else []
+        words += [f"--load-model={name}" for name in self.load_models]
+        words += [] if self.exit_on_error else ["--exit-on-error=false"]
+        words += ["--model-load-thread-count=1"] if self.one_at_a_time else []
+        return [*words, *self.extra]
+
+
+@dataclass
+class TritonServer:
+    """A server on loopback ports with its log in a file. Nothing runs until `start` or `attempt_start`.
+
+    Attributes:
+        installation: The server's files.
+        repository: The model repository it serves.
+        folder: Where `server.log` is written.
+        environment: Variables added to this process's own.
+    """
+
+    installation: Installation
+    repository: Path
+    folder: Path
+    options: ServerOptions = field(default_factory=ServerOptions)
+    environment: dict[str, str] = field(default_factory=dict)
+    started_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Choose the ports, so that the command can be shown before it is run."""
+        if not self.repository.is_dir():
+            raise RepositoryError(
+                f"serve the model repository {self.repository}",
+                found="no such folder",
+                hint="give the folder that holds one folder per model, for example model_repo",
+            )
+        self.http_port, self.grpc_port, self.metrics_port = self.options.ports or free_ports(3)
+        self._shm_prefix = f"ensemblekit-{secrets.token_hex(4)}-"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def http_url(self) -> str:
+        """Address of the HTTP endpoint, without scheme, as tritonclient wants it."""
+        return f"{LOOPBACK}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Address of the gRPC endpoint."""
+        return f"{LOOPBACK}:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Address of the metrics endpoint."""
+        return f"{LOOPBACK}:{self.metrics_port}"
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log."""
+        return self.folder / "server.log"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server's parent (its reaper) while it runs."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process runs now."""
+        return self.pid is not None
+
+    @property
+    def command(self) -> list[str]:
+        """The command line of the server, as arguments."""
+        return self.installation.command(
+            self.repository,
+            (self.http_port, self.grpc_port, self.metrics_port),
+            shm_prefix=self._shm_prefix,
+            options=self.options.arguments(),
+            environment=self.environment,
+        )
+
+    @property
+    def shell_command(self) -> str:
+        """The command line as a reader could type it."""
+        return shlex.join(self.command).replace(" --", " \\\n  --")
+
+    def start(
+        self, timeout_s: float = READY_TIMEOUT_S, on_poll: Callable[[Self], None] | None = None
+    ) -> Self:
+        """Start the server and return it once it is ready.
+
+        Args:
+            timeout_s: Seconds it may take.
+            on_poll: Called about ten times a second while waiting, to show progress.
+
+        Raises:
+            PortBusy: Something else listens on one of its ports.
+            ServerExited: The process ended before it was ready.
+            ServerStuck: It waits for ever for a model's process that cannot start; it has been stopped.
+            ServerNotReady: It was not ready in time; it has been stopped.
+        """
+        outcome = self.attempt_start(timeout_s, on_poll)
+        if outcome.ready:
+            return self
+        raise _error(outcome, self.installation, timeout_s)
+
+    def attempt_start(
+        self, timeout_s: float = READY_TIMEOUT_S, on_poll: Callable[[Self], None] | None = None
+    ) -> StartOutcome:
+        """Start the server and return how that ended; a server that is not ready in time is stopped.
+
+        Raises:
+            PortBusy: Something else listens on one of its ports.
+        """
+        self._launch()
+        begin = time.monotonic()
+        process = self._process
+        try:
+            while (kind := self._progress(begin, timeout_s)) is None:
+                if on_poll:
+                    on_poll(self)
+                time.sleep(POLL_S)
+        except BaseException:
+            self.stop()
+            raise
+        elapsed = time.monotonic() - begin
+        if kind == "ready":
+            self.started_s = elapsed
+        else:
+            self._end(STOP_AT_ONCE)  # what never became ready holds no request worth waiting for
+        code = process.poll() if process and kind == "exited" else None
+        return outcome_of(kind, code, elapsed, self.log_path)
+
+    def _progress(self, begin: float, timeout_s: float) -> Kind | None:
+        """Return how the start ended, None while it is under way."""
+        if not self.running:
+            return "exited"
+        if self.answers():
+            return "ready"
+        if missing_library(read_log(self.log_path)):
+            return "stuck"  # Triton waits without limit for a stub that could not even be linked
+        return "timeout" if time.monotonic() - begin > timeout_s else None
+
+    def answers(self) -> bool:
+        """Return whether the server says it is ready and serves its metrics."""
+        try:
+            for url in (f"http://{self.http_url}/v2/health/ready", f"http://{self.metrics_url}/metrics"):
+                if httpx.get(url, timeout=ASK_TIMEOUT_S, trust_env=False).status_code != httpx.codes.OK:
+                    return False
+        except httpx.TransportError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Stop the server and all its processes; stopping a stopped server does nothing."""
+        self._end(STOP_WORD)
+
+    def _end(self, word: bytes) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(word)
+                process.stdin.close()
+        try:
+            process.wait(STOP_GRACE_S + 4 * ORPHAN_GRACE_S)
+        except subprocess.TimeoutExpired:
+            logger.warning("the reaper of %s did not end in time, killing it", self.log_path)
+            process.kill()
+            process.wait()
+
+    def _launch(self) -> None:
+        if self.running:
+            self.stop()
+        for port in (self.http_port, self.grpc_port, self.metrics_port):
+            require_free(port)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("wb") as log:
+            self._process = self._spawn(log)
+
+    def _spawn(self, log: IO[bytes]) -> "subprocess.Popen[bytes]":
+        cleanup = self.installation.cleanup
+        after = ["--after", json.dumps(cleanup)] if cleanup else []
+        return subprocess.Popen(
+            # by path and with -P: the reaper needs nothing of this package, so it starts in a twentieth of
+            # a second
+            [sys.executable, "-P", _reaper.__file__, self._shm_prefix, *after, *self.command],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | self.installation.environment | self.environment,
+            cwd=self.folder,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        """Start, for use in a `with` statement."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+
+def _error(outcome: StartOutcome, installation: Installation, timeout_s: float) -> ServerError:
+    ends: dict[str, tuple[type[ServerError], str]] = {
+        "exited": (ServerExited, f"it exited with code {outcome.exit_code}"),
+        "stuck": (ServerStuck, "it waited for a model's process that cannot start, and was stopped"),
+        "timeout": (ServerNotReady, "it was still loading, and was stopped"),
+    }
+    kind, state = ends[outcome.kind]
+    failures = [f"{load.model}: {load.failure}" for load in outcome.loads if load.failure]
+    error = kind(
+        f"get Triton {installation.release.name} ready within {timeout_s:g} s",
+        found="; ".join([f"after {outcome.elapsed_s:.1f} s {state}", *outcome.poll_errors, *failures]),
+        hint=_hint(outcome, installation),
+        log_path=outcome.log_path,
+        log_tail=tail(outcome.log_path, TAIL_LINES),
+    )
+    if isinstance(error, ServerExited):
+        error.exit_code = outcome.exit_code
+    return error
+
+
+def _hint(outcome: StartOutcome, installation: Installation) -> str:
+    if any("unexpected platform type 'ensemble'" in message for message in outcome.poll_errors):
+        return (
+            f"{installation.flavour} of {installation.release.name} was built without --backend=ensemble: "
+            "use FLAVOUR base-plus-vllm or custom-build, or RELEASE 24.10"
+        )
+    if library := outcome.missing_library:
+        return f"install the system package that holds {library}, or name its folder in LD_LIBRARY_PATH"
+    if isinstance(installation, ContainerInstallation) and outcome.exit_code in CONTAINER_HINTS:
+        return CONTAINER_HINTS[outcome.exit_code]
+    if outcome.kind == "timeout":
+        return (
+            "read the log's end; a slow disk or a first download of weights may need a larger READY_TIMEOUT_S"
+        )
+    return "read the first line of the log that begins with E: later ones are often its consequence"
