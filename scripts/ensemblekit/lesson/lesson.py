@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lesson: the checked parameters of a notebook, its staged repository, and the server its cells talk to."""
+
+import atexit
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from IPython.core.getipython import get_ipython
+from IPython.core.pylabtools import select_figure_formats
+from IPython.display import Markdown, display
+
+from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
+from ensemblekit.errors import ParameterError
+from ensemblekit.lesson.record import Value, record_values
+from ensemblekit.lesson.settings import Settings, check_settings
+from ensemblekit.lesson.show import Progress, quick_banner
+from ensemblekit.paths import current_run_dir
+from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
+from ensemblekit.repository.stage import StagedRepository, stage_repository
+from ensemblekit.servers.attach import AttachedServer
+from ensemblekit.servers.container import ContainerInstallation, install_container
+from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.emulation import EMULATION_TEXT
+from ensemblekit.servers.outcome import StartOutcome
+from ensemblekit.servers.probe import Probe, probe_ensembles
+from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
+
+__all__ = ["Lesson", "Server", "open_lesson"]
+
+Server = TritonServer | AttachedServer
+
+
+class Lesson:
+    """What the cells of one notebook share. Made by `open_lesson`."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        """Hold the settings; nothing is fetched or started yet."""
+        self.name, self.settings = name, settings
+        self.run_dir = current_run_dir()
+        self._servers: dict[str, TritonServer] = {}
+        self._current: Server | None = None
+
+    @property
+    def release(self) -> Release:
+        """The release table's row for RELEASE."""
+        return self.settings.release_row
+
+    def repository(self, name: str = "models", **engine_arguments: Any) -> StagedRepository:
+        """Stage the model repository for this run and return it; fetches the model on first use.
+
+        Args:
+            name: The folder's name under this lesson's part of the run folder.
+            **engine_arguments: vLLM engine arguments that win over the kit's.
+
+        Raises:
+            FetchError: The pinned model cannot be fetched.
+            RepositoryError: The repository cannot be staged.
+        """
+        return stage_repository(
+            self._folder(name),
+            source=self._source(),
+            device=self.settings.resolved_device,
+            original=Path(self.settings.repository) if self.settings.repository else None,
+            engine_arguments=engine_arguments,
+        )
+
+    def _source(self) -> ModelSource | None:
+        if self.settings.engine == "stand-in":
+            return None
+        return ensure_checkpoint(self.settings.model, progress=Progress("weights"))
+
+    def server(
+        self,
+        repository: StagedRepository | Path,
+        *,
+        name: str = "server",
+        release: str | None = None,
+        flavour: Flavour | None = None,
+        **options: Any,
+    ) -> TritonServer:
+        """Return a server for a repository, not started.
+
+        Args:
+            repository: What it serves.
+            name: The folder of its log, under this lesson's part of the run folder.
+            release: Another release than RELEASE.
+            flavour: Another flavour than FLAVOUR.
+            **options: Fields of `ServerOptions`.
+
+        Raises:
+            ParameterError: PROVIDER is `attach`: that server is started by somebody else.
+            FetchError: The server's wheel cannot be fetched.
+            UnsupportedMachine: It cannot run here.
+        """
+        if self.settings.provider == "attach":
+            raise ParameterError(
+                "start a server with PROVIDER 'attach'",
+                found="this lesson starts servers of its own, to see how they start",
+                hint="run it with PROVIDER 'embedded'; `attach` is for 06_inference_through_the_ensemble",
+            )
+        settings = check_settings(
+            RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour
+        )
+        folder = self._folder(name)
+        staged = (
+            repository if isinstance(repository, StagedRepository) else StagedRepository(Path(repository), {})
+        )
+        return TritonServer(
+            installation=self._installation(settings.release_row, settings.flavour, folder),
+            repository=staged.path,
+            folder=folder,
+            options=replace(ServerOptions(), **options),
+            environment=staged.environment,
+        )
+
+    def _installation(self, release: Release, flavour: Flavour, folder: Path) -> Installation:
+        if self.settings.provider != "container":
+            return install_embedded(release, flavour, folder)
+        gpu = self.settings.engine == "vllm" and self.settings.resolved_device == "cuda"
+        with Progress("image") as progress:
+            return install_container(
+                release, flavour, self.run_dir.name, gpu=gpu, progress=lambda _line: progress.tick()
+            )
+
+    def probe(self, *, release: str | None = None, flavour: Flavour | None = None) -> Probe:
+        """Ask a server whether it knows ensembles, without models of its own; takes about 0.3 s.
+
+        Args:
+            release: Another release than RELEASE.
+            flavour: Another flavour than FLAVOUR.
+
+        Raises:
+            KitError: The server cannot be had, or did not answer.
+        """
+        settings = check_settings(
+            RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour
+        )
+        folder = self._folder(f"probe-{settings.release}-{settings.flavour}")
+        return probe_ensembles(self._installation(settings.release_row, settings.flavour, folder), folder)
+
+    def attempt_start(self, server: TritonServer) -> StartOutcome:
+        """Start a server and return how that ended, with a progress line while it loads.
+
+        Raises:
+            PortBusy: Something else listens on one of its ports.
+        """
+        self._adopt(server)
+        with Progress(f"starting Triton {server.installation.release.name}") as progress:
+            return server.attempt_start(self.settings.ready_timeout_s, lambda _server: progress.tick())
+
+    def start(self, server: TritonServer | None = None) -> Server:
+        """Start a server for the cells below and return it; replaces the one this notebook started before.
+
+        With PROVIDER `attach`, the server at URL is returned, and `server` may be None.
+
+        Raises:
+            ServerError: It exited early, was not ready in time, or a port is busy.
+        """
+        self.stop()
+        if server is None:
+            self._current = AttachedServer.at(self.settings.url).start()
+            return self._current
+        self._adopt(server)
+        with Progress(f"starting Triton {server.installation.release.name}") as progress:
+            server.start(self.settings.ready_timeout_s, lambda _server: progress.tick())
+        self._current = server
+        return server
+
+    def serve(self, **options: Any) -> Server:
+        """Stage the repository and start a server on it, or attach to the one at URL.
+
+        Raises:
+            KitError: See `repository`, `server` and `start`.
+        """
+        if self.settings.provider == "attach":
+            return self.start()
+        return self.start(self.server(self.repository(), **options))
+
+    def stop(self) -> None:
+        """Stop every server that this notebook started; an attached one is left alone."""
+        for server in self._servers.values():
+            server.stop()
+        self._servers.clear()
+        self._current = None
+
+    def record(self, **values: Value) -> dict[str, Value]:
+        """Write named values to this run's records and return them, with what they were measured on.
+
+        Raises:
+            ParameterError: A number is not finite.
+        """
+        context: dict[str, Value] = {
+            "release": self.settings.release,
+            "flavour": self.settings.flavour,
+            "provider": self.settings.provider,
+            "engine": self.settings.engine,
+            "device": self.settings.resolved_device,
+        }
+        record_values(self.name, context | values)
+        return values
+
+    def _adopt(self, server: TritonServer) -> None:
+        """Remember a server under its folder; one that ran there before is stopped first."""
+        key = str(server.folder)
+        if key in self._servers and self._servers[key] is not server:
+            self._servers[key].stop()
+        self._servers[key] = server
+
+    def _folder(self, name: str) -> Path:
+        folder = self.run_dir / "servers" / self.name / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.settings}"
+
+    __repr__ = __str__
+
+
+_OPEN: dict[str, Lesson] = {}  # this kernel's lessons: opening one again stops what the old one left running
+
+
+def open_lesson(name: str, *, needs: Literal["", "no-ensemble"] = "", **parameters: Any) -> Lesson:
+    """Check a notebook's parameters and return its lesson; says plainly what is emulated or stood in for.
+
+    Args:
+        name: The notebook's name without suffix.
+        needs: `no-ensemble` for a lesson about the failure, which only some releases and flavours have.
+        **parameters: The names of its `parameters` cell, for example `RELEASE="24.08"`.
+
+    Raises:
+        ParameterError: A parameter is unknown, of the wrong type or out of range.
+    """
+    settings = check_settings(**parameters)
+    if needs == "no-ensemble":
+        _require_failure(name, settings)
+    if name in _OPEN:
+        _OPEN[name].stop()
+    lesson = _OPEN[name] = Lesson(name, settings)
+    atexit.register(lesson.stop)
+    if (shell := get_ipython()) is not None:
+        select_figure_formats(shell, {"png"})  # figures made without pyplot have no picture of their own
+    if settings.engine == "stand-in":
+        display(Markdown(quick_banner()))
+    return lesson
+
+
+def _require_failure(name: str, settings: Settings) -> None:
+    if settings.provider != "attach" and not has_ensembles(settings.release_row, settings.flavour):
+        return
+    failing = ", ".join(row.name for row in list_releases() if not row.ensemble_in_vllm_image)
+    raise ParameterError(
+        f"show the failure in {name} with {settings}",
+        found="this server has ensembles, or is not started by the lesson: there is no failure to see",
+        hint=f"use FLAVOUR vllm-image with one of the releases {failing}",
+    )
+
+
+def emulation_note(server: TritonServer) -> str:
+    """Return what a page that shows this server has to say about it."""
+    if isinstance(server.installation, ContainerInstallation) and not server.installation.emulated:
+        return f"the server as it is in the image {server.installation.image}"
+    return EMULATION_TEXT if server.installation.emulated else "the server as it is in the wheel"

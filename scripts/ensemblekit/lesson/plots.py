@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lessons' pictures. Each function returns a figure of what it is given; nothing is measured here."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from ensemblekit.clients.generate import Answer
+from ensemblekit.repository.config import ensemble_steps, read_config
+from ensemblekit.repository.stage import StagedRepository
+from ensemblekit.servers.logs import LogLine, ModelLoad
+from ensemblekit.servers.outcome import StartOutcome
+
+__all__ = ["draw_pipeline", "plot_start_timeline", "plot_statistics", "plot_tokens"]
+
+GREEN, BLUE, AMBER, RED, GREY = (
+    "#76b900",
+    "#3b7dd8",
+    "#f2a33a",
+    "#d33f49",
+    "#8a8f98",
+)  # readable when colour-blind
+WIDTH_IN = 9.0  # a notebook column
+ROW_IN = 0.42
+MILLISECONDS = 1000.0
+# the pipeline, in boxes: a gap holds the longest tensor name of the kit's own ensemble
+BOX, GAP, OUTER, MARGIN = 1.3, 1.9, 1.45, 0.2
+STEP = BOX + GAP
+TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "fontweight": "bold"}
+
+
+def _figure(rows: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_IN, 1.3 + ROW_IN * rows), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def plot_start_timeline(outcome: StartOutcome) -> Figure:
+    """Draw how a start went: what each model did, which directory was refused, when the server gave up.
+
+    Raises:
+        OSError: The log is gone.
+    """
+    lines = outcome.lines
+    end_s = lines[-1].time_s if lines else 0.0
+    refused = [(line.time_s, line.message) for line in lines if line.message in outcome.poll_errors]
+    figure, axes = _figure(len(outcome.loads) + len(refused) + 1)
+    names = [load.model for load in outcome.loads]
+    for row, load in enumerate(outcome.loads):
+        _draw_load(axes, row, load, end_s)
+    for time_s, message in refused:
+        names.append(message.split("'")[1])
+        axes.plot(time_s, len(names) - 1, "X", color=RED, markersize=11, clip_on=False)
+        reason = message.split(": ", 1)[1]
+        axes.annotate(
+            f"refused: {reason}",
+            (time_s, len(names) - 1),
+            (12, 0),
+            textcoords="offset points",
+            va="center",
+            color=RED,
+        )
+    if not outcome.ready:
+        _mark_end(axes, lines, end_s, outcome)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.8)
+    axes.set_xlim(-0.015 * end_s, max(end_s, 0.1) * 1.02)  # room for a mark at the very beginning
+    axes.set_xlabel("seconds since the server's first log line")
+    axes.set_title("What the server did, by its own log", **TITLE)
+    return figure
+
+
+def _draw_load(axes: Axes, row: int, load: ModelLoad, end_s: float) -> None:
+    loaded = load.loaded_s if load.loaded_s is not None else end_s
+    axes.barh(row, loaded - load.loading_s, left=load.loading_s, height=0.5, color=BLUE, label="loading")
+    _inside(axes, row, load.loading_s, loaded, "loading", end_s)
+    if load.loaded_s is not None:
+        gone = load.unloaded_s if load.unloaded_s is not None else end_s
+        axes.barh(
+            row, gone - loaded, left=loaded, height=0.5, color=GREEN if load.unloaded_s is None else AMBER
+        )
+        _inside(
+            axes, row, loaded, gone, "ready" if load.unloaded_s is None else "loaded, then unloaded", end_s
+        )
+
+
+def _inside(axes: Axes, row: int, begin_s: float, stop_s: float, text: str, end_s: float) -> None:
+    if stop_s - begin_s > 0.012 * len(text) * end_s:  # only where the bar is wide enough for the words
+        axes.text((begin_s + stop_s) / 2, row, text, ha="center", va="center", color="white", fontsize=8)
+
+
+def _mark_end(axes: Axes, lines: Sequence[LogLine], end_s: float, outcome: StartOutcome) -> None:
+    axes.axvline(end_s, color=RED, linewidth=1.5)
+    text = f"exit code {outcome.exit_code}" if outcome.kind == "exited" else "stopped: not ready"
+    axes.annotate(
+        text, (end_s, -0.65), (-4, 0), textcoords="offset points", ha="right", va="center", color=RED
+    )
+
+
+def draw_pipeline(
+    repository: StagedRepository, ensemble: str = "ensemble", *, states: Mapping[str, str] | None = None
+) -> Figure:
+    """Draw an ensemble from its config: the models as boxes, the tensors that flow between them as arrows.
+
+    Args:
+        repository: The repository that holds it.
+        ensemble: The ensemble's name.
+        states: A word for some of the models (`READY`, `refused`), shown in their boxes.
+
+    Raises:
+        RepositoryError: The config cannot be read.
+    """
+    config = read_config(repository.path / ensemble)
+    steps = ensemble_steps(config)
+    last = (len(steps) - 1) * STEP + BOX
+    figure = Figure(figsize=(WIDTH_IN, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.set_xlim(-OUTER - 0.05, last + OUTER + 0.05)
+    axes.set_ylim(-0.95, 1.0)
+    frame = FancyBboxPatch(
+        (-MARGIN, -0.75), last + 2 * MARGIN, 1.5, boxstyle="round,pad=0.02", fill=False, ls="--", ec=GREY
+    )
+    axes.add_patch(frame)
+    axes.text(
+        -MARGIN, 0.8, _label(ensemble, states, "platform: ensemble"), color=GREY, va="bottom", fontsize=9
+    )
+    _arrow(axes, -OUTER, -0.03, [tensor.name for tensor in config.input], shift=-MARGIN / 2)
+    for number, step in enumerate(steps):
+        backend = read_config(repository.path / step.model).backend
+        _box(axes, number * STEP, step.model, _label("", states, f"backend: {backend}", step.model))
+        if number:
+            _arrow(axes, number * STEP - GAP + 0.03, number * STEP - 0.03, sorted(set(step.inputs.values())))
+    _arrow(axes, last + 0.03, last + OUTER, [tensor.name for tensor in config.output], shift=MARGIN / 2)
+    return figure
+
+
+def _label(name: str, states: Mapping[str, str] | None, detail: str, model: str | None = None) -> str:
+    state = (states or {}).get(model or name)
+    return "\n".join(filter(None, [f"{name}  ({detail})" if name else detail, state]))
+
+
+def _box(axes: Axes, x: float, title: str, detail: str) -> None:
+    box = FancyBboxPatch((x, -0.42), BOX, 0.84, boxstyle="round,pad=0.02", fc=GREEN, ec="none")
+    axes.add_patch(box)
+    axes.text(
+        x + BOX / 2, 0.12, title, ha="center", va="center", fontsize=10, fontweight="bold", color="black"
+    )
+    axes.text(x + BOX / 2, -0.17, detail, ha="center", va="center", fontsize=8, color="black")
+
+
+def _arrow(axes: Axes, begin: float, end: float, tensors: Sequence[str], shift: float = 0.0) -> None:
+    axes.annotate("", (end, 0), (begin, 0), arrowprops={"arrowstyle": "-|>", "color": GREY, "lw": 1.6})
+    middle = (begin + end) / 2 + shift
+    axes.text(middle, 0.07, "\n".join(tensors), ha="center", va="bottom", fontsize=6.5, color="black")
+
+
+def plot_tokens(answers: Sequence[Answer]) -> Figure:
+    """Draw when each piece of each answer arrived, one row an answer."""
+    figure, axes = _figure(len(answers))
+    for row, answer in enumerate(answers):
+        times_ms = [time_s * MILLISECONDS for time_s in answer.times_s]
+        axes.plot(times_ms, [row] * len(times_ms), "|", color=BLUE, markersize=12, markeredgewidth=1.6)
+        axes.plot(times_ms[0], row, "o", color=GREEN, markersize=6)
+    axes.set_yticks(range(len(answers)), [_short(answer.question) for answer in answers])
+    axes.set_ylim(len(answers) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("milliseconds since the request (dot: first piece)")
+    axes.set_title("When the pieces of each answer arrived", **TITLE)
+    return figure
+
+
+def _short(text: str, width: int = 34) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def plot_statistics(seconds: Mapping[str, float]) -> Figure:
+    """Draw where the time of a request goes: mean milliseconds in each step, as `time_by_step` gives them."""
+    figure, axes = _figure(len(seconds))
+    values = [value * MILLISECONDS for value in seconds.values()]
+    axes.barh(range(len(values)), values, height=0.55, color=[BLUE] * (len(values) - 1) + [GREEN])
+    for number, value in enumerate(values):
+        axes.text(value, number, f"  {value:.1f} ms", va="center", fontsize=9)
+    axes.set_yticks(range(len(values)), list(seconds))
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set_xlim(0, max(values, default=1.0) * 1.15)
+    axes.set_xlabel("milliseconds a request through the ensemble, mean")
+    axes.set_title("Where the time goes, by Triton's own statistics", **TITLE)
+    return figure

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of a lesson, checked: papermill itself takes wrong types and only warns on unknown names."""
+
+import subprocess
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ensemblekit.errors import ParameterError
+from ensemblekit.releases import FLAVOURS, Flavour, Release, get_release
+
+__all__ = ["Device", "Engine", "Provider", "Settings", "check_settings", "visible_gpu"]
+
+Provider = Literal["embedded", "container", "attach"]
+Device = Literal["auto", "cpu", "cuda"]
+Engine = Literal["vllm", "stand-in"]
+NVIDIA_SMI_TIMEOUT_S = 10  # a healthy driver answers in under one second
+
+HINTS = {
+    "RELEASE": 'a text in quotes, for example RELEASE = "24.08"; `ensemblekit releases` lists them',
+    "FLAVOUR": f"one of {', '.join(FLAVOURS)}",
+    "PROVIDER": f"one of {', '.join(get_args(Provider))}",
+    "DEVICE": f"one of {', '.join(get_args(Device))}",
+    "ENGINE": f"one of {', '.join(get_args(Engine))}",
+    "READY_TIMEOUT_S": "a number of seconds, for example 600",
+    "URL": "host:port of a running server's HTTP endpoint, only with PROVIDER 'attach'",
+}
+
+
+class Settings(BaseModel):
+    """What a lesson runs: the same names as in its `parameters` cell, in lower case."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    release: str = "24.08"
+    flavour: Flavour = "vllm-image"
+    provider: Provider = "embedded"
+    device: Device = "auto"
+    engine: Engine = "vllm"
+    model: str = "smollm2-135m-instruct"
+    url: str = ""
+    repository: str = ""
+    ready_timeout_s: float = Field(default=600.0, gt=0)
+
+    @property
+    def release_row(self) -> Release:
+        """The release table's row."""
+        return get_release(self.release)
+
+    @property
+    def resolved_device(self) -> Literal["cpu", "cuda"]:
+        """The device: as asked, or `cuda` if this machine has a visible NVIDIA GPU."""
+        if self.device == "auto":
+            return "cuda" if visible_gpu() else "cpu"
+        return self.device
+
+    def __str__(self) -> str:
+        llm = f"vLLM on {self.resolved_device}" if self.engine == "vllm" else "a Python stand-in"
+        return f"Triton {self.release} ({self.flavour}), provider {self.provider}, llm: {llm}"
+
+
+def check_settings(**parameters: Any) -> Settings:
+    """Return the settings of a lesson from its parameters, in upper case as they stand in the notebook.
+
+    Raises:
+        ParameterError: A name is unknown, or a value is of the wrong type or not one of the legal ones.
+
+    >>> check_settings(RELEASE="24.10").flavour
+    'vllm-image'
+    """
+    known = {name.upper() for name in Settings.model_fields}
+    for name in parameters:
+        if name not in known:
+            raise ParameterError(
+                f"use the parameter {name}",
+                found="no such parameter",
+                hint=f"the names are {', '.join(sorted(known))}",
+            )
+    if isinstance(release := parameters.get("RELEASE"), str):
+        get_release(release)
+    try:
+        settings = Settings(**{name.lower(): _widened(value) for name, value in parameters.items()})
+    except ValidationError as error:
+        raise _explained(error) from error
+    return _consistent(settings)
+
+
+def _widened(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _explained(error: ValidationError) -> ParameterError:
+    first = error.errors()[0]
+    name = str(first["loc"][0]).upper()
+    return ParameterError(
+        f"use {name} = {first['input']!r}",
+        found=first["msg"],
+        hint=HINTS.get(name, "see the comment beside it in the notebook's parameters cell"),
+    )
+
+
+def _consistent(settings: Settings) -> Settings:
+    if (settings.provider == "attach") != bool(settings.url):
+        raise ParameterError(
+            f"use PROVIDER {settings.provider!r} with URL {settings.url!r}",
+            found="a URL belongs to PROVIDER 'attach', and only to it",
+            hint="give both, for example `-p PROVIDER attach -p URL 127.0.0.1:8000`",
+        )
+    if settings.repository and not Path(settings.repository).is_dir():
+        raise ParameterError(
+            f"use the model repository {settings.repository!r}",
+            found="no such folder",
+            hint="REPOSITORY is a folder with one folder per model; leave it empty for the kit's own",
+        )
+    return settings
+
+
+def visible_gpu() -> str | None:
+    """Return the first NVIDIA GPU's name as the driver's own tool says it, None without one."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(
+            command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    names = found.stdout.strip().splitlines()
+    return names[0] if found.returncode == 0 and names else None

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What readers see besides values: progress, banners, tables. Nothing here stays in checked outputs."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from IPython.core.getipython import get_ipython
+from IPython.display import DisplayHandle, Markdown, display
+
+__all__ = ["BATCH_VARIABLE", "Progress", "quick_banner", "show_lines", "table"]
+
+REFRESH_S = 0.5  # a progress line need not move faster than a reader's eye
+BATCH_VARIABLE = "ENSEMBLEKIT_BATCH"  # set by batch runs, which show progress of their own
+
+
+class Progress:
+    """One line that says what is under way and for how long; it is gone when the work is done.
+
+    Shown in a live notebook and on a terminal. Batch runs show none, so that executed pages hold no
+    volatile text.
+    """
+
+    def __init__(self, what: str) -> None:
+        """Name the work."""
+        self.what, self.begin_s, self.last_s = what, time.monotonic(), 0.0
+        self._handle: DisplayHandle | None = None
+        self._on_terminal = False
+
+    def tick(self, detail: str = "") -> None:
+        """Show the line, at most twice a second.
+
+        Args:
+            detail: What is being done just now.
+        """
+        now = time.monotonic()
+        if now - self.last_s < REFRESH_S or os.environ.get(BATCH_VARIABLE):
+            return
+        self.last_s = now
+        text = " ".join(filter(None, [f"{self.what} … {now - self.begin_s:.0f} s", detail]))
+        if sys.stderr.isatty():
+            self._on_terminal = True
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+        elif get_ipython() is not None:
+            if self._handle is None:
+                self._handle = display(Markdown(text), display_id=True)
+            else:
+                self._handle.update(Markdown(text))
+
+    __call__ = tick
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the line away."""
+        if self._on_terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        if self._handle is not None:
+            self._handle.update(Markdown(""))
+
+
+def quick_banner() -> str:
+    """Return the banner of every page that ran without vLLM, as Markdown."""
+    return (
+        "> **Quick mode.** The model called `llm` on this page is a small Python stand-in. No "
+        "vLLM, no PyTorch and no "
+        "weights were installed, fetched or run. Triton is real, and so is everything about the ensemble."
+    )
+
+
+def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> Markdown:
+    """Return rows as a Markdown table.
+
+    >>> print(table([("a", 1)], ("name", "value")).data)
+    | name | value |
+    | --- | --- |
+    | a | 1 |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    cells = ([str(cell).replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines)
+    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in cells))
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print lines, one a row."""
+    print("\n".join(lines))

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Widgets: skins over plain functions that the lesson has already shown. Batch runs skip their cells."""
+
+import asyncio
+from collections.abc import Callable
+from html import escape
+
+import ipywidgets as widgets
+
+from ensemblekit.clients.generate import Served, stream
+from ensemblekit.errors import KitError
+from ensemblekit.lesson.lesson import Lesson
+from ensemblekit.servers.logs import model_loads, parse_log, read_log
+from ensemblekit.servers.process import TritonServer
+
+__all__ = ["load_panel", "prompt_box"]
+
+PANEL_REFRESH_S = 0.3
+STATE_COLOUR = {"loading": "#3b7dd8", "ready": "#76b900", "unloaded": "#f2a33a", "failed": "#d33f49"}
+PANEL_LINES = 6
+
+
+def load_panel(lesson: Lesson, server: TritonServer) -> widgets.VBox:
+    """Return a panel with a Start and a Stop button that shows each model's state while the server loads.
+
+    Raises:
+        Nothing: errors are shown in the panel.
+    """
+    start, stop = (
+        widgets.Button(description="Start", button_style="success"),
+        widgets.Button(description="Stop"),
+    )
+    states, log = widgets.HTML("not started"), widgets.HTML()
+
+    async def watch() -> None:
+        loop = asyncio.get_running_loop()
+        task = loop.run_in_executor(None, lesson.attempt_start, server)
+        while not task.done():
+            states.value, log.value = _states(server), _last_lines(server)
+            await asyncio.sleep(PANEL_REFRESH_S)
+        try:
+            states.value = f"{_states(server)}<pre>{escape(str(task.result()))}</pre>"
+        except KitError as error:
+            states.value = f"<pre>{escape(str(error))}</pre>"
+        start.disabled = False
+
+    def on_start(_button: widgets.Button) -> None:
+        start.disabled = True
+        _TASKS.add(asyncio.ensure_future(watch()))
+
+    start.on_click(on_start)
+    stop.on_click(lambda _button: server.stop())
+    return widgets.VBox([widgets.HBox([start, stop]), states, log])
+
+
+_TASKS: set[asyncio.Future[None]] = set()  # asyncio keeps only weak references to tasks
+
+
+def _states(server: TritonServer) -> str:
+    rows = []
+    for load in model_loads(parse_log(read_log(server.log_path))):
+        state = "loading" if load.loaded_s is None else "ready" if load.unloaded_s is None else "unloaded"
+        state = "failed" if load.failure else state
+        rows.append(f'<span style="color:{STATE_COLOUR[state]}">&#9632;</span> {escape(load.model)}: {state}')
+    return "<br>".join(rows) or "starting"
+
+
+def _last_lines(server: TritonServer) -> str:
+    lines = read_log(server.log_path).splitlines()[-PANEL_LINES:]
+    return f"<pre style='font-size:80%;color:#666'>{escape(chr(10).join(lines))}</pre>"
+
+
+def prompt_box(server: Served, model: str = "ensemble") -> widgets.VBox:
+    """Return a box with a question, sliders for the sampling parameters, and the answer as it streams in.
+
+    Raises:
+        Nothing: errors are shown in the box.
+    """
+    question = widgets.Textarea("What is the capital of France?", layout={"width": "100%"})
+    temperature = widgets.FloatSlider(0.0, min=0.0, max=1.5, step=0.1, description="temperature")
+    top_p = widgets.FloatSlider(1.0, min=0.05, max=1.0, step=0.05, description="top_p")
+    max_tokens = widgets.IntSlider(64, min=1, max=512, description="max_tokens")
+    answer, send = widgets.HTML(), widgets.Button(description="Ask", button_style="success")
+
+    def parameters() -> dict[str, float]:
+        return {"temperature": temperature.value, "top_p": top_p.value, "max_tokens": max_tokens.value}
+
+    send.on_click(
+        lambda _button: _stream_into(
+            answer, lambda: stream(server, question.value, model=model, sampling_parameters=parameters())
+        )
+    )
+    return widgets.VBox([question, widgets.HBox([temperature, top_p, max_tokens]), send, answer])
+
+
+def _stream_into(target: widgets.HTML, pieces: Callable[[], object]) -> None:
+    text = ""
+    try:
+        for piece in pieces():  # type: ignore[attr-defined]
+            text += piece
+            target.value = f"<p style='white-space:pre-wrap'>{escape(text)}</p>"
+    except KitError as error:
+        target.value = f"<pre>{escape(str(error))}</pre>"

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The release matrix as a picture: colour and words say the same, so that it reads without colour too."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from ensemblekit.matrix.cells import Cell, MatrixResult, State
+
+__all__ = ["plot_matrix", "save_picture"]
+
+# Okabe and Ito's green and vermillion stay apart for every kind of colour vision
+COLOUR: dict[State, str] = {
+    "answered": "#009e73", "refused": "#d55e00", "failed": "#5b5f66", "not run": "#e4e6ea",
+}  # fmt: skip
+WORDS: dict[State, str] = {
+    "answered": "ensemble answers", "refused": "ensemble refused", "failed": "failed", "not run": "not run",
+}  # fmt: skip
+WIDTH_IN, ROW_IN = 9.0, 0.78
+GAP = 0.06
+DPI = 150
+
+
+def plot_matrix(result: MatrixResult) -> Figure:
+    """Draw a matrix: releases across, flavours down, one block of rows a provider."""
+    releases = list(dict.fromkeys(cell.release for cell in result.cells))
+    rows = list(dict.fromkeys((cell.provider, cell.flavour) for cell in result.cells))
+    figure = Figure(figsize=(WIDTH_IN, 1.15 + ROW_IN * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for cell in result.cells:
+        _draw(axes, releases.index(cell.release), rows.index((cell.provider, cell.flavour)), cell)
+    several = len({provider for provider, _ in rows}) > 1
+    labels = [f"{flavour}\n{provider}" if several else flavour for provider, flavour in rows]
+    axes.set_xticks([column + 0.5 for column in range(len(releases))], [f"Triton {name}" for name in releases])
+    axes.set_yticks([row + 0.5 for row in range(len(rows))], labels)
+    axes.set_xlim(0, len(releases))
+    axes.set_ylim(len(rows), 0)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelsize=10)
+    axes.spines[:].set_visible(False)
+    axes.set_title(_title(result), loc="left", fontsize=11, fontweight="bold", pad=12)
+    return figure
+
+
+def _title(result: MatrixResult) -> str:
+    odd = len(result.unexpected)
+    end = f"{odd} UNEXPECTED" if odd else "all as the release table says"
+    return f"Which servers load an ensemble: {len(result.ran)} of {len(result.cells)} cells run, {end}"
+
+
+def _draw(axes: Axes, column: int, row: int, cell: Cell) -> None:
+    odd = cell.verdict == "UNEXPECTED"
+    box = FancyBboxPatch(
+        (column + GAP, row + GAP), 1 - 2 * GAP, 1 - 2 * GAP, boxstyle="round,pad=0,rounding_size=0.05",
+        fc=COLOUR[cell.state], ec="black" if odd else "none", lw=3 if odd else 0,
+    )  # fmt: skip
+    axes.add_patch(box)
+    colour = "#5b5f66" if cell.state == "not run" else "white"
+    text = {"ha": "center", "va": "center", "color": colour}
+    small = "UNEXPECTED" if odd else f"{cell.seconds:.1f} s" if cell.state != "not run" else ""
+    axes.text(column + 0.5, row + (0.4 if small else 0.5), WORDS[cell.state], fontsize=10, fontweight="bold", **text)
+    axes.text(column + 0.5, row + 0.68, small, fontsize=8.5, **text)
+
+
+def save_picture(result: MatrixResult, path: Path) -> Path:
+    """Save the picture as PNG and return the file.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    plot_matrix(result).savefig(path, dpi=DPI, facecolor="white")
+    return path

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the release matrix: start each server on the same repository, ask its ensemble once, stop it."""
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from shutil import which
+from typing import TypeVar, get_args
+
+from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
+from ensemblekit.clients.generate import ask
+from ensemblekit.errors import KitError, ParameterError
+from ensemblekit.lesson.settings import Engine, check_settings
+from ensemblekit.matrix.cells import Cell, MatrixProvider, MatrixResult, State
+from ensemblekit.paths import current_run_dir
+from ensemblekit.releases import FLAVOURS, Flavour, get_release, list_releases
+from ensemblekit.repository.stage import StagedRepository, stage_repository
+from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.outcome import ENSEMBLE_REFUSED, StartOutcome
+from ensemblekit.servers.process import ServerOptions, TritonServer
+
+__all__ = ["QUESTION", "run_matrix"]
+
+Word = TypeVar("Word", bound=str)
+QUESTION = "What is the capital of France?"
+SAMPLING = {"max_tokens": 32, "temperature": 0}
+READY_TIMEOUT_S = 600.0  # with vLLM; the stand-in takes seconds
+ENGINE_INFO_TIMEOUT_S = 20  # a container engine that runs answers at once
+
+
+def run_matrix(
+    *,
+    releases: Sequence[str] = (),
+    flavours: Sequence[str] = (),
+    providers: Sequence[str] = ("embedded",),
+    engine: str = "stand-in",
+    on_cell: Callable[[Cell, int], None] | None = None,
+) -> MatrixResult:
+    """Run every cell and return what happened; also written to `matrix.json` in the run's folder.
+
+    Args:
+        releases: Which releases; all of the release table if empty.
+        flavours: Which flavours; all three if empty.
+        providers: `embedded`, `container`, or both.
+        engine: `stand-in` (Python only, seconds a cell) or `vllm` (a minute a cell on a CPU).
+        on_cell: Called after each cell with it and the number of all cells, to show progress.
+
+    Raises:
+        ParameterError: A release, flavour, provider or engine is unknown.
+        FetchError: The pinned model cannot be fetched (vLLM only).
+    """
+    wanted = _cells(releases, flavours, providers, engine)
+    folder = current_run_dir() / "matrix"
+    device = check_settings().resolved_device
+    source = ensure_checkpoint("smollm2-135m-instruct") if engine == "vllm" else None
+    done: list[Cell] = []
+    for cell in wanted:
+        done.append(_run(cell, folder / f"{cell.release}-{cell.flavour}-{cell.provider}", source, device))
+        if on_cell:
+            on_cell(done[-1], len(wanted))
+    result = MatrixResult(tuple(done))
+    result.write(current_run_dir() / "matrix.json")
+    return result
+
+
+def _cells(
+    releases: Sequence[str], flavours: Sequence[str], providers: Sequence[str], engine: str
+) -> list[Cell]:
+    """Return the cells to run, none of them run yet."""
+    names = [get_release(name).name for name in releases] or [row.name for row in list_releases()]
+    chosen_flavours: list[Flavour] = [_one_of("FLAVOUR", name, FLAVOURS) for name in flavours or FLAVOURS]
+    chosen: list[MatrixProvider] = [_one_of("PROVIDER", name, get_args(MatrixProvider)) for name in providers]
+    _one_of("ENGINE", engine, get_args(Engine))
+    return [
+        Cell(name, flavour, provider, engine, "not run", "")
+        for provider in chosen
+        for name in names
+        for flavour in chosen_flavours
+    ]
+
+
+def _one_of(what: str, value: str, legal: Sequence[Word]) -> Word:
+    for word in legal:
+        if word == value:
+            return word
+    raise ParameterError(
+        f"use {what} {value!r}", found="no such value", hint=f"choose one of {', '.join(legal)}"
+    )
+
+
+def _run(cell: Cell, folder: Path, source: ModelSource | None, device: str) -> Cell:
+    if cell.provider == "container":
+        return replace(cell, detail=_without_container())
+    begin = time.monotonic()
+    try:
+        repository = stage_repository(folder / "models", source=source, device=device)
+        state, detail = _embedded(cell, repository, folder)
+    except KitError as error:
+        state, detail = "failed", error.found
+    return replace(cell, state=state, detail=detail, seconds=time.monotonic() - begin)
+
+
+def _embedded(cell: Cell, repository: StagedRepository, folder: Path) -> tuple[State, str]:
+    server = TritonServer(
+        install_embedded(get_release(cell.release), cell.flavour, folder),
+        repository.path,
+        folder,
+        ServerOptions(),
+        repository.environment,
+    )
+    try:
+        outcome = server.attempt_start(READY_TIMEOUT_S)
+        if not outcome.ready:
+            return _ended(outcome)
+        return "answered", ask(server, QUESTION, sampling_parameters=SAMPLING).text
+    finally:
+        server.stop()
+
+
+def _ended(outcome: StartOutcome) -> tuple[State, str]:
+    refused = outcome.kind == "exited" and ENSEMBLE_REFUSED in outcome.poll_errors
+    return ("refused", ENSEMBLE_REFUSED) if refused else ("failed", str(outcome))
+
+
+def _without_container() -> str:
+    """Return why a cell of provider `container` is not run on this machine."""
+    name = next(filter(which, ("docker", "podman")), None)
+    if name is None:
+        return "no container engine: neither docker nor podman is installed"
+    try:
+        done = subprocess.run([name, "info"], capture_output=True, timeout=ENGINE_INFO_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return f"{name} is installed but does not answer"
+    if done.returncode != 0:
+        return f"{name} is installed but its engine is not running"
+    return f"{name} runs, but the matrix of this version of the kit starts no containers"
