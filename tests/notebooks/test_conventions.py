@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The form of a lesson: order of its parts, closed tags, typed parameters, checked cells that really check."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from ensemblekit.paths import repo_root
+from tests.notebooks.conftest import NOTEBOOKS
+
+TAGS = {
+    "parameters", "nbval-check-output", "nbval-ignore-output", "nbval-skip", "skip-execution", "solution", "hide-output",
+}  # fmt: skip
+LONGEST_CELL = 20  # lines; more is a helper function
+CHECKED_CELLS = range(3, 20)
+VOLATILE = re.compile(r"127\.0\.0\.1:\d|\bpid\b|/home/|/root/|/tmp/|/work/|\d+\.\d+ s\b|0x[0-9a-f]{6,}")
+
+Cells = list[nbformat.NotebookNode]
+
+
+def _tags(cell: nbformat.NotebookNode) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def _code(cells: Cells) -> Cells:
+    return [cell for cell in cells if cell.cell_type == "code"]
+
+
+def _headings(cells: Cells) -> list[str]:
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return re.findall(r"^#+ .*$", text, flags=re.MULTILINE)
+
+
+def test_notebooks_are_found() -> None:
+    assert len(NOTEBOOKS) >= 7
+
+
+def test_title_names_the_device_it_needs(cells: Cells) -> None:
+    assert re.fullmatch(r"# .+ \((CPU|GPU|CPU or GPU)\)", cells[0].source)
+
+
+def test_overview_lists_the_sections_in_order(cells: Cells) -> None:
+    bullets = [line[2:].strip().casefold() for line in cells[1].source.splitlines() if line.startswith("- ")]
+    sections = [
+        heading[3:].strip().replace("`", "").casefold()
+        for heading in _headings(cells)
+        if heading.startswith("## ")
+    ]
+    assert 3 <= len(bullets) <= 7
+    assert [bullet.replace("`", "") for bullet in bullets] == sections[: len(bullets)]
+    assert sections[len(bullets) :] == ["summary", "additional resources"]
+    assert sum(heading.startswith("# ") for heading in _headings(cells)) == 1
+
+
+def test_prerequisites_say_time_memory_and_download(cells: Cells) -> None:
+    assert all(
+        word in cells[2].source for word in ("| Prerequisite |", "**Time**", "**GPU memory**", "**Download**")
+    )
+
+
+def test_parameters_cell_is_typed_and_literal(cells: Cells) -> None:
+    tagged = [cell for cell in cells if "parameters" in _tags(cell)]
+    assert len(tagged) == 1
+    assert _code(cells)[0] is tagged[0]
+    for statement, line in zip(ast.parse(tagged[0].source).body, tagged[0].source.splitlines(), strict=True):
+        assert isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        assert statement.target.id == statement.target.id.upper()
+        ast.literal_eval(statement.value)  # type: ignore[arg-type]
+        assert "  # " in line, f"no comment with unit or legal values: {line}"
+
+
+def test_tags_are_of_the_closed_list(cells: Cells) -> None:
+    for cell in cells:
+        assert _tags(cell) <= TAGS
+        assert ("nbval-skip" in _tags(cell)) == ("skip-execution" in _tags(cell))
+
+
+def test_cells_are_short(cells: Cells) -> None:
+    assert max(len(cell.source.splitlines()) for cell in _code(cells)) <= LONGEST_CELL
+
+
+def test_checked_cells_have_output_and_count(cells: Cells) -> None:
+    checked = [cell for cell in _code(cells) if "nbval-check-output" in _tags(cell)]
+    assert len(checked) in CHECKED_CELLS
+    for cell in checked:
+        assert cell.outputs, f"nothing to compare: {cell.source}"
+        assert cell.execution_count is not None
+
+
+def test_no_output_is_an_error_or_a_warning(cells: Cells) -> None:
+    for cell in _code(cells):
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", output.get("text")
+
+
+def test_checked_outputs_hold_nothing_volatile(cells: Cells) -> None:
+    for cell in _code(cells):
+        if "nbval-check-output" in _tags(cell):
+            text = "".join(
+                output.get("text", "") + output.get("data", {}).get("text/plain", "")
+                for output in cell.outputs
+            )
+            assert not VOLATILE.search(text), text
+
+
+def test_outputs_hold_no_path_of_the_machine_they_were_made_on(cells: Cells) -> None:
+    text = "".join(str(cell.get("outputs", "")) for cell in cells)
+    assert not re.search(r"/(home|root|work|tmp)/", text)
+
+
+def test_no_shell_magic_decides_a_result(cells: Cells) -> None:
+    for cell in _code(cells):
+        assert not re.search(r"^\s*[!%]", cell.source, flags=re.MULTILINE)
+
+
+def test_lesson_ends_with_record_summary_and_next(cells: Cells) -> None:
+    assert "lesson.record(" in "".join(cell.source for cell in _code(cells)[-2:])
+    assert cells[-1].source.startswith("## Summary")
+    assert "### What's next?" in cells[-1].source
+
+
+def test_links_between_lessons_lead_somewhere(notebook: Path, cells: Cells) -> None:
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\(([\w./-]+\.(?:ipynb|md))\)", cell.source):
+                assert (notebook.parent / target).is_file(), target
+
+
+def test_kernel_name_is_python3(notebook: Path) -> None:
+    assert nbformat.read(notebook, as_version=4).metadata.kernelspec.name == "python3"
+
+
+def test_readme_lists_exactly_the_notebooks() -> None:
+    listed = re.findall(r"\(notebooks/([\w]+\.ipynb)\)", (repo_root() / "README.md").read_text())
+    assert sorted(set(listed)) == [path.name for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("name", ["pypi", "files.pythonhosted"])
+def test_no_registry_host_stands_in_a_notebook(name: str) -> None:
+    assert not [path.name for path in NOTEBOOKS if f"{name}.org" in path.read_text()]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Provider `attach`: a running server is used as it is, and never stopped."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from ensemblekit.clients.generate import ask
+from ensemblekit.errors import ParameterError, ServerNotReady
+from ensemblekit.lesson.lesson import open_lesson
+from ensemblekit.releases import get_release
+from ensemblekit.servers.attach import AttachedServer
+from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.ports import free_ports
+from ensemblekit.servers.process import ServerOptions, TritonServer
+from tests.conftest import DATA
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def others_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A server that somebody else started, with its ports in a row as in Triton's defaults."""
+    folder = tmp_path_factory.mktemp("attach")
+    first = next(port for port in range(21000, 31000, 10) if _three_free(port))
+    installation = install_embedded(get_release("24.08"), "base-plus-vllm", folder)
+    options = ServerOptions(ports=(first, first + 1, first + 2))
+    with TritonServer(installation, DATA / "decoupled_repository", folder, options) as server:
+        yield server
+
+
+def _three_free(first: int) -> bool:
+    for port in range(first, first + 3):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return False
+    return True
+
+
+@pytest.mark.parametrize("form", ["{}", "http://{}", "http://{}/"], ids=["bare", "scheme", "slash"])
+def test_attach_to_a_running_server_answers(others_server: TritonServer, form: str) -> None:
+    attached = AttachedServer.at(form.format(others_server.http_url)).start()
+
+    assert ask(attached, "Hi", sampling_parameters={"words": 1}).text == "Hi 0 "
+    assert attached.metrics_url == others_server.metrics_url
+
+
+def test_attach_stopped_leaves_the_server_running(others_server: TritonServer) -> None:
+    with AttachedServer.at(others_server.http_url) as attached:
+        pass
+    attached.stop()
+
+    assert others_server.answers()
+
+
+def test_lesson_attached_and_stopped_leaves_the_server_running(others_server: TritonServer) -> None:
+    lesson = open_lesson("attach_test", PROVIDER="attach", URL=others_server.http_url, ENGINE="stand-in")
+
+    server = lesson.serve()
+    assert ask(server, "Hi", sampling_parameters={"words": 1}).text == "Hi 0 "
+    lesson.stop()
+
+    assert others_server.answers()
+
+
+def test_lesson_attached_asked_for_a_server_of_its_own_says_what_to_change(
+    others_server: TritonServer,
+) -> None:
+    lesson = open_lesson("attach_test", PROVIDER="attach", URL=others_server.http_url, ENGINE="stand-in")
+
+    with pytest.raises(
+        ParameterError, match=r"PROVIDER 'attach'[\s\S]*Hint: run it with PROVIDER 'embedded'"
+    ):
+        lesson.server(DATA / "decoupled_repository")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "localhost", "localhost:", ":8000", "localhost:http", "https://host:8000"]
+)
+def test_attach_url_of_another_form_is_refused_with_an_example(url: str) -> None:
+    with pytest.raises(ParameterError, match=r"not of the form host:port[\s\S]*127\.0\.0\.1:8000"):
+        AttachedServer.at(url)
+
+
+def test_attach_nothing_there_names_the_address_and_the_command_to_try() -> None:
+    (port,) = free_ports(1)
+
+    with pytest.raises(ServerNotReady) as caught:
+        AttachedServer.at(f"127.0.0.1:{port}").start(timeout_s=0.3)
+
+    assert "Connection refused" in caught.value.found
+    assert f"curl -i http://127.0.0.1:{port}/v2/health/ready" in caught.value.hint
+
+
+def test_attach_to_the_metrics_endpoint_is_noticed(others_server: TritonServer) -> None:
+    metrics = AttachedServer.at(others_server.metrics_url)  # answers 200 to any path
+
+    with pytest.raises(ServerNotReady, match="not that of a server's HTTP endpoint"):
+        metrics.start(timeout_s=0.3)

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clients against a real server with a decoupled Python model, asked directly and through an ensemble."""
+
+import asyncio
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ensemblekit.clients.generate import ask, ask_many, stream
+from ensemblekit.clients.http import ask_http, curl_command, stream_http
+from ensemblekit.clients.statistics import metric_value, model_statistics
+from ensemblekit.errors import RequestError
+from ensemblekit.releases import get_release
+from ensemblekit.servers.attach import AttachedServer
+from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.logs import read_log
+from ensemblekit.servers.process import TritonServer
+from tests.conftest import DATA
+
+CANCELLED_WITHIN_S = 2.0
+NOWHERE = AttachedServer(
+    "127.0.0.1:9", "127.0.0.1:9", "127.0.0.1:9"
+)  # the discard port: nothing listens there
+
+pytestmark = pytest.mark.server
+both = pytest.mark.parametrize("model", ["words", "ensemble"])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A 24.08 server with the decoupled repository."""
+    folder = tmp_path_factory.mktemp("clients")
+    installation = install_embedded(get_release("24.08"), "base-plus-vllm", folder)
+    with TritonServer(installation, DATA / "decoupled_repository", folder) as server:
+        yield server
+
+
+@both
+def test_ask_gives_the_whole_answer_in_one_piece(server: TritonServer, model: str) -> None:
+    answer = ask(server, "Hi", model=model)
+
+    assert answer.pieces == ("Hi 0 Hi 1 Hi 2 ",)
+    assert answer.question == "Hi"
+
+
+@both
+def test_ask_streaming_gives_pieces_that_join_to_the_whole(server: TritonServer, model: str) -> None:
+    answer = ask(server, "Hi", model=model, streaming=True, sampling_parameters={"pause_s": 0.05})
+
+    assert answer.pieces == ("Hi 0 ", "Hi 1 ", "Hi 2 ")
+    assert answer.text == ask(server, "Hi", model=model).text
+    assert 0 < answer.first_token_s < answer.elapsed_s
+
+
+@both
+def test_stream_yields_a_piece_before_the_last_is_made(server: TritonServer, model: str) -> None:
+    begin = time.monotonic()
+    pieces = stream(server, "Hi", model=model, sampling_parameters={"words": 4, "pause_s": 0.3})
+
+    assert next(pieces) == "Hi 0 "
+    assert time.monotonic() - begin < 0.9
+    assert list(pieces) == ["Hi 1 ", "Hi 2 ", "Hi 3 "]
+
+
+@both
+def test_ask_many_answers_at_once_and_in_order(server: TritonServer, model: str) -> None:
+    begin = time.monotonic()
+    answers = asyncio.run(
+        ask_many(server, list("abcdefgh"), model=model, sampling_parameters={"pause_s": 0.4})
+    )
+
+    assert [answer.text for answer in answers] == [
+        f"{letter} 0 {letter} 1 {letter} 2 " for letter in "abcdefgh"
+    ]
+    assert time.monotonic() - begin < 8 * 0.4
+
+
+def test_ask_text_that_is_not_ascii_comes_back_whole(server: TritonServer) -> None:
+    assert ask(server, "où ça? 漢字", sampling_parameters={"words": 1}).text == "où ça? 漢字 0 "
+
+
+def _cancellations(server: TritonServer) -> int:
+    return read_log(server.log_path).count("words: cancelled after")
+
+
+def test_stream_left_early_cancels_the_request_in_the_model(server: TritonServer) -> None:
+    before = _cancellations(server)
+
+    for _piece in stream(server, "Hi", model="words", sampling_parameters={"words": 100, "pause_s": 0.05}):
+        break
+
+    deadline = time.monotonic() + CANCELLED_WITHIN_S
+    while _cancellations(server) == before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _cancellations(server) == before + 1
+
+
+def test_stream_left_early_through_the_ensemble_runs_on_as_upstream_says(server: TritonServer) -> None:
+    # triton-inference-server/server#6739: the ensemble scheduler looks at cancellation between steps only
+    before = _cancellations(server)
+
+    for _piece in stream(server, "Hi", sampling_parameters={"words": 10, "pause_s": 0.05}):
+        break
+
+    time.sleep(0.05 * 10 + 0.2)
+    assert _cancellations(server) == before
+
+
+@both
+def test_ask_http_gives_the_whole_answer(server: TritonServer, model: str) -> None:
+    assert ask_http(server, "Hi", model=model) == "Hi 0 Hi 1 Hi 2 "
+
+
+@both
+def test_stream_http_yields_the_pieces(server: TritonServer, model: str) -> None:
+    pieces = stream_http(server, "Hi", model=model, sampling_parameters={"words": 2})
+
+    assert list(pieces) == ["Hi 0 ", "Hi 1 "]
+
+
+@both
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_curl_command_typed_into_a_shell_gives_the_answer(server: TritonServer, model: str) -> None:
+    command = curl_command(server, "it's $HOME", model=model, sampling_parameters={"words": 1})
+
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=20)
+
+    assert json.loads(done.stdout)["text_output"] == "it's $HOME 0 "
+
+
+def test_ask_unknown_model_says_so_with_a_hint(server: TritonServer) -> None:
+    with pytest.raises(RequestError, match=r"unknown model: 'nope'[\s\S]*Hint: .*v2/repository/index"):
+        ask(server, "Hi", model="nope")
+
+
+def test_ask_many_unknown_model_says_so(server: TritonServer) -> None:
+    with pytest.raises(RequestError, match="unknown model: 'nope'"):
+        asyncio.run(ask_many(server, ["Hi"], model="nope"))
+
+
+@pytest.mark.parametrize(
+    "call", [ask_http, lambda *args, **kw: list(stream_http(*args, **kw))], ids=["whole", "stream"]
+)
+def test_http_unknown_model_says_so(server: TritonServer, call: object) -> None:
+    with pytest.raises(RequestError, match="HTTP 404: Request for unknown model: 'nope'"):
+        call(server, "Hi", model="nope")  # type: ignore[operator]
+
+
+@both
+def test_ask_http_several_responses_is_an_error_although_the_status_is_200(
+    server: TritonServer, model: str
+) -> None:
+    with pytest.raises(RequestError, match="HTTP 200: generate expects model to produce exactly 1 response"):
+        ask_http(server, "Hi", model=model, sampling_parameters={"split": True})
+
+
+@both
+def test_stream_model_fails_midway_gives_the_pieces_then_the_error(server: TritonServer, model: str) -> None:
+    pieces = stream(server, "Hi", model=model, sampling_parameters={"fail_after": 1})
+
+    assert next(pieces) == "Hi 0 "
+    with pytest.raises(RequestError, match="told to fail after 1"):
+        next(pieces)
+
+
+@both
+def test_stream_http_model_fails_midway_gives_the_error(server: TritonServer, model: str) -> None:
+    with pytest.raises(RequestError, match="told to fail after 1"):
+        list(stream_http(server, "Hi", model=model, sampling_parameters={"fail_after": 1}))
+
+
+@both
+def test_ask_model_fails_next_request_is_unharmed(server: TritonServer, model: str) -> None:
+    with pytest.raises(RequestError, match="told to fail after 0"):
+        ask(server, "Hi", model=model, sampling_parameters={"fail_after": 0})
+
+    assert ask(server, "Hi", model=model, sampling_parameters={"words": 1}).text == "Hi 0 "
+
+
+def test_ask_no_answer_in_time_names_the_limit(server: TritonServer) -> None:
+    with pytest.raises(RequestError, match=r"within 0\.2 s[\s\S]*no response[\s\S]*Hint: .*timeout_s"):
+        ask(server, "Hi", model="words", sampling_parameters={"pause_s": 0.8}, timeout_s=0.2)
+
+
+def test_ask_many_no_answer_in_time_names_the_limit(server: TritonServer) -> None:
+    with pytest.raises(RequestError, match=r"within 0\.2 s"):
+        asyncio.run(
+            ask_many(server, ["Hi"], model="words", sampling_parameters={"pause_s": 0.8}, timeout_s=0.2)
+        )
+
+
+def test_ask_http_no_answer_in_time_names_the_limit(server: TritonServer) -> None:
+    with pytest.raises(RequestError, match=r"no response within 0\.2 s"):
+        ask_http(server, "Hi", model="words", sampling_parameters={"pause_s": 0.8}, timeout_s=0.2)
+
+
+def test_ask_server_gone_says_refused() -> None:
+    with pytest.raises(RequestError, match=r"Connection refused"):
+        ask(NOWHERE, "Hi")
+
+
+def test_ask_many_server_gone_says_refused() -> None:
+    with pytest.raises(RequestError, match=r"Connection refused"):
+        asyncio.run(ask_many(NOWHERE, ["Hi"]))
+
+
+def test_ask_http_server_gone_says_refused() -> None:
+    with pytest.raises(RequestError, match=r"Connection refused"):
+        ask_http(NOWHERE, "Hi")
+
+
+def test_model_statistics_after_a_request_count_it(server: TritonServer) -> None:
+    before = model_statistics(server)
+
+    ask(server, "Hi", sampling_parameters={"pause_s": 0.05})
+
+    after = model_statistics(server)
+    assert sorted(after) == ["ensemble", "words"]
+    assert {name: after[name].requests - before[name].requests for name in after} == {
+        "ensemble": 1,
+        "words": 1,
+    }
+
+
+def test_model_statistics_server_gone_says_refused() -> None:
+    with pytest.raises(RequestError, match="Connection refused"):
+        model_statistics(NOWHERE)
+
+
+def test_metric_value_known_metric_is_summed_over_models(server: TritonServer) -> None:
+    ask(server, "Hi")
+
+    assert (metric_value(server, "nv_inference_request_success") or 0) >= 2
+
+
+def test_metric_value_unknown_metric_is_none(server: TritonServer) -> None:
+    assert metric_value(server, "nv_inference") is None
+
+
+def test_metric_value_server_gone_says_so() -> None:
+    with pytest.raises(RequestError, match="Connection refused"):
+        metric_value(NOWHERE, "nv_inference_count")

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lesson in a kernel: cells run again, and errors that a reader can read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ensemblekit.errors import KitError
+from ensemblekit.lesson.lesson import Lesson, open_lesson
+from ensemblekit.paths import RUN_DIR_VARIABLE
+from tests.conftest import DATA
+
+REPOSITORY = DATA / "report_repository"
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def lesson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lesson]:
+    """A lesson whose servers end with the test."""
+    monkeypatch.setenv(RUN_DIR_VARIABLE, str(tmp_path))
+    made = open_lesson("lesson_test", ENGINE="stand-in", FLAVOUR="base-plus-vllm", READY_TIMEOUT_S=60)
+    yield made
+    made.stop()
+
+
+def test_lesson_start_cell_run_again_replaces_the_server(lesson: Lesson) -> None:
+    first = lesson.server(REPOSITORY, explicit=True)
+    lesson.start(first)
+    second = lesson.server(REPOSITORY, explicit=True)
+
+    lesson.start(second)
+
+    assert not first.running
+    assert second.answers()
+
+
+def test_lesson_opened_again_stops_what_the_old_one_left(lesson: Lesson) -> None:
+    server = lesson.server(REPOSITORY, explicit=True)
+    lesson.start(server)
+
+    open_lesson("lesson_test", ENGINE="stand-in")
+
+    assert not server.running
+
+
+def test_lesson_start_that_fails_is_readable(lesson: Lesson) -> None:
+    server = lesson.server(REPOSITORY, flavour="vllm-image")
+
+    with pytest.raises(KitError) as caught:
+        lesson.start(server)
+
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "Could not get Triton 24.08 ready within 60 s."
+    assert lines[-1].startswith("Hint: ")
+    assert not server.running

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing outlives the kernel: the process that started a server is killed, and all that came of it ends."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ensemblekit.servers import _reaper
+from tests.conftest import DATA, ServerMaker
+
+GONE_S = 15.0  # grace of the reaper, twice, and what the kernel takes
+MOMENTS_S = (0.0, 0.25, 0.45, 0.7, 1.0, 1.6)  # after the parent begins to start: before the launch ... ready
+READY_S = 30.0
+SHARED_MEMORY = Path("/dev/shm")
+PARENT = """
+import sys, time
+from pathlib import Path
+from ensemblekit.releases import get_release
+from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.process import TritonServer
+folder = Path(sys.argv[1])
+installation = install_embedded(get_release("24.08"), "base-plus-vllm", folder)
+server = TritonServer(installation, Path(sys.argv[2]), folder)
+(folder / "prefix").write_text(server._shm_prefix)
+print("starting", flush=True)
+server.start(60)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+pytestmark = pytest.mark.server
+
+
+class Kernel:
+    """A process that starts a server, as a notebook's kernel does."""
+
+    def __init__(self, folder: Path, repository: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        command = [sys.executable, "-c", PARENT, str(folder), str(repository)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def wait_for(self, word: str) -> None:
+        assert self.process.stdout
+        assert self.process.stdout.readline().strip() == word
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+
+    def left(self) -> list[str]:
+        """Return the command lines of processes that came of it, and its shared memory."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            line = " ".join(process.info["cmdline"] or [])
+            if str(self.folder) in line and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(line)
+        prefix = self.folder / "prefix"
+        return found + [path.name for path in SHARED_MEMORY.glob(f"{prefix.read_text()}*")]
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Kernel]:
+    """A kernel that is about to start a server."""
+    made = Kernel(tmp_path / "kernel", DATA / "report_repository")
+    made.wait_for("starting")
+    yield made
+    made.kill()
+
+
+def _wait_until_gone(kernel: Kernel) -> list[str]:
+    deadline = time.monotonic() + GONE_S
+    while (left := kernel.left()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+@pytest.mark.parametrize("moment_s", MOMENTS_S)
+def test_kernel_killed_while_starting_leaves_nothing(kernel: Kernel, moment_s: float) -> None:
+    before = _environments()
+    time.sleep(moment_s)
+
+    kernel.kill()
+
+    assert _wait_until_gone(kernel) == []
+    assert _environments() <= before
+
+
+def test_kernel_killed_with_a_ready_server_leaves_nothing(kernel: Kernel) -> None:
+    kernel.wait_for("ready")
+    assert any("triton_python_backend_stub" in line for line in kernel.left())
+
+    kernel.kill()
+
+    assert _wait_until_gone(kernel) == []
+
+
+def _environments() -> set[Path]:
+    """Return the folders that Python backends made; other servers on this machine may make some meanwhile."""
+    return set() if _other_servers() else set(Path("/tmp").glob("python_env_*"))
+
+
+def _other_servers() -> bool:
+    return any(process.info["name"] == "tritonserver" for process in psutil.process_iter(["name"]))
+
+
+def test_reaper_killed_with_a_ready_server_ends_the_server(kernel: Kernel) -> None:
+    kernel.wait_for("ready")
+    reaper = next(
+        child for child in psutil.Process(kernel.process.pid).children() if "_reaper" in str(child.cmdline())
+    )
+
+    reaper.kill()
+    kernel.kill()
+
+    assert _wait_until_gone(kernel) == []
+
+
+@pytest.mark.slow
+def test_twenty_kernels_killed_at_random_moments_leave_nothing(tmp_path: Path) -> None:
+    dice = random.Random(7632)
+    kernels = []
+    for number in range(20):
+        kernel = Kernel(tmp_path / f"kernel-{number}", DATA / "report_repository")
+        kernel.wait_for("starting")
+        time.sleep(dice.uniform(0, 3))
+        kernel.kill()
+        kernels.append(kernel)
+
+    assert [line for kernel in kernels for line in _wait_until_gone(kernel)] == []
+
+
+def _run_reaper(*command: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-P", _reaper.__file__, "ensemblekit-test-none-", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize(("code", "expected"), [("exit 3", 3), ("kill -9 $$", 137)], ids=["exits", "killed"])
+def test_reaper_passes_on_how_the_command_ended(code: str, expected: int) -> None:
+    with _run_reaper("sh", "-c", code) as reaper:
+        assert reaper.wait(GONE_S) == expected
+
+
+def test_reaper_pipe_closed_ends_grandchildren_in_sessions_of_their_own() -> None:
+    stubborn = "trap '' TERM HUP; echo $$; while :; do sleep 0.1; done"
+    with _run_reaper("sh", "-c", f'setsid sh -c "{stubborn.replace("$", chr(92) + "$")}" & wait') as reaper:
+        assert reaper.stdout
+        grandchild = int(reaper.stdout.readline())
+        assert os.getsid(grandchild) == grandchild
+        assert reaper.stdin
+        reaper.stdin.close()
+
+        reaper.wait(GONE_S)
+
+    assert not psutil.pid_exists(grandchild)
+
+
+def test_reaper_interrupted_like_a_notebook_cell_keeps_the_server() -> None:
+    with _run_reaper("sh", "-c", "echo up; sleep 600") as reaper:
+        assert reaper.stdout
+        reaper.stdout.readline()
+
+        reaper.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+
+        assert reaper.poll() is None
+        assert reaper.stdin
+        reaper.stdin.close()
+        reaper.wait(GONE_S)
+
+
+def test_stop_leaves_no_folder_of_the_python_backend(
+    make_server: ServerMaker, report_repository: Path
+) -> None:
+    before = _environments()
+
+    make_server(report_repository).start(READY_S).stop()
+
+    assert _environments() <= before

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kit's vLLM backend with a real vLLM and a real model on the CPU, inside the real Triton 24.08."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: the CPU or CUDA environment, not the quick one")
+
+from ensemblekit.assets.weights import ensure_checkpoint
+from ensemblekit.clients.generate import ask, ask_many, stream
+from ensemblekit.clients.http import ask_http, stream_http
+from ensemblekit.clients.statistics import metric_value
+from ensemblekit.errors import RequestError
+from ensemblekit.releases import get_release
+from ensemblekit.repository.stage import stage_repository
+from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.process import TritonServer
+
+RELEASE = "24.08"
+QUESTION = "What is the capital of France?"
+ANSWER = "The capital of France is Paris."
+GREEDY = {"max_tokens": 128, "temperature": 0.0}
+LONG = {"max_tokens": 1000, "ignore_eos": True, "temperature": 0.0}
+COUNTRIES = (
+    *("France", "Italy", "Spain", "Germany", "Portugal", "Greece", "Austria", "Poland"),
+    *("Japan", "China", "India", "Egypt", "Russia", "Canada", "Mexico", "Sweden"),
+)
+SLIPS = 3  # so small a model answers about another country now and then; mixed-up answers would all be wrong
+RUNNING = "vllm:num_requests_running"
+CANCELLED_WITHIN_S = 1.0
+START_TIMEOUT_S = 240.0  # 25 s alone on two cores; other tests may run beside
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+both = pytest.mark.parametrize("model", ["llm", "ensemble"])
+
+
+@pytest.fixture(scope="module")
+def a_real_vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """One server for the whole file: loading vLLM is most of its time."""
+    folder = tmp_path_factory.mktemp("vllm")
+    repository = stage_repository(folder / "repository", source=ensure_checkpoint(), device="cpu")
+    installation = install_embedded(get_release(RELEASE), "base-plus-vllm", folder)
+    server = TritonServer(installation, repository.path, folder, environment=repository.environment)
+    try:
+        yield server.start(START_TIMEOUT_S)
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def a_prompt(a_real_vllm_server: TritonServer) -> str:
+    """The question as the language model gets it."""
+    return ask(a_real_vllm_server, QUESTION, model="preprocess").text
+
+
+def text_for(model: str, prompt: str) -> str:
+    """What to send to a model so that the language model sees the same prompt."""
+    return prompt if model == "llm" else QUESTION
+
+
+def test_preprocess_with_the_tokenizer_writes_the_prompt_of_the_plain_template(a_prompt: str) -> None:
+    assert a_prompt == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@both
+def test_greedy_answer_is_the_known_one(a_real_vllm_server: TritonServer, a_prompt: str, model: str) -> None:
+    answer = ask(a_real_vllm_server, text_for(model, a_prompt), model=model, sampling_parameters=GREEDY)
+
+    assert answer.pieces == (ANSWER,)
+
+
+@both
+def test_streamed_pieces_join_to_the_whole(
+    a_real_vllm_server: TritonServer, a_prompt: str, model: str
+) -> None:
+    text = text_for(model, a_prompt)
+
+    answer = ask(a_real_vllm_server, text, model=model, sampling_parameters=GREEDY, streaming=True)
+
+    assert answer.text == ANSWER
+    assert len(answer.pieces) >= len(ANSWER.split())
+
+
+@pytest.mark.parametrize(
+    "question", ["Write only emojis: 😀🎉", "Écris en français et en 中文."], ids=["emojis", "accents"]
+)
+def test_text_beyond_ascii_is_the_same_decoded_at_the_end_by_piece_and_by_vllm(
+    a_real_vllm_server: TritonServer, question: str
+) -> None:
+    short = GREEDY | {"max_tokens": 61}  # ends inside a character of several tokens, if one is there
+
+    at_end = ask(a_real_vllm_server, question, sampling_parameters=short)
+    by_piece = ask(a_real_vllm_server, question, sampling_parameters=short, streaming=True)
+    by_vllm = ask(a_real_vllm_server, question, sampling_parameters=short | {"stop": ["no such text"]})
+
+    assert at_end.text == by_piece.text == by_vllm.text
+
+
+def test_generate_and_generate_stream_give_the_same_text(a_real_vllm_server: TritonServer) -> None:
+    assert ask_http(a_real_vllm_server, QUESTION) == ANSWER
+    assert "".join(stream_http(a_real_vllm_server, QUESTION)) == ANSWER
+
+
+def test_llm_unasked_puts_the_prompt_in_front(a_real_vllm_server: TritonServer, a_prompt: str) -> None:
+    reply = generate(a_real_vllm_server, "llm", text_input=a_prompt, sampling_parameters=json.dumps(GREEDY))
+
+    assert reply.json()["text_output"] == a_prompt + ANSWER
+
+
+@both
+def test_request_parameters_stand_in_for_the_json_tensor(
+    a_real_vllm_server: TritonServer, a_prompt: str, model: str
+) -> None:
+    text = (
+        {"text_input": a_prompt, "exclude_input_in_output": True}
+        if model == "llm"
+        else {"chat_input": QUESTION}
+    )
+
+    reply = generate(a_real_vllm_server, model, **text, max_tokens="3", temperature=0)
+
+    assert reply.json()["text_output"] == "The capital of"
+
+
+def test_n_sequences_come_as_n_texts(a_real_vllm_server: TritonServer) -> None:
+    parameters = {"n": 3, "temperature": 1.0, "seed": 7, "max_tokens": 8}
+
+    reply = generate(
+        a_real_vllm_server,
+        "ensemble",
+        chat_input="Say something.",
+        sampling_parameters=json.dumps(parameters),
+    )
+
+    assert len(reply.json()["text_output"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ('{"temprature": 1}', 'unknown sampling parameter "temprature"; did you mean "temperature"?'),
+        ('{"temperature": "hot"}', 'sampling parameter "temperature": Expected `float`'),
+        ('{"temperature": -1}', "temperature must be non-negative"),
+        ('{"max_tokens": 0}', "max_tokens must be at least 1"),
+        ('{"detokenize": false}', 'unknown sampling parameter "detokenize"'),
+        ('{"max_tokens": 5', "sampling_parameters is not valid JSON"),
+        ("[1]", "sampling_parameters must be a JSON object"),
+    ],
+    ids=["unknown", "wrong-type", "refused", "zero", "reserved", "cut-json", "list"],
+)
+@both
+def test_bad_sampling_parameters_give_one_clear_error(
+    a_real_vllm_server: TritonServer, model: str, parameters: str, text: str
+) -> None:
+    name = "text_input" if model == "llm" else "chat_input"
+
+    reply = generate(a_real_vllm_server, model, **{name: QUESTION}, sampling_parameters=parameters)
+
+    assert reply.status_code == httpx.codes.BAD_REQUEST
+    assert text in reply.json()["error"]
+    assert "N/A" not in reply.text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("", "text_input is empty"),
+        ("word " * 3000, "tokens; this model's context (max_model_len) holds 2048"),
+    ],
+    ids=["empty", "longer-than-the-context"],
+)
+def test_a_prompt_that_cannot_be_served_gives_one_clear_error(
+    a_real_vllm_server: TritonServer, prompt: str, text: str
+) -> None:
+    with pytest.raises(RequestError, match="says") as raised:
+        ask(a_real_vllm_server, prompt, model="llm")
+
+    assert text in raised.value.found
+
+
+def test_a_stream_that_shall_repeat_the_prompt_is_refused(a_real_vllm_server: TritonServer) -> None:
+    reply = generate(a_real_vllm_server, "llm", text_input="a", stream=True, exclude_input_in_output=False)
+
+    assert "stream with exclude_input_in_output=false" in reply.json()["error"]
+
+
+def test_sixteen_at_once_are_answered_each_its_own_and_a_bad_one_harms_no_other(
+    a_real_vllm_server: TritonServer,
+) -> None:
+    # Whole texts are not compared: in a batch bfloat16 rounds differently, and greedy answers may differ.
+    questions = [f"What is the capital of {country}?" for country in COUNTRIES]
+
+    async def all_and_a_bad_one() -> tuple[list[str], object]:
+        good = ask_many(a_real_vllm_server, questions, sampling_parameters=GREEDY)
+        bad = ask_many(a_real_vllm_server, [QUESTION], sampling_parameters={"bogus": 1})
+        answers, error = await asyncio.gather(good, bad, return_exceptions=True)
+        return [answer.text for answer in answers], error
+
+    texts, error = asyncio.run(all_and_a_bad_one())
+
+    assert isinstance(error, RequestError)
+    assert len(texts) == 16
+    named = [country in text for country, text in zip(COUNTRIES, texts, strict=True)]
+    assert sum(named) >= 16 - SLIPS
+
+
+def test_a_cancelled_stream_leaves_the_engine_within_a_second(
+    a_real_vllm_server: TritonServer, a_prompt: str
+) -> None:
+    pieces = stream(a_real_vllm_server, a_prompt, model="llm", sampling_parameters=LONG)
+    for _ in range(3):
+        next(pieces)
+    assert metric_value(a_real_vllm_server, RUNNING) == 1
+
+    pieces.close()
+    time.sleep(CANCELLED_WITHIN_S)
+
+    assert metric_value(a_real_vllm_server, RUNNING) == 0
+
+
+def test_a_cancelled_request_without_stream_leaves_the_engine_within_a_second(
+    a_real_vllm_server: TritonServer, a_prompt: str
+) -> None:
+    async def ask_and_leave() -> None:
+        question = ask_many(a_real_vllm_server, [a_prompt], model="llm", sampling_parameters=LONG)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(question, 2.0)
+
+    asyncio.run(ask_and_leave())
+    time.sleep(CANCELLED_WITHIN_S)
+
+    assert metric_value(a_real_vllm_server, RUNNING) == 0
+
+
+def test_metrics_count_the_tokens_of_a_request(a_real_vllm_server: TritonServer, a_prompt: str) -> None:
+    before = metric_value(a_real_vllm_server, "vllm:generation_tokens_total")
+
+    ask(a_real_vllm_server, a_prompt, model="llm", sampling_parameters={"max_tokens": 5, "ignore_eos": True})
+    time.sleep(0.5)  # metrics are sent by a thread of their own
+
+    assert metric_value(a_real_vllm_server, "vllm:generation_tokens_total") == before + 5
+    text = httpx.get(f"http://{a_real_vllm_server.metrics_url}/metrics").text
+    for name in (
+        "time_to_first_token_seconds",
+        "time_per_output_token_seconds",
+        "e2e_request_latency_seconds",
+    ):
+        assert f'vllm:{name}_count{{model="llm",version="1"}}' in text
+
+
+def test_stopping_ends_every_process_and_the_log_is_clean(a_real_vllm_server: TritonServer) -> None:
+    processes = psutil.Process(a_real_vllm_server.pid).children(recursive=True)
+    assert any("EngineCore" in process.name() for process in processes)
+
+    a_real_vllm_server.stop()
+
+    assert [process.name() for process in processes if process.is_running()] == []
+    log = a_real_vllm_server.log_path.read_text(errors="replace")
+    assert "llm: engine ready in" in log
+    assert "llm: engine stopped" in log
+    assert "Traceback" not in log
+    assert "force killing" not in log
+
+
+def generate(server: TritonServer, model: str, **body: object) -> httpx.Response:
+    return httpx.post(f"http://{server.http_url}/v2/models/{model}/generate", json=body, timeout=60)

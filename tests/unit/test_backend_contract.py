@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend's tensors, engine arguments and process: what needs neither vLLM nor a server."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.unit import backend_support
+
+GONE_WITHIN_S = 5.0
+
+
+class Config:
+    """Triton's ModelConfig as far as auto-completion uses it."""
+
+    def __init__(self, inputs: list[dict[str, Any]]) -> None:
+        self.values: dict[str, Any] = {"input": inputs, "output": []}
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: list(value) for name, value in self.values.items() if isinstance(value, list)}
+
+    def add_input(self, tensor: dict[str, Any]) -> None:
+        self.values["input"].append(tensor)
+
+    def add_output(self, tensor: dict[str, Any]) -> None:
+        self.values["output"].append(tensor)
+
+    def set_model_transaction_policy(self, policy: dict[str, bool]) -> None:
+        self.values["policy"] = policy
+
+    def set_max_batch_size(self, size: int) -> None:
+        self.values["max_batch_size"] = size
+
+
+@pytest.fixture
+def contract(monkeypatch: pytest.MonkeyPatch) -> Any:
+    backend_support.install(monkeypatch)
+    return importlib.import_module("triton_vllm.contract")
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Any:
+    backend_support.install(monkeypatch)
+    return importlib.import_module("triton_vllm.host")
+
+
+def test_complete_empty_config_adds_the_tensors_of_the_contract(contract: Any) -> None:
+    config = contract.complete(Config([]))
+
+    names = [tensor["name"] for tensor in config.values["input"]]
+    assert names == ["text_input", "stream", "sampling_parameters", "exclude_input_in_output"]
+    assert config.values["output"] == [{"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]}]
+    assert config.values["policy"] == {"decoupled": True}
+    assert config.values["max_batch_size"] == 0
+
+
+def test_complete_given_tensor_is_left_as_it_is(contract: Any) -> None:
+    given = {"name": "text_input", "data_type": "TYPE_STRING", "dims": [-1]}
+
+    config = contract.complete(Config([given]))
+
+    assert config.values["input"][0] == given
+    assert len(config.values["input"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [("yes", True), ("true", True), ("YES", True), ("no", False), ("", False)]
+)
+def test_reports_metrics_follows_the_parameter(contract: Any, value: str, wanted: bool) -> None:
+    assert (
+        contract.reports_metrics({"parameters": {"REPORT_CUSTOM_METRICS": {"string_value": value}}}) is wanted
+    )
+
+
+def test_reports_metrics_without_the_parameter_is_false(contract: Any) -> None:
+    assert contract.reports_metrics({"parameters": {}}) is False
+
+
+def test_engine_arguments_drop_what_vllm_has_retired(host: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text('{"model": "a/b", "disable_log_requests": true, "seed": 1}')
+
+    assert host.read_engine_arguments(tmp_path) == {"model": "a/b", "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "is missing"),
+        ("{", "is not valid JSON"),
+        ("[]", 'at least "model"'),
+        ("{}", 'at least "model"'),
+    ],
+    ids=["missing", "cut", "list", "no-model"],
+)
+def test_engine_arguments_that_cannot_be_used_name_the_file(
+    host: Any, tmp_path: Path, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / "model.json").write_text(text)
+
+    with pytest.raises(backend_support.TritonModelException, match=message) as raised:
+        host.read_engine_arguments(tmp_path)
+
+    assert str(tmp_path / "model.json") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "wanted"), [(None, "1", "1"), ("4,6", "1", "6"), ("GPU-a,GPU-b", "0", "GPU-a")]
+)
+def test_kind_gpu_keeps_the_engine_on_its_gpu(
+    host: Any, monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str, wanted: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+
+    host.choose_device({"model_instance_kind": "GPU", "model_instance_device_id": device}, {})
+
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == wanted
+
+
+def test_kind_gpu_with_two_gpus_is_refused(host: Any) -> None:
+    args = {"model_instance_kind": "GPU", "model_instance_device_id": "0"}
+
+    with pytest.raises(backend_support.TritonModelException, match="KIND_MODEL"):
+        host.choose_device(args, {"tensor_parallel_size": 2})
+
+
+def test_kind_model_leaves_the_devices_alone(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+
+    host.choose_device(
+        {"model_instance_kind": "MODEL", "model_instance_device_id": "0"}, {"tensor_parallel_size": 2}
+    )
+
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_engine_process_ends_when_its_parent_is_killed() -> None:
+    starter = backend_support.BACKEND / "triton_vllm" / "die_with_parent.py"
+    assert os.access(starter, os.X_OK)
+    code = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, {str(starter)!r}, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        deadline = time.monotonic() + GONE_WITHIN_S
+        while starter.name in " ".join(child.cmdline()):  # until it has become the Python it was asked for
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        parent.send_signal(signal.SIGKILL)
+
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline + GONE_WITHIN_S
+        time.sleep(0.02)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Responses: in order, one last one, and no question to Triton after it."""
+
+import importlib
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit import backend_support
+from tests.unit.backend_support import Sender
+
+POLLS = 3
+
+
+@pytest.fixture
+def responses(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    backend_support.install(monkeypatch)
+    module = importlib.import_module("triton_vllm.responses")
+    monkeypatch.setattr(module, "CANCEL_POLL_S", 0.01)
+    made = module.Responses()
+    yield made
+    made.stop()
+
+
+class AJob:
+    """A job as far as responses use it."""
+
+    def __init__(self) -> None:
+        self.sender, self.closed, self.lock = Sender(), False, threading.Lock()
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 5.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_pieces_come_in_order_and_the_last_closes(responses: Any) -> None:
+    job = AJob()
+
+    responses.piece(job, lambda: ["a"], final=False)
+    responses.piece(job, lambda: ["b"], final=True)
+    wait_for(lambda: job.sender.closed)
+
+    assert [response.text("text_output") for response, _ in job.sender.sent] == ["a", "b"]
+    assert [flags for _, flags in job.sender.sent] == [0, 1]
+
+
+def test_error_is_the_one_and_last_response(responses: Any) -> None:
+    job = AJob()
+
+    responses.error(job, "no", "invalid")
+    responses.error(job, "again", "invalid")
+    responses.piece(job, lambda: ["late"], final=False)
+    wait_for(lambda: job.sender.closed)
+    responses.stop()
+
+    assert [(response.error.message, flags) for response, flags in job.sender.sent] == [("no", 1)]
+
+
+def test_text_that_cannot_be_made_becomes_an_error_of_that_job(responses: Any) -> None:
+    broken, good = AJob(), AJob()
+
+    responses.piece(broken, lambda: 1 / 0, final=True)  # type: ignore[arg-type, return-value]
+    responses.piece(good, lambda: ["fine"], final=True)
+    wait_for(lambda: good.sender.closed)
+
+    assert "could not be turned into text" in broken.sender.sent[0][0].error.message
+    assert good.sender.sent[0][0].text("text_output") == "fine"
+
+
+def test_cancelled_job_is_cancelled_once(responses: Any) -> None:
+    job, calls = AJob(), list[None]()
+    responses.watch(job, lambda: calls.append(None))
+
+    job.sender.cancelled = True
+    wait_for(lambda: calls)
+    time.sleep(POLLS * 0.01)
+
+    assert len(calls) == 1
+
+
+def test_finished_job_is_not_asked_again(responses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = AJob()
+    asked = SimpleNamespace(late=False)
+
+    def is_cancelled() -> bool:
+        asked.late = asked.late or job.sender.closed
+        return False
+
+    monkeypatch.setattr(job.sender, "is_cancelled", is_cancelled)
+    responses.watch(job, lambda: None)
+    responses.piece(job, lambda: ["a"], final=True)
+    wait_for(lambda: job.sender.closed)
+    time.sleep(POLLS * 0.01)
+
+    assert not asked.late

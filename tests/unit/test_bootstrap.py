@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The set-up script: what it chooses, what it refuses and in which words. Nothing is installed here."""
+
+import ast
+import fcntl
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ensemblekit.paths import repo_root
+
+SCRIPT = repo_root() / "scripts" / "bootstrap.py"
+RUN_TIMEOUT_S = 30
+WARM_GOAL_S = 0.3
+
+
+@pytest.fixture
+def bootstrap(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module, on a machine without a GPU."""
+    specification = importlib.util.spec_from_file_location("bootstrap", SCRIPT)
+    assert specification
+    assert specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.setenv("ENSEMBLEKIT_TEST_GPU", "0")
+    monkeypatch.delenv("ENSEMBLEKIT_VENV", raising=False)
+    return module
+
+
+def run_script(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run the script as a user would."""
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        env={**os.environ, "ENSEMBLEKIT_TEST_GPU": "0", **environment},
+        capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False,
+    )  # fmt: skip
+
+
+def a_fake_python(folder: Path, name: str, version: str, *, venv: bool = True) -> str:
+    """An executable that answers the script's question as Python `version` would."""
+    short = ".".join(version.split(".")[:2])
+    answer = json.dumps({"path": str(folder / name), "short": short, "version": version, "venv": venv})
+    path = folder / name
+    path.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_script_parses_with_the_grammar_of_python_3_6() -> None:
+    ast.parse(SCRIPT.read_text(), feature_version=(3, 6))
+
+
+@pytest.mark.parametrize(
+    ("words", "engine", "layers"),
+    [
+        pytest.param(["--quick"], "base", ["base"], id="quick"),
+        pytest.param([], "cpu", ["base", "lab", "cpu"], id="full"),
+        pytest.param(["--dev"], "cpu", ["base", "lab", "cpu", "dev"], id="tests"),
+        pytest.param(["--quick", "--lab"], "base", ["base", "lab"], id="quick-lab"),
+        pytest.param(["--exec", "ensemblekit", "run", "--quick"], "base", ["base"], id="run-quick"),
+        pytest.param(["--exec", "ensemblekit", "run", "--help"], "base", ["base"], id="run-help"),
+        pytest.param(
+            ["--exec", "ensemblekit", "run", "--only", "01"], "cpu", ["base", "lab", "cpu"], id="run-full"
+        ),
+        pytest.param(
+            ["--exec", "ensemblekit", "run", "-p", "ENGINE", "stand-in"], "base", ["base"], id="stand-in"
+        ),
+        pytest.param(
+            ["--exec", "jupyter", "lab", "--help"], "cpu", ["base", "lab", "cpu"], id="other-program"
+        ),
+    ],
+)
+def test_options_choose_engine_and_layers(
+    bootstrap: ModuleType, words: list[str], engine: str, layers: list[str]
+) -> None:
+    options, _ = bootstrap.parse(words)
+
+    assert bootstrap.choose_engine(options, gpu=False) == engine
+    assert bootstrap.wanted_layers(engine, options) == layers
+
+
+@pytest.mark.parametrize(
+    ("words", "engine", "folder"),
+    [
+        pytest.param([], "cuda", ".venv", id="gpu-machine"),
+        pytest.param(
+            ["--exec", "ensemblekit", "run", "--device", "cpu"], "cpu", ".venv-cpu", id="cpu-asked-for"
+        ),
+        pytest.param(
+            ["--exec", "ensemblekit", "run", "--device=cpu"], "cpu", ".venv-cpu", id="cpu-with-equals"
+        ),
+        pytest.param(
+            ["--exec", "ensemblekit", "run", "-p", "DEVICE", "cpu"], "cpu", ".venv-cpu", id="cpu-as-parameter"
+        ),
+        pytest.param(["--quick"], "base", ".venv", id="quick"),
+    ],
+)
+def test_machine_with_gpu_gets_the_cuda_environment(
+    bootstrap: ModuleType, words: list[str], engine: str, folder: str
+) -> None:
+    options, _ = bootstrap.parse(words)
+
+    assert bootstrap.choose_engine(options, gpu=True) == engine
+    assert bootstrap.venv_folder(engine, True) == str(repo_root() / folder)
+
+
+def test_device_cuda_without_gpu_is_refused_with_a_hint(bootstrap: ModuleType) -> None:
+    options, _ = bootstrap.parse(["--device", "cuda"])
+
+    with pytest.raises(bootstrap.SetupError, match=r"(?s)no NVIDIA GPU is visible.*Hint: .*--device cpu"):
+        bootstrap.choose_engine(options, gpu=False)
+
+
+def test_unknown_device_names_the_known_ones(bootstrap: ModuleType) -> None:
+    options, _ = bootstrap.parse(["--device", "tpu"])
+
+    with pytest.raises(bootstrap.SetupError, match="auto, cpu and cuda"):
+        bootstrap.choose_engine(options, gpu=False)
+
+
+def test_old_glibc_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+
+    done = run_script("--quick", ENSEMBLEKIT_TEST_GLIBC="glibc 2.31", ENSEMBLEKIT_VENV=str(venv))
+
+    assert done.returncode == 1
+    assert "Found: glibc 2.31; its wheels need glibc 2.35 or newer" in done.stderr
+    assert "Hint: use Ubuntu 22.04" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not venv.exists()
+
+
+def test_only_old_pythons_are_refused_with_install_commands(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", a_fake_python(tmp_path, "python3", "3.9.18"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(bootstrap.SetupError) as error:
+        bootstrap.find_python(False)
+
+    text = str(error.value)
+    assert text.startswith("Could not find Python 3.11 or 3.12.\nFound: ")
+    assert "python3 (3.9.18); no python3.11 and no python3.12 on the PATH" in text
+    assert "Hint: install one: `sudo apt install python3.11 python3.11-venv`" in text
+
+
+def test_old_python_takes_a_newer_one_from_the_path(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", a_fake_python(tmp_path, "python3", "3.9.18"))
+    newer = a_fake_python(tmp_path, "python3.11", "3.11.9")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert bootstrap.find_python(False)["path"] == newer
+
+
+def test_python_without_ensurepip_names_the_package_to_install(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", a_fake_python(tmp_path, "python3", "3.11.2", venv=False))
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(bootstrap.SetupError, match=r"(?s)ensurepip.*Hint: sudo apt install python3\.11-venv"):
+        bootstrap.find_python(False)
+
+
+def test_folder_that_the_kit_did_not_make_is_left_alone(tmp_path: Path) -> None:
+    precious = tmp_path / "venv" / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+
+    done = run_script("--quick", ENSEMBLEKIT_VENV=str(precious.parent))
+
+    assert done.returncode == 1
+    assert "a folder of that name which this kit did not make" in done.stderr
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param({"ready": False}, id="killed-while-installing"),
+        pytest.param({"ready": True, "folder": "/elsewhere"}, id="moved"),
+        pytest.param({}, id="no-state"),
+    ],
+)
+def test_half_made_environment_is_not_usable(
+    bootstrap: ModuleType, tmp_path: Path, state: dict[str, object]
+) -> None:
+    bootstrap.write_state(str(tmp_path), state)
+
+    assert not bootstrap.is_usable(str(tmp_path), bootstrap.read_state(str(tmp_path)))
+
+
+def test_changed_lock_is_noticed(bootstrap: ModuleType) -> None:
+    state = {"layers": {"base": bootstrap.fingerprint("base"), "lab": "the hash of an older file"}}
+
+    assert bootstrap.missing_layers(state, ["base", "lab", "cpu"]) == ["lab", "cpu"]
+
+
+def test_second_set_up_waits_and_says_so(
+    bootstrap: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, sys, time; f = open(sys.argv[1], 'w');"
+         "fcntl.flock(f, fcntl.LOCK_EX);"
+         "print('held', flush=True); time.sleep(1)", str(tmp_path / "venv.lock")],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout
+    holder.stdout.readline()
+    began = time.monotonic()
+
+    with bootstrap.exclusive(str(tmp_path / "venv")):
+        waited = time.monotonic() - began
+
+    holder.communicate()
+    assert waited > 0.5
+    assert "for the other set-up in this folder" in capsys.readouterr().err
+
+
+def test_lock_outlives_a_killed_set_up_while_its_pip_runs(bootstrap: ModuleType, tmp_path: Path) -> None:
+    with bootstrap.exclusive(str(tmp_path / "venv")):
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+    with (tmp_path / "venv.lock").open("w") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        child.kill()
+        child.wait()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_failing_command_ends_in_the_log_and_a_hint(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "ROOT", str(tmp_path))
+    installer = bootstrap.Installer(str(tmp_path / "venv"))
+
+    with pytest.raises(bootstrap.SetupError) as error:
+        installer.run(
+            ["sh", "-c", "echo no such index; exit 7"], "install the packages", "is the index reachable?"
+        )
+
+    text = str(error.value)
+    assert text.startswith("Could not install the packages.\nFound: exit code 7\n")
+    assert "no such index" in text
+    assert f"Log: {installer.log_path}" in text
+    assert text.endswith("Hint: is the index reachable?")
+
+
+def test_torch_comes_from_the_index_that_the_user_names(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(bootstrap.TORCH_INDEX_VARIABLE, "https://mirror.example/cpu")
+
+    assert bootstrap.torch_index() == ["--extra-index-url", "https://mirror.example/cpu"]
+
+
+def test_lock_comments_name_torch_and_what_is_absent(bootstrap: ModuleType) -> None:
+    _, notes = bootstrap.lock_lines("cpu")
+
+    assert notes["torch"] == ["torch==2.13.0"]
+    assert set(notes["absent"]) == {"torchvision", "torchaudio", "torchcodec", "opencv-python-headless"}
+
+
+@pytest.mark.skipif(
+    not (repo_root() / ".venv" / "ensemblekit-setup.json").is_file(), reason="no .venv made by scripts/run"
+)
+def test_second_run_does_nothing_in_under_a_third_of_a_second() -> None:
+    run_script("--quick")  # pyproject.toml may have changed since
+    began = time.monotonic()
+
+    done = run_script("--quick", "--exec", "python", "-c", "print('started')")
+
+    assert done.stdout == "started\n"
+    assert done.stderr == ""
+    assert time.monotonic() - began < WARM_GOAL_S * 3  # three times the goal: the machine may be busy

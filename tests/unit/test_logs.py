@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A genuine log as data."""
+
+from pathlib import Path
+
+import pytest
+
+from ensemblekit.servers.logs import (
+    missing_library,
+    model_loads,
+    normalise,
+    parse_log,
+    poll_errors,
+    read_log,
+    tail,
+)
+from ensemblekit.servers.outcome import ENSEMBLE_REFUSED, outcome_of
+from tests.conftest import DATA
+
+GENUINE = DATA / "logs" / "genuine-24.08-ensemble-off.log"
+STAMP = "1124 01:19:21.672113 29385"
+
+
+def test_poll_errors_genuine_log_hold_the_line_of_the_report() -> None:
+    assert poll_errors(parse_log(GENUINE.read_text())) == (ENSEMBLE_REFUSED,)
+
+
+def test_model_loads_genuine_log_loaded_and_unloaded_both_models() -> None:
+    loads = {load.model: load for load in model_loads(parse_log(GENUINE.read_text()))}
+
+    assert sorted(loads) == ["main_app", "pre"]
+    assert all(load.loading_s <= (load.loaded_s or 0) <= (load.unloaded_s or 0) for load in loads.values())
+
+
+def test_outcome_genuine_log_text_is_stable() -> None:
+    outcome = outcome_of("exited", 1, 88.0, GENUINE)
+
+    assert str(outcome).splitlines()[:3] == [
+        "server:     exited with code 1",
+        f"poll error: {ENSEMBLE_REFUSED}",
+        "loaded:     main_app, pre",
+    ]
+    assert "88" not in str(outcome)
+
+
+def test_parse_log_message_over_two_lines_is_one_entry() -> None:
+    (entry,) = parse_log(
+        f"E{STAMP} model.cc:9] \"failed to load 'x' version 1: first\nsecond\"\nprinted by a model\n"
+    )
+
+    assert entry.message == "failed to load 'x' version 1: first\nsecond"
+
+
+def test_model_loads_failure_is_kept_with_its_reason() -> None:
+    text = (
+        f'I{STAMP} m.cc:1] "loading: x:1"\nE{STAMP} m.cc:2] "failed to load \'x\' version 1: Internal: no"\n'
+    )
+
+    (load,) = model_loads(parse_log(text))
+
+    assert load.failure == "Internal: no"
+
+
+def test_parse_log_of_leap_day_is_a_date() -> None:
+    assert parse_log('I0229 01:19:21.672113 29385 server.cc:1] "x"')[0].message == "x"
+
+
+def test_normalise_two_runs_of_one_line_are_equal() -> None:
+    one = f'I{STAMP} grpc_server.cc:2463] "Started GRPCInferenceService at 127.0.0.1:20001"'
+    two = 'I0131 23:00:00.000001 7 grpc_server.cc:2463] "Started GRPCInferenceService at 127.0.0.1:31000"'
+
+    assert normalise(one) == normalise(two)
+
+
+def test_missing_library_none_missing_is_none() -> None:
+    assert missing_library(GENUINE.read_text()) is None
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe broken\n", b"\x1b[31mred\x1b[0m\n"], ids=["bytes", "colours"])
+def test_read_log_odd_content_is_text(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "log").write_bytes(content)
+
+    assert "\x1b" not in read_log(tmp_path / "log")
+    assert tail(tmp_path / "log", 1)
+
+
+def test_read_log_missing_file_is_empty(tmp_path: Path) -> None:
+    assert read_log(tmp_path / "none") == ""

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The batch runner on small notebooks in real kernels: one reason each, the expected end in their names."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ensemblekit.batch.parameters import Lesson, Parameter, choose_lessons, distribute
+from ensemblekit.batch.runner import LessonResult, Run, run_lessons
+from ensemblekit.errors import ParameterError
+from ensemblekit.paths import RUN_DIR_VARIABLE, repo_root
+
+NOTEBOOKS = repo_root() / "tests" / "data" / "notebooks"
+STOP_TIMEOUT_S = 60
+pytestmark = pytest.mark.notebook
+
+
+def run_only(
+    tmp_path: Path, *only: str, quick: bool = False, timeout_s: float | None = None, **given: str
+) -> Run:
+    """Execute fixture notebooks into a run folder under `tmp_path`."""
+    lessons = choose_lessons(only, folder=NOTEBOOKS)
+    parameters = distribute(lessons, given, quick=quick)
+    return run_lessons(lessons, parameters, tmp_path / "run", quick=quick, cell_timeout_s=timeout_s)
+
+
+def only_result(run: Run) -> LessonResult:
+    """The result of a run of one lesson."""
+    (result,) = run.results
+    return result
+
+
+def test_passing_notebook_leaves_notebook_records_and_summary(tmp_path: Path) -> None:
+    run = run_only(tmp_path, "01", quick=True, COUNT="5", RELEASE="24.07")
+
+    assert run.passed
+    assert only_result(run).cells_run == only_result(run).cells == 4
+    executed = json.loads((run.folder / "executed" / "01_passes.ipynb").read_text())
+    assert "stand-in 5 24.07" in "".join(executed["cells"][3]["outputs"][0]["text"])
+    assert (run.folder / "records" / "01_passes.json").is_file()
+    assert json.loads((run.folder / "run.json").read_text())["passed"] is True
+
+
+def test_kernel_is_this_python_although_the_user_has_another_python3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = tmp_path / "home" / "kernels" / "python3" / "kernel.json"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "home"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+
+    run = run_only(tmp_path, "01")
+
+    assert run.passed
+    assert json.loads((run.folder / "records" / "01_passes.json").read_text())["python"] == sys.executable
+
+
+def test_run_leaves_the_environment_of_this_process_as_it_was(tmp_path: Path) -> None:
+    before = dict(os.environ)
+
+    run_only(tmp_path, "01")
+
+    assert dict(os.environ) == before
+    assert RUN_DIR_VARIABLE not in os.environ or os.environ[RUN_DIR_VARIABLE] == before[RUN_DIR_VARIABLE]
+
+
+def test_quiet_exit_in_a_cell_is_incomplete(tmp_path: Path) -> None:
+    result = only_result(run_only(tmp_path, "02"))
+
+    assert result.outcome == "incomplete"
+    assert "code cells did not run, although nothing failed" in result.message
+    assert "Hint: a cell that calls exit()" in result.message
+
+
+def test_failed_check_speaks_in_its_own_words_and_the_next_lesson_runs(tmp_path: Path) -> None:
+    run = run_only(tmp_path, "03", "01")
+
+    assert [result.outcome for result in run.results] == ["passed", "failed"]
+    message = run.results[1].message
+    assert "Lesson 03_check-fails failed in cell [2] (CheckFailed)" in message
+    assert "Could not confirm that one is two." in message
+    assert "Hint: " in message
+    assert "Traceback" not in message
+    assert not run.passed
+
+
+def test_unforeseen_error_comes_with_the_end_of_its_traceback(tmp_path: Path) -> None:
+    result = only_result(run_only(tmp_path, "04"))
+
+    assert result.outcome == "failed"
+    assert "ZeroDivisionError: division by zero" in result.message
+    assert "1 / 0" in result.message
+    assert "\x1b" not in result.message
+
+
+def test_cell_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    result = only_result(run_only(tmp_path, "05", timeout_s=2))
+
+    assert result.outcome == "failed"
+    assert "a cell did not end within 2 s" in result.message
+    assert "--timeout" in result.message
+
+
+def test_kernel_that_dies_is_named(tmp_path: Path) -> None:
+    result = only_result(run_only(tmp_path, "06"))
+
+    assert result.outcome == "failed"
+    assert "its Jupyter kernel died" in result.message
+
+
+@pytest.mark.parametrize("settle_s", [0.0, 0.5, 2.0], ids=["kernel-starts", "soon-after", "cell-runs"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
+    tmp_path: Path, number: signal.Signals, settle_s: float
+) -> None:
+    program = (
+        "import sys; from pathlib import Path; from ensemblekit import cli;"
+        "import ensemblekit.batch.command as c;"
+        "choose = c.choose_lessons;"
+        f"c.choose_lessons = lambda only: choose(only, folder=Path({str(NOTEBOOKS)!r})); cli.main()"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "run",
+        "--only",
+        "05",
+        "--only",
+        "06",
+        "--runs-dir",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    kernels = wait_for_kernels(process.pid, settle_s)
+
+    process.send_signal(number)
+    _, said = process.communicate(timeout=STOP_TIMEOUT_S)
+
+    assert process.returncode == 130
+    assert "interrupted 05_sleeps" in said
+    assert "Traceback" not in said
+    assert not [
+        kernel for kernel in kernels if kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE
+    ]
+    (index,) = tmp_path.glob("*/report/index.html")
+    assert "interrupted" in index.read_text()
+    assert "not run" in index.read_text()
+
+
+def wait_for_kernels(pid: int, settle_s: float) -> list[psutil.Process]:
+    """The kernels of a run, some time after their start."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        children = psutil.Process(pid).children(recursive=True)
+        kernels = [child for child in children if "ipykernel_launcher" in " ".join(child.cmdline())]
+        if kernels:
+            time.sleep(settle_s)
+            return kernels
+        time.sleep(0.1)
+    raise TimeoutError("no kernel started")
+
+
+def test_unknown_lesson_lists_the_known_ones() -> None:
+    with pytest.raises(
+        ParameterError, match=r"(?s)Could not choose the lesson '77'.*01_passes.*Hint: .*--only 01"
+    ):
+        choose_lessons(["77"], folder=NOTEBOOKS)
+
+
+@pytest.mark.parametrize("word", ["1", "01", "01_passes", "01_passes.ipynb", "notebooks/01_passes.ipynb"])
+def test_lesson_is_found_by_number_and_by_name(word: str) -> None:
+    assert [lesson.name for lesson in choose_lessons([word], folder=NOTEBOOKS)] == ["01_passes"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        pytest.param(
+            {"RELAESE": "24.08"}, "(?s)set the parameter RELAESE.*COUNT, ENGINE, RELEASE", id="unknown-name"
+        ),
+        pytest.param({"COUNT": "three"}, "(?s)COUNT = 'three'.*type int.*its default is 3", id="wrong-type"),
+        pytest.param(
+            {"RELEASE": "23.01"}, "(?s)release '23.01'.*24.07, 24.08, 24.09, 24.10", id="unknown-release"
+        ),
+        pytest.param(
+            {"RELEASE": "24.10"}, "(?s)release 24.10.*none of them takes it", id="release-of-others"
+        ),
+    ],
+)
+def test_wrong_parameter_is_refused_before_anything_starts(given: dict[str, str], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        distribute(choose_lessons(["01"], folder=NOTEBOOKS), given, quick=False)
+
+
+def test_quick_with_the_real_engine_is_refused() -> None:
+    with pytest.raises(ParameterError, match="nothing of vLLM is installed"):
+        distribute(choose_lessons(["01"], folder=NOTEBOOKS), {"ENGINE": "vllm"}, quick=True)
+
+
+def test_parameter_goes_only_to_lessons_that_have_it() -> None:
+    lessons = choose_lessons(["01", "05"], folder=NOTEBOOKS)
+
+    given = distribute(lessons, {"SECONDS": "0.5", "RELEASE": "24.07"}, quick=True)
+
+    assert given == {"01_passes": {"RELEASE": "24.07", "ENGINE": "stand-in"}, "05_sleeps": {"SECONDS": 0.5}}
+
+
+def test_release_goes_only_to_lessons_whose_comment_names_it() -> None:
+    lessons = choose_lessons()
+
+    given = distribute(lessons, {"RELEASE": "24.09"}, quick=True)
+
+    assert given["01_reproduce_the_failure"]["RELEASE"] == "24.09"
+    assert "RELEASE" not in given["05_upgrade_to_24_10"]
+
+
+def test_parameters_cells_of_all_lessons_can_be_read() -> None:
+    lessons = choose_lessons()
+
+    assert all(
+        isinstance(p, Parameter) and p.comment for lesson in lessons for p in lesson.parameters.values()
+    )
+    assert Lesson(lessons[1].path).parameters["RELEASE"].default == "24.08"
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False)])
+def test_truth_values_are_read_as_words(text: str, value: bool) -> None:
+    assert Parameter("X", "bool", False, "").parse(text) is value

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What readers see besides values."""
+
+import pytest
+
+from ensemblekit.lesson.show import BATCH_VARIABLE, Progress, quick_banner, table
+
+
+def test_quick_banner_says_that_vllm_did_not_run() -> None:
+    assert "stand-in" in quick_banner()
+    assert "No vLLM" in quick_banner()
+
+
+def test_table_with_bars_and_lines_keeps_its_columns() -> None:
+    assert (table([("a|b", "c\nd")], ("x", "y")).data or "").splitlines()[-1] == "| a\\|b | c<br>d |"
+
+
+def test_progress_in_a_batch_run_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(BATCH_VARIABLE, "1")
+
+    with Progress("work") as progress:
+        progress.tick()
+
+    assert capsys.readouterr() == ("", "")
