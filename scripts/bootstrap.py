@@ -87,9 +87,7 @@ class Phase:
             filled = int(20 * done / total) if total else 0
             bar = "[%s%s] " % ("#" * filled, "." * (20 - filled)) if total else ""
             width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(
-                ("\r\033[K  %-12s %s%s %s %.0f s" % (self.name, bar, count, note, elapsed))[: width + 4]
-            )
+            sys.stderr.write(("\r\033[K  %-12s %s%s %s %.0f s" % (self.name, bar, count, note, elapsed))[: width + 4])
             sys.stderr.flush()
         elif time.monotonic() - self.said > PLAIN_UPDATE_S:
             self.said = time.monotonic()
@@ -123,9 +121,7 @@ def parse(arguments):
             print(__doc__)
             sys.exit(0)
         else:
-            raise SetupError(
-                "understand %r" % word, "an unknown option", "python3 scripts/bootstrap.py --help"
-            )
+            raise SetupError("understand %r" % word, "an unknown option", "python3 scripts/bootstrap.py --help")
     if command[:1] == ["ensemblekit"]:
         _read_run_options(command, options)
     return options, command
@@ -154,9 +150,7 @@ def has_gpu():
     if not shutil.which("nvidia-smi"):
         return False
     try:
-        answer = subprocess.run(
-            ["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20
-        )
+        answer = subprocess.run(["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return b"GPU " in answer.stdout
@@ -374,11 +368,7 @@ class Installer:
 
     def run(self, command, attempted, hint, phase=None, total=0):
         """Run a command with its output in the log; raise with the end of the log if it fails."""
-        env = {
-            k: v
-            for k, v in os.environ.items()
-            if k not in ("PIP_TARGET", "PIP_PREFIX", "PYTHONHOME", "PYTHONPATH")
-        }
+        env = {k: v for k, v in os.environ.items() if k not in ("PIP_TARGET", "PIP_PREFIX", "PYTHONHOME", "PYTHONPATH")}
         env["PIP_USER"] = "0"  # a user's own default of --user would refuse every virtual environment
         with open(self.log_path, "ab") as log:
             log.write(("$ %s\n" % " ".join(command)).encode())
@@ -413,11 +403,7 @@ class Installer:
         with open(self.log_path, "rb") as file:
             file.seek(start)
             lines = file.read().decode(errors="replace").splitlines()
-        named = [
-            os.path.basename(line.split()[1])
-            for line in lines
-            if line.startswith(("Collecting ", "Processing "))
-        ]
+        named = [os.path.basename(line.split()[1]) for line in lines if line.startswith(("Collecting ", "Processing "))]
         if not any(line.startswith("Installing collected") for line in lines):
             return len(named) // 2, "fetching " + named[-1] if named else ""
         unpacked = max(0, self.count() - self.before)
@@ -426,9 +412,7 @@ class Installer:
     def count(self):
         """Return how many distributions the environment holds."""
         libraries = [os.path.join(self.folder, "lib", "python" + v, "site-packages") for v in PYTHONS]
-        return sum(
-            name.endswith(".dist-info") for lib in libraries if os.path.isdir(lib) for name in os.listdir(lib)
-        )
+        return sum(name.endswith(".dist-info") for lib in libraries if os.path.isdir(lib) for name in os.listdir(lib))
 
     def pip(self, name, arguments, total, attempted):
         """Install something with the pip settings that this user has, and show how it goes."""
@@ -439,8 +423,7 @@ class Installer:
         if name == "torch":
             hint = (
                 "the CPU build of torch lives on %s; make it reachable, name a mirror of it in %s, "
-                "or put its wheel in a folder and name that in PIP_FIND_LINKS"
-                % (CPU_TORCH_INDEX, TORCH_INDEX_VARIABLE)
+                "or put its wheel in a folder and name that in PIP_FIND_LINKS" % (CPU_TORCH_INDEX, TORCH_INDEX_VARIABLE)
             )
         self.run(command + arguments, attempted, hint, phase, total)
         phase.end("%d packages installed" % total if total > 1 else "installed")
@@ -488,9 +471,7 @@ def make_venv(folder, python, installer):
     write_state(folder, {"ready": False})
     command = [python["path"], "-I", "-m", "venv", folder]
     installer.run(command, "make a virtual environment", "sudo apt install python%s-venv" % python["short"])
-    phase.end(
-        "%s with Python %s" % ("a half-made or outdated one remade" if remade else "made", python["version"])
-    )
+    phase.end("%s with Python %s" % ("a half-made or outdated one remade" if remade else "made", python["version"]))
 
 
 def install(folder, layers, state, installer):
@@ -502,9 +483,7 @@ def install(folder, layers, state, installer):
         write_state(folder, dict(state, ready=True, folder=folder))
         raise
     hashes = {layer: fingerprint(layer) for layer in layers + ["package"]}
-    write_state(
-        folder, dict(state, ready=True, folder=folder, layers=dict(state.get("layers", {}), **hashes))
-    )
+    write_state(folder, dict(state, ready=True, folder=folder, layers=dict(state.get("layers", {}), **hashes)))
 
 
 def _install_missing(layers, state, installer):
@@ -519,9 +498,7 @@ def _install_missing(layers, state, installer):
             total += len(lock_lines(layer)[0])
         installer.pip("packages", files, total, "install the locked packages (%s)" % ", ".join(todo))
     if missing_layers(state, ["package"]):
-        installer.pip(
-            "ensemblekit", ["--no-build-isolation", "-e", ROOT], 1, "install this checkout's package"
-        )
+        installer.pip("ensemblekit", ["--no-build-isolation", "-e", ROOT], 1, "install this checkout's package")
     verify(layers, installer)
 
 
@@ -534,11 +511,7 @@ def verify(layers, installer):
     )  # fmt: skip
     absent = {name for layer in layers for name in lock_lines(layer)[1]["absent"]}
     lines = answer.stdout.decode().splitlines() if answer.returncode else []
-    wrong = [
-        line
-        for line in lines
-        if not any("requires %s, which is not installed" % name in line for name in absent)
-    ]
+    wrong = [line for line in lines if not any("requires %s, which is not installed" % name in line for name in absent)]
     if wrong:
         with open(installer.log_path, "a") as log:
             log.write("\n".join(["$ pip check"] + wrong) + "\n")
@@ -576,13 +549,9 @@ def set_up(options):
             make_venv(folder, find_python(gpu), installer)
             state = {}
         if missing_layers(state, layers) or missing_layers(state, ["package"]):
-            present = [
-                layer for layer in state.get("layers", {}) if layer != "package" and layer not in layers
-            ]
+            present = [layer for layer in state.get("layers", {}) if layer != "package" and layer not in layers]
             install(folder, layers + present, state, installer)
-    say(
-        "Ready after %.0f s (pip's log: %s)" % (time.monotonic() - began, os.path.relpath(installer.log_path))
-    )
+    say("Ready after %.0f s (pip's log: %s)" % (time.monotonic() - began, os.path.relpath(installer.log_path)))
     return folder
 
 

@@ -23,17 +23,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-DEFAULT_CELL_TIMEOUT_S = (
-    1800.0  # a first start with weights to fetch on a slow line; lessons have shorter limits
-)
+DEFAULT_CELL_TIMEOUT_S = 1800.0  # a first start with weights to fetch on a slow line; lessons have shorter limits
 _debug = False
 
 
 def main() -> None:
     """Run the command line; the kit's own errors end it with one message and no traceback."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a polite kill must stop kernels and servers too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill must stop kernels and servers too
     try:
         app(_join_pairs(sys.argv[1:]))
     except KitError as error:
@@ -98,12 +94,8 @@ def run(
     release: Annotated[str | None, typer.Option(help="Same as -p RELEASE: for example 24.08.")] = None,
     provider: Annotated[str | None, typer.Option(help="Same as -p PROVIDER: embedded or attach.")] = None,
     device: Annotated[str | None, typer.Option(help="Same as -p DEVICE: auto, cpu or cuda.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Same as -p MODEL: a checkpoint folder or a hub id.")
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds that one cell may take.", min=1)
-    ] = DEFAULT_CELL_TIMEOUT_S,
+    model: Annotated[str | None, typer.Option(help="Same as -p MODEL: a checkpoint folder or a hub id.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.", min=1)] = DEFAULT_CELL_TIMEOUT_S,
     runs_dir: Annotated[
         Path | None, typer.Option(help="Where the run's folder goes (default: runs/ of the checkout).")
     ] = None,
@@ -167,9 +159,7 @@ def releases() -> None:
     from ensemblekit.releases import default_release, list_releases
 
     names = ("release", "Triton", "vLLM", "Python", "CUDA", "GB", "ensembles", "numpy 2")
-    caption = (
-        f"vLLM to ensembles: NVIDIA's vLLM image. The lessons use {default_release()} unless told otherwise."
-    )
+    caption = f"vLLM to ensembles: NVIDIA's vLLM image. The lessons use {default_release()} unless told otherwise."
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption=caption)
     for name in names:
         table.add_column(name, no_wrap=True)
@@ -186,9 +176,7 @@ def _yes(value: bool) -> str:
 @app.command()
 def serve(
     release: Annotated[str, typer.Option(help="Which Triton.")] = "24.08",
-    flavour: Annotated[
-        str, typer.Option(help="vllm-image, base-plus-vllm or custom-build.")
-    ] = "base-plus-vllm",
+    flavour: Annotated[str, typer.Option(help="vllm-image, base-plus-vllm or custom-build.")] = "base-plus-vllm",
     engine: Annotated[str, typer.Option(help="vllm, or stand-in: Python-only models.")] = "vllm",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     model: Annotated[
@@ -210,9 +198,7 @@ def matrix(
     provider: Annotated[
         list[str] | None, typer.Option(help="embedded or container; may be given again. Default: both.")
     ] = None,
-    engine: Annotated[
-        str, typer.Option(help="stand-in: seconds a cell; vllm: a minute a cell.")
-    ] = "stand-in",
+    engine: Annotated[str, typer.Option(help="stand-in: seconds a cell; vllm: a minute a cell.")] = "stand-in",
 ) -> None:
     """Run every release and flavour and compare with the release table; exit code 1 if one is unexpected."""
     from ensemblekit.matrix.command import matrix_command

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things live: the repository, the per-user cache, the folder of a run.
+"""Where things live (the repository, the per-user cache, the folder of a run), and the variables that say so.
 
 Nothing here looks at the current folder: nbval and papermill start kernels in different ones.
 """
@@ -15,6 +15,7 @@ import platformdirs
 from ensemblekit.errors import UnsupportedMachine
 
 __all__ = [
+    "BATCH_VARIABLE",
     "CACHE_VARIABLE",
     "RUN_DIR_VARIABLE",
     "cache_dir",
@@ -24,6 +25,7 @@ __all__ = [
     "runs_dir",
 ]
 
+BATCH_VARIABLE = "ENSEMBLEKIT_BATCH"  # set by batch runs, which show progress of their own
 CACHE_VARIABLE = "ENSEMBLEKIT_CACHE"
 RUN_DIR_VARIABLE = "ENSEMBLEKIT_RUN_DIR"
 
@@ -40,8 +42,7 @@ def repo_root() -> Path:
         raise UnsupportedMachine(
             "find the kit's checkout",
             found=f"no env/releases.toml under {root}",
-            hint="clone the repository and install from inside it with `pip install -e .`, or use "
-            "scripts/run",
+            hint="clone the repository and install from inside it with `pip install -e .`, or use scripts/run",
         )
     return root
 

@@ -81,13 +81,21 @@ def _stub_library() -> Row:
         folder = libpython_folder()
     except UnsupportedMachine as error:
         return Row(f"{name}.so", "not found", fine=False, without=error.hint, required=True)
-    return Row(f"{name}.so", "beside Python" if folder else "system library", fine=True, without="Python models cannot load", required=True)
+    return Row(
+        f"{name}.so",
+        "beside Python" if folder else "system library",
+        fine=True,
+        without="Python models cannot load",
+        required=True,
+    )
 
 
 def _cpu() -> Row:
     flags = _cpu_flags()
     best = next((name for name in ("avx512_bf16", "avx512f", "avx2") if name in flags), "no AVX2")
-    return Row("CPU", f"{psutil.cpu_count()} cores, {best}", best != "no AVX2", "vLLM on the CPU needs AVX2; AVX-512 is faster")
+    return Row(
+        "CPU", f"{psutil.cpu_count()} cores, {best}", best != "no AVX2", "vLLM on the CPU needs AVX2; AVX-512 is faster"
+    )
 
 
 def _cpu_flags() -> frozenset[str]:
@@ -100,23 +108,38 @@ def _cpu_flags() -> frozenset[str]:
 
 def _memory() -> Row:
     free = psutil.virtual_memory().available / GIB
-    return Row("free memory", f"{free:.1f} GiB", free >= WANTED_MEMORY_GIB, f"vLLM wants {WANTED_MEMORY_GIB} GiB; --quick needs 1")
+    return Row(
+        "free memory",
+        f"{free:.1f} GiB",
+        free >= WANTED_MEMORY_GIB,
+        f"vLLM wants {WANTED_MEMORY_GIB} GiB; --quick needs 1",
+    )
 
 
 def _disk() -> Row:
     free = shutil.disk_usage(cache_dir()).free / GIB
-    return Row("free disk", f"{free:.0f} GiB", free >= WANTED_DISK_GIB, f"a first full run wants {WANTED_DISK_GIB} GiB; --quick needs 2")
+    return Row(
+        "free disk",
+        f"{free:.0f} GiB",
+        free >= WANTED_DISK_GIB,
+        f"a first full run wants {WANTED_DISK_GIB} GiB; --quick needs 2",
+    )
 
 
 def _shared_memory() -> Row:
-    folder = Path("/dev/shm")
+    folder = Path("/dev/shm")  # noqa: S108 - where Triton looks for it
     free = shutil.disk_usage(folder).free // 2**20 if folder.is_dir() else 0
     without = "Python models share tensors with the server through /dev/shm (docker: --shm-size=1G)"
     return Row("shared memory", f"{free} MiB", free >= WANTED_SHARED_MEMORY_MIB, without, required=True)
 
 
 def _gpu() -> Row:
-    return Row("NVIDIA GPU", visible_gpu() or "none", visible_gpu() is not None, "the same cells run on the CPU, with fewer tokens/s")
+    return Row(
+        "NVIDIA GPU",
+        visible_gpu() or "none",
+        visible_gpu() is not None,
+        "the same cells run on the CPU, with fewer tokens/s",
+    )
 
 
 def _ports() -> Row:
@@ -129,7 +152,12 @@ def _engine() -> Row:
     for name in ("docker", "podman"):
         if shutil.which(name):
             fine = _run(name, "info") is not None
-            return Row("container engine", f"{name} {'runs' if fine else 'is installed but not running'}", fine, _WITHOUT_ENGINE)
+            return Row(
+                "container engine",
+                f"{name} {'runs' if fine else 'is installed but not running'}",
+                fine,
+                _WITHOUT_ENGINE,
+            )
     return Row("container engine", "none", fine=False, without=_WITHOUT_ENGINE)
 
 
@@ -138,7 +166,9 @@ _WITHOUT_ENGINE = "NVIDIA's own images cannot be run; the same servers come from
 
 def _pypi() -> Row:
     answered = _run(sys.executable, "-m", "pip", "index", "versions", "nvidia-pytriton") is not None
-    return Row("PyPI", "reached" if answered else "not reached", answered, "what is not in the cache yet cannot be fetched")
+    return Row(
+        "PyPI", "reached" if answered else "not reached", answered, "what is not in the cache yet cannot be fetched"
+    )
 
 
 def _ngc() -> Row:

@@ -12,7 +12,8 @@ from ensemblekit.paths import repo_root
 from tests.notebooks.conftest import NOTEBOOKS
 
 TAGS = {
-    "parameters", "nbval-check-output", "nbval-ignore-output", "nbval-skip", "skip-execution", "solution", "hide-output",
+    "parameters", "nbval-check-output", "nbval-ignore-output", "nbval-skip", "skip-execution", "solution",
+    "hide-output",
 }  # fmt: skip
 LONGEST_CELL = 20  # lines; more is a helper function
 CHECKED_CELLS = range(3, 20)
@@ -46,9 +47,7 @@ def test_title_names_the_device_it_needs(cells: Cells) -> None:
 def test_overview_lists_the_sections_in_order(cells: Cells) -> None:
     bullets = [line[2:].strip().casefold() for line in cells[1].source.splitlines() if line.startswith("- ")]
     sections = [
-        heading[3:].strip().replace("`", "").casefold()
-        for heading in _headings(cells)
-        if heading.startswith("## ")
+        heading[3:].strip().replace("`", "").casefold() for heading in _headings(cells) if heading.startswith("## ")
     ]
     assert 3 <= len(bullets) <= 7
     assert [bullet.replace("`", "") for bullet in bullets] == sections[: len(bullets)]
@@ -57,9 +56,7 @@ def test_overview_lists_the_sections_in_order(cells: Cells) -> None:
 
 
 def test_prerequisites_say_time_memory_and_download(cells: Cells) -> None:
-    assert all(
-        word in cells[2].source for word in ("| Prerequisite |", "**Time**", "**GPU memory**", "**Download**")
-    )
+    assert all(word in cells[2].source for word in ("| Prerequisite |", "**Time**", "**GPU memory**", "**Download**"))
 
 
 def test_parameters_cell_is_typed_and_literal(cells: Cells) -> None:
@@ -67,7 +64,8 @@ def test_parameters_cell_is_typed_and_literal(cells: Cells) -> None:
     assert len(tagged) == 1
     assert _code(cells)[0] is tagged[0]
     for statement, line in zip(ast.parse(tagged[0].source).body, tagged[0].source.splitlines(), strict=True):
-        assert isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        assert isinstance(statement, ast.AnnAssign)
+        assert isinstance(statement.target, ast.Name)
         assert statement.target.id == statement.target.id.upper()
         ast.literal_eval(statement.value)  # type: ignore[arg-type]
         assert "  # " in line, f"no comment with unit or legal values: {line}"
@@ -102,8 +100,7 @@ def test_checked_outputs_hold_nothing_volatile(cells: Cells) -> None:
     for cell in _code(cells):
         if "nbval-check-output" in _tags(cell):
             text = "".join(
-                output.get("text", "") + output.get("data", {}).get("text/plain", "")
-                for output in cell.outputs
+                output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in cell.outputs
             )
             assert not VOLATILE.search(text), text
 
@@ -111,6 +108,11 @@ def test_checked_outputs_hold_nothing_volatile(cells: Cells) -> None:
 def test_outputs_hold_no_path_of_the_machine_they_were_made_on(cells: Cells) -> None:
     text = "".join(str(cell.get("outputs", "")) for cell in cells)
     assert not re.search(r"/(home|root|work|tmp)/", text)
+
+
+def test_outputs_hold_no_progress_line(cells: Cells) -> None:
+    texts = [output.data.get("text/markdown") for cell in _code(cells) for output in cell.outputs if "data" in output]
+    assert not [text for text in texts if text is not None and re.fullmatch(r"|.* … \d+ s.*", text)]
 
 
 def test_no_shell_magic_decides_a_result(cells: Cells) -> None:

@@ -69,15 +69,11 @@ def test_lesson_attached_asked_for_a_server_of_its_own_says_what_to_change(
 ) -> None:
     lesson = open_lesson("attach_test", PROVIDER="attach", URL=others_server.http_url, ENGINE="stand-in")
 
-    with pytest.raises(
-        ParameterError, match=r"PROVIDER 'attach'[\s\S]*Hint: run it with PROVIDER 'embedded'"
-    ):
+    with pytest.raises(ParameterError, match=r"PROVIDER 'attach'[\s\S]*Hint: run it with PROVIDER 'embedded'"):
         lesson.server(DATA / "decoupled_repository")
 
 
-@pytest.mark.parametrize(
-    "url", ["", "localhost", "localhost:", ":8000", "localhost:http", "https://host:8000"]
-)
+@pytest.mark.parametrize("url", ["", "localhost", "localhost:", ":8000", "localhost:http", "https://host:8000"])
 def test_attach_url_of_another_form_is_refused_with_an_example(url: str) -> None:
     with pytest.raises(ParameterError, match=r"not of the form host:port[\s\S]*127\.0\.0\.1:8000"):
         AttachedServer.at(url)

@@ -22,9 +22,7 @@ from ensemblekit.servers.process import TritonServer
 from tests.conftest import DATA
 
 CANCELLED_WITHIN_S = 2.0
-NOWHERE = AttachedServer(
-    "127.0.0.1:9", "127.0.0.1:9", "127.0.0.1:9"
-)  # the discard port: nothing listens there
+NOWHERE = AttachedServer("127.0.0.1:9", "127.0.0.1:9", "127.0.0.1:9")  # the discard port: nothing listens there
 
 pytestmark = pytest.mark.server
 both = pytest.mark.parametrize("model", ["words", "ensemble"])
@@ -69,13 +67,9 @@ def test_stream_yields_a_piece_before_the_last_is_made(server: TritonServer, mod
 @both
 def test_ask_many_answers_at_once_and_in_order(server: TritonServer, model: str) -> None:
     begin = time.monotonic()
-    answers = asyncio.run(
-        ask_many(server, list("abcdefgh"), model=model, sampling_parameters={"pause_s": 0.4})
-    )
+    answers = asyncio.run(ask_many(server, list("abcdefgh"), model=model, sampling_parameters={"pause_s": 0.4}))
 
-    assert [answer.text for answer in answers] == [
-        f"{letter} 0 {letter} 1 {letter} 2 " for letter in "abcdefgh"
-    ]
+    assert [answer.text for answer in answers] == [f"{letter} 0 {letter} 1 {letter} 2 " for letter in "abcdefgh"]
     assert time.monotonic() - begin < 8 * 0.4
 
 
@@ -151,9 +145,7 @@ def test_http_unknown_model_says_so(server: TritonServer, call: object) -> None:
 
 
 @both
-def test_ask_http_several_responses_is_an_error_although_the_status_is_200(
-    server: TritonServer, model: str
-) -> None:
+def test_ask_http_several_responses_is_an_error_although_the_status_is_200(server: TritonServer, model: str) -> None:
     with pytest.raises(RequestError, match="HTTP 200: generate expects model to produce exactly 1 response"):
         ask_http(server, "Hi", model=model, sampling_parameters={"split": True})
 
@@ -188,9 +180,7 @@ def test_ask_no_answer_in_time_names_the_limit(server: TritonServer) -> None:
 
 def test_ask_many_no_answer_in_time_names_the_limit(server: TritonServer) -> None:
     with pytest.raises(RequestError, match=r"within 0\.2 s"):
-        asyncio.run(
-            ask_many(server, ["Hi"], model="words", sampling_parameters={"pause_s": 0.8}, timeout_s=0.2)
-        )
+        asyncio.run(ask_many(server, ["Hi"], model="words", sampling_parameters={"pause_s": 0.8}, timeout_s=0.2))
 
 
 def test_ask_http_no_answer_in_time_names_the_limit(server: TritonServer) -> None:

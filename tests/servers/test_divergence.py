@@ -12,9 +12,7 @@ from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
 pytestmark = pytest.mark.server
 
 
-def test_emulation_config_with_a_backend_names_the_replaced_constant(
-    make_server: ServerMaker, tmp_path: Path
-) -> None:
+def test_emulation_config_with_a_backend_names_the_replaced_constant(make_server: ServerMaker, tmp_path: Path) -> None:
     model = tmp_path / "repository" / "ensemble"
     (model / "0").mkdir(parents=True)
     text = (DATA / "report_repository" / "ensemble" / "config.pbtxt").read_text()

@@ -12,9 +12,7 @@ from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
 
 GENUINE = DATA / "logs" / "genuine-24.08-ensemble-off.log"
 # lines that say something of the machine, not of the build: no GPU driver here, none was asked for there
-GPU_DRIVER = re.compile(
-    r"pinned_memory_manager\.cc|cuda_memory_manager\.cc|CudaDriverHelper|NVML|DCGM|metrics for GPU"
-)
+GPU_DRIVER = re.compile(r"pinned_memory_manager\.cc|cuda_memory_manager\.cc|CudaDriverHelper|NVML|DCGM|metrics for GPU")
 PARALLEL = re.compile(r"model_lifecycle\.cc|python_be\.cc")  # two models load at once: their order is free
 COUNTDOWN = re.compile(r"Timeout N: Found \d+ (live models|model versions)")  # one line a second of waiting
 
@@ -61,9 +59,7 @@ def test_emulated_flag_gives_the_log_of_the_genuine_build(
             "countdown lines",
             sep="\n  ",
         )
-    difference = list(
-        difflib.unified_diff(genuine_order, ours_order, "genuine", "emulated", lineterm="", n=0)
-    )
+    difference = list(difflib.unified_diff(genuine_order, ours_order, "genuine", "emulated", lineterm="", n=0))
     assert not difference, "\n".join(difference)
     assert ours_loads == genuine_loads
     assert f'model_repository_manager.cc:1460] "{ENSEMBLE_REFUSED}"' in "\n".join(genuine)

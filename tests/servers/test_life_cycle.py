@@ -30,9 +30,7 @@ from ensemblekit.servers.ports import is_free
 from ensemblekit.servers.process import ServerOptions, TritonServer
 from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
 
-DETECTED_S = (
-    20.0  # a server that waits for ever is noticed and stopped within this, not after its whole timeout
-)
+DETECTED_S = 20.0  # a server that waits for ever is noticed and stopped within this, not after its whole timeout
 
 pytestmark = pytest.mark.server
 
@@ -76,9 +74,7 @@ def good_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServ
     """A 24.08 server with ensembles, in explicit mode with nothing loaded."""
     folder = tmp_path_factory.mktemp("good")
     installation = install_embedded(get_release("24.08"), "base-plus-vllm", folder)
-    with TritonServer(
-        installation, DATA / "report_repository", folder, ServerOptions(explicit=True)
-    ) as server:
+    with TritonServer(installation, DATA / "report_repository", folder, ServerOptions(explicit=True)) as server:
         yield server
 
 
@@ -89,9 +85,7 @@ def test_load_api_with_ensembles_answers_200(good_server: TritonServer) -> None:
     assert model_states(good_server) == {"ensemble": "READY", "main_app": "READY", "pre": "READY"}
 
 
-def test_second_server_beside_the_first_answers_too(
-    good_server: TritonServer, make_server: ServerMaker
-) -> None:
+def test_second_server_beside_the_first_answers_too(good_server: TritonServer, make_server: ServerMaker) -> None:
     second = make_server(DATA / "report_repository", explicit=True)
 
     second.start(START_TIMEOUT_S)
@@ -247,9 +241,7 @@ def test_install_on_an_old_glibc_names_both_versions(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("release", ["24.07", "24.09"])
-def test_release_without_the_flag_fails_with_the_line_of_the_report(
-    make_server: ServerMaker, release: str
-) -> None:
+def test_release_without_the_flag_fails_with_the_line_of_the_report(make_server: ServerMaker, release: str) -> None:
     outcome = make_server(DATA / "decoupled_repository", release, "vllm-image").attempt_start(START_TIMEOUT_S)
 
     assert (outcome.kind, outcome.exit_code) == ("exited", 1)

@@ -116,9 +116,7 @@ def _other_servers() -> bool:
 
 def test_reaper_killed_with_a_ready_server_ends_the_server(kernel: Kernel) -> None:
     kernel.wait_for("ready")
-    reaper = next(
-        child for child in psutil.Process(kernel.process.pid).children() if "_reaper" in str(child.cmdline())
-    )
+    reaper = next(child for child in psutil.Process(kernel.process.pid).children() if "_reaper" in str(child.cmdline()))
 
     reaper.kill()
     kernel.kill()
@@ -183,9 +181,7 @@ def test_reaper_interrupted_like_a_notebook_cell_keeps_the_server() -> None:
         reaper.wait(GONE_S)
 
 
-def test_stop_leaves_no_folder_of_the_python_backend(
-    make_server: ServerMaker, report_repository: Path
-) -> None:
+def test_stop_leaves_no_folder_of_the_python_backend(make_server: ServerMaker, report_repository: Path) -> None:
     before = _environments()
 
     make_server(report_repository).start(READY_S).stop()

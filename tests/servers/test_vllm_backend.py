@@ -79,9 +79,7 @@ def test_greedy_answer_is_the_known_one(a_real_vllm_server: TritonServer, a_prom
 
 
 @both
-def test_streamed_pieces_join_to_the_whole(
-    a_real_vllm_server: TritonServer, a_prompt: str, model: str
-) -> None:
+def test_streamed_pieces_join_to_the_whole(a_real_vllm_server: TritonServer, a_prompt: str, model: str) -> None:
     text = text_for(model, a_prompt)
 
     answer = ask(a_real_vllm_server, text, model=model, sampling_parameters=GREEDY, streaming=True)
@@ -120,11 +118,7 @@ def test_llm_unasked_puts_the_prompt_in_front(a_real_vllm_server: TritonServer, 
 def test_request_parameters_stand_in_for_the_json_tensor(
     a_real_vllm_server: TritonServer, a_prompt: str, model: str
 ) -> None:
-    text = (
-        {"text_input": a_prompt, "exclude_input_in_output": True}
-        if model == "llm"
-        else {"chat_input": QUESTION}
-    )
+    text = {"text_input": a_prompt, "exclude_input_in_output": True} if model == "llm" else {"chat_input": QUESTION}
 
     reply = generate(a_real_vllm_server, model, **text, max_tokens="3", temperature=0)
 
@@ -213,9 +207,7 @@ def test_sixteen_at_once_are_answered_each_its_own_and_a_bad_one_harms_no_other(
     assert sum(named) >= 16 - SLIPS
 
 
-def test_a_cancelled_stream_leaves_the_engine_within_a_second(
-    a_real_vllm_server: TritonServer, a_prompt: str
-) -> None:
+def test_a_cancelled_stream_leaves_the_engine_within_a_second(a_real_vllm_server: TritonServer, a_prompt: str) -> None:
     pieces = stream(a_real_vllm_server, a_prompt, model="llm", sampling_parameters=LONG)
     for _ in range(3):
         next(pieces)

@@ -75,9 +75,7 @@ def test_complete_given_tensor_is_left_as_it_is(contract: Any) -> None:
     ("value", "wanted"), [("yes", True), ("true", True), ("YES", True), ("no", False), ("", False)]
 )
 def test_reports_metrics_follows_the_parameter(contract: Any, value: str, wanted: bool) -> None:
-    assert (
-        contract.reports_metrics({"parameters": {"REPORT_CUSTOM_METRICS": {"string_value": value}}}) is wanted
-    )
+    assert contract.reports_metrics({"parameters": {"REPORT_CUSTOM_METRICS": {"string_value": value}}}) is wanted
 
 
 def test_reports_metrics_without_the_parameter_is_false(contract: Any) -> None:
@@ -135,9 +133,7 @@ def test_kind_gpu_with_two_gpus_is_refused(host: Any) -> None:
 def test_kind_model_leaves_the_devices_alone(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
 
-    host.choose_device(
-        {"model_instance_kind": "MODEL", "model_instance_device_id": "0"}, {"tensor_parallel_size": 2}
-    )
+    host.choose_device({"model_instance_kind": "MODEL", "model_instance_device_id": "0"}, {"tensor_parallel_size": 2})
 
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 

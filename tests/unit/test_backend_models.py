@@ -65,9 +65,7 @@ def test_preprocess_is_greedy_unless_asked_otherwise(preprocess: Any) -> None:
 
 
 def test_preprocess_merges_request_parameters_under_the_json_tensor(preprocess: Any) -> None:
-    request = Request(
-        '{"top_p": 0.5, "max_tokens": 3}', chat_input="Hi", sampling_parameters='{"max_tokens": 4}'
-    )
+    request = Request('{"top_p": 0.5, "max_tokens": 3}', chat_input="Hi", sampling_parameters='{"max_tokens": 4}')
 
     (response,) = preprocess.execute([request])
 
@@ -111,10 +109,7 @@ def test_postprocess_cuts_the_marker_and_nothing_else(postprocess: Any, generate
     assert response.text("text_output") == wanted
 
 
-PROMPT = (
-    "<|im_start|>system\nBe kind.<|im_end|>\n"
-    "<|im_start|>user\nWho are  you?<|im_end|>\n<|im_start|>assistant\n"
-)
+PROMPT = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nWho are  you?<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_stand_in_says_that_it_is_one(stand_in: Any) -> None:

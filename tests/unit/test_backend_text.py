@@ -52,9 +52,7 @@ def test_decode_equals_token_by_token_also_when_cut_inside_a_character(
 
 
 @pytest.mark.parametrize("skip", [True, False])
-def test_decode_leaves_out_the_token_that_ended_the_answer(
-    a_maker: Any, a_byte_tokenizer: Any, skip: bool
-) -> None:
+def test_decode_leaves_out_the_token_that_ended_the_answer(a_maker: Any, a_byte_tokenizer: Any, skip: bool) -> None:
     ids = [*a_byte_tokenizer.encode("done").ids, a_byte_tokenizer.token_to_id("<end>")]
 
     text = a_maker.decode([], SimpleNamespace(token_ids=ids, finish_reason="stop"), skip_special_tokens=skip)
@@ -71,9 +69,7 @@ def test_decode_leaves_out_the_token_that_ended_the_answer(
         ({"spaces_between_special_tokens": False}, False),
     ],
 )
-def test_can_decode_at_end_only_without_stop_strings(
-    a_maker: Any, sampling: dict[str, Any], wanted: bool
-) -> None:
+def test_can_decode_at_end_only_without_stop_strings(a_maker: Any, sampling: dict[str, Any], wanted: bool) -> None:
     assert a_maker.can_decode_at_end(sampling) is wanted
 
 

@@ -66,15 +66,9 @@ def test_script_parses_with_the_grammar_of_python_3_6() -> None:
         pytest.param(["--quick", "--lab"], "base", ["base", "lab"], id="quick-lab"),
         pytest.param(["--exec", "ensemblekit", "run", "--quick"], "base", ["base"], id="run-quick"),
         pytest.param(["--exec", "ensemblekit", "run", "--help"], "base", ["base"], id="run-help"),
-        pytest.param(
-            ["--exec", "ensemblekit", "run", "--only", "01"], "cpu", ["base", "lab", "cpu"], id="run-full"
-        ),
-        pytest.param(
-            ["--exec", "ensemblekit", "run", "-p", "ENGINE", "stand-in"], "base", ["base"], id="stand-in"
-        ),
-        pytest.param(
-            ["--exec", "jupyter", "lab", "--help"], "cpu", ["base", "lab", "cpu"], id="other-program"
-        ),
+        pytest.param(["--exec", "ensemblekit", "run", "--only", "01"], "cpu", ["base", "lab", "cpu"], id="run-full"),
+        pytest.param(["--exec", "ensemblekit", "run", "-p", "ENGINE", "stand-in"], "base", ["base"], id="stand-in"),
+        pytest.param(["--exec", "jupyter", "lab", "--help"], "cpu", ["base", "lab", "cpu"], id="other-program"),
     ],
 )
 def test_options_choose_engine_and_layers(
@@ -90,12 +84,8 @@ def test_options_choose_engine_and_layers(
     ("words", "engine", "folder"),
     [
         pytest.param([], "cuda", ".venv", id="gpu-machine"),
-        pytest.param(
-            ["--exec", "ensemblekit", "run", "--device", "cpu"], "cpu", ".venv-cpu", id="cpu-asked-for"
-        ),
-        pytest.param(
-            ["--exec", "ensemblekit", "run", "--device=cpu"], "cpu", ".venv-cpu", id="cpu-with-equals"
-        ),
+        pytest.param(["--exec", "ensemblekit", "run", "--device", "cpu"], "cpu", ".venv-cpu", id="cpu-asked-for"),
+        pytest.param(["--exec", "ensemblekit", "run", "--device=cpu"], "cpu", ".venv-cpu", id="cpu-with-equals"),
         pytest.param(
             ["--exec", "ensemblekit", "run", "-p", "DEVICE", "cpu"], "cpu", ".venv-cpu", id="cpu-as-parameter"
         ),
@@ -192,9 +182,7 @@ def test_folder_that_the_kit_did_not_make_is_left_alone(tmp_path: Path) -> None:
         pytest.param({}, id="no-state"),
     ],
 )
-def test_half_made_environment_is_not_usable(
-    bootstrap: ModuleType, tmp_path: Path, state: dict[str, object]
-) -> None:
+def test_half_made_environment_is_not_usable(bootstrap: ModuleType, tmp_path: Path, state: dict[str, object]) -> None:
     bootstrap.write_state(str(tmp_path), state)
 
     assert not bootstrap.is_usable(str(tmp_path), bootstrap.read_state(str(tmp_path)))
@@ -245,9 +233,7 @@ def test_failing_command_ends_in_the_log_and_a_hint(
     installer = bootstrap.Installer(str(tmp_path / "venv"))
 
     with pytest.raises(bootstrap.SetupError) as error:
-        installer.run(
-            ["sh", "-c", "echo no such index; exit 7"], "install the packages", "is the index reachable?"
-        )
+        installer.run(["sh", "-c", "echo no such index; exit 7"], "install the packages", "is the index reachable?")
 
     text = str(error.value)
     assert text.startswith("Could not install the packages.\nFound: exit code 7\n")
@@ -256,9 +242,7 @@ def test_failing_command_ends_in_the_log_and_a_hint(
     assert text.endswith("Hint: is the index reachable?")
 
 
-def test_torch_comes_from_the_index_that_the_user_names(
-    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torch_comes_from_the_index_that_the_user_names(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(bootstrap.TORCH_INDEX_VARIABLE, "https://mirror.example/cpu")
 
     assert bootstrap.torch_index() == ["--extra-index-url", "https://mirror.example/cpu"]

@@ -43,9 +43,7 @@ def tree(tmp_path: Path) -> Path:
 def test_switch_off_known_library_replaces_both_and_nothing_else(tree: Path) -> None:
     library = switch_off_ensembles(tree)
 
-    assert (
-        library.read_bytes() == b"a" + REPLACED_CONSTANT + b"ensemble_scheduling" + REPLACED_CONSTANT + b"b"
-    )
+    assert library.read_bytes() == b"a" + REPLACED_CONSTANT + b"ensemble_scheduling" + REPLACED_CONSTANT + b"b"
     assert list(library.parent.iterdir()) == [library]
 
 

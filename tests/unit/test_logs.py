@@ -12,6 +12,7 @@ from ensemblekit.servers.logs import (
     parse_log,
     poll_errors,
     read_log,
+    stub_without_library,
     tail,
 )
 from ensemblekit.servers.outcome import ENSEMBLE_REFUSED, outcome_of
@@ -44,17 +45,13 @@ def test_outcome_genuine_log_text_is_stable() -> None:
 
 
 def test_parse_log_message_over_two_lines_is_one_entry() -> None:
-    (entry,) = parse_log(
-        f"E{STAMP} model.cc:9] \"failed to load 'x' version 1: first\nsecond\"\nprinted by a model\n"
-    )
+    (entry,) = parse_log(f"E{STAMP} model.cc:9] \"failed to load 'x' version 1: first\nsecond\"\nprinted by a model\n")
 
     assert entry.message == "failed to load 'x' version 1: first\nsecond"
 
 
 def test_model_loads_failure_is_kept_with_its_reason() -> None:
-    text = (
-        f'I{STAMP} m.cc:1] "loading: x:1"\nE{STAMP} m.cc:2] "failed to load \'x\' version 1: Internal: no"\n'
-    )
+    text = f'I{STAMP} m.cc:1] "loading: x:1"\nE{STAMP} m.cc:2] "failed to load \'x\' version 1: Internal: no"\n'
 
     (load,) = model_loads(parse_log(text))
 
@@ -70,6 +67,22 @@ def test_normalise_two_runs_of_one_line_are_equal() -> None:
     two = 'I0131 23:00:00.000001 7 grpc_server.cc:2463] "Started GRPCInferenceService at 127.0.0.1:31000"'
 
     assert normalise(one) == normalise(two)
+
+
+LINKER = "error while loading shared libraries: libb64.so.0: cannot open shared object file"
+
+
+@pytest.mark.parametrize(
+    ("text", "stuck"),
+    [
+        (f"I1124 loading\n/b/python/triton_python_backend_stub: {LINKER}\n", True),
+        (f"/opt/bin/tritonserver: {LINKER}\n", False),
+        ("", False),
+    ],
+    ids=["stub-makes-triton-wait", "server-exits-by-itself", "empty"],
+)
+def test_stub_without_library(text: str, stuck: bool) -> None:
+    assert stub_without_library(text) is stuck
 
 
 def test_missing_library_none_missing_is_none() -> None:

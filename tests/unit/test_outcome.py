@@ -10,9 +10,7 @@ STAMP = "1124 01:19:21.672113 29385"
 
 def test_outcome_stuck_names_the_missing_library(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    log.write_text(
-        "stub: error while loading shared libraries: libb64.so.0: cannot open shared object file\n"
-    )
+    log.write_text("stub: error while loading shared libraries: libb64.so.0: cannot open shared object file\n")
 
     outcome = outcome_of("stuck", None, 1.0, log)
 

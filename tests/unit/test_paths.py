@@ -15,9 +15,7 @@ from ensemblekit.paths import (
 )
 
 
-def test_repo_root_from_another_folder_is_the_checkout(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_repo_root_from_another_folder_is_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
     assert (repo_root() / "env" / "releases.toml").is_file()
@@ -30,9 +28,7 @@ def test_cache_dir_override_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert cache_dir().is_dir()
 
 
-def test_current_run_dir_of_a_batch_run_is_its_folder(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_current_run_dir_of_a_batch_run_is_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(RUN_DIR_VARIABLE, str(tmp_path / "run"))
 
     assert current_run_dir() == tmp_path / "run"

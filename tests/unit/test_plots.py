@@ -25,13 +25,9 @@ def _cut_off(figure: Figure) -> list[str]:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     width, height = canvas.get_width_height()
-    boxes = {
-        text.get_text(): text.get_window_extent() for text in figure.findobj(Text) if text.get_text().strip()
-    }
+    boxes = {text.get_text(): text.get_window_extent() for text in figure.findobj(Text) if text.get_text().strip()}
     return [
-        name
-        for name, box in boxes.items()
-        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
+        name for name, box in boxes.items() if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
     ]
 
 

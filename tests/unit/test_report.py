@@ -36,9 +36,7 @@ def a_run(tmp_path: Path) -> Run:
     for name in ("01_first", "02_second"):
         a_notebook(tmp_path / "executed", name)
     (tmp_path / "records").mkdir()
-    (tmp_path / "records" / "01_first.json").write_text(
-        '{"wasted_s": 5.1234567, "loaded": ["a", "b"], "engine": "x"}'
-    )
+    (tmp_path / "records" / "01_first.json").write_text('{"wasted_s": 5.1234567, "loaded": ["a", "b"], "engine": "x"}')
     (tmp_path / "servers" / "01_first").mkdir(parents=True)
     (tmp_path / "servers" / "01_first" / "server.log").touch()
     results = (

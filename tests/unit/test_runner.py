@@ -22,9 +22,7 @@ STOP_TIMEOUT_S = 60
 pytestmark = pytest.mark.notebook
 
 
-def run_only(
-    tmp_path: Path, *only: str, quick: bool = False, timeout_s: float | None = None, **given: str
-) -> Run:
+def run_only(tmp_path: Path, *only: str, quick: bool = False, timeout_s: float | None = None, **given: str) -> Run:
     """Execute fixture notebooks into a run folder under `tmp_path`."""
     lessons = choose_lessons(only, folder=NOTEBOOKS)
     parameters = distribute(lessons, given, quick=quick)
@@ -46,6 +44,13 @@ def test_passing_notebook_leaves_notebook_records_and_summary(tmp_path: Path) ->
     assert "stand-in 5 24.07" in "".join(executed["cells"][3]["outputs"][0]["text"])
     assert (run.folder / "records" / "01_passes.json").is_file()
     assert json.loads((run.folder / "run.json").read_text())["passed"] is True
+
+
+def test_progress_inside_a_lesson_leaves_nothing_in_the_executed_page(tmp_path: Path) -> None:
+    run = run_only(tmp_path, "07")
+
+    executed = json.loads((run.folder / "executed" / "07_long-work-passes.ipynb").read_text())
+    assert [output["output_type"] for output in executed["cells"][1]["outputs"]] == ["execute_result"]
 
 
 def test_kernel_is_this_python_although_the_user_has_another_python3(
@@ -148,9 +153,7 @@ def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
     assert process.returncode == 130
     assert "interrupted 05_sleeps" in said
     assert "Traceback" not in said
-    assert not [
-        kernel for kernel in kernels if kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE
-    ]
+    assert not [kernel for kernel in kernels if kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE]
     (index,) = tmp_path.glob("*/report/index.html")
     assert "interrupted" in index.read_text()
     assert "not run" in index.read_text()
@@ -170,9 +173,7 @@ def wait_for_kernels(pid: int, settle_s: float) -> list[psutil.Process]:
 
 
 def test_unknown_lesson_lists_the_known_ones() -> None:
-    with pytest.raises(
-        ParameterError, match=r"(?s)Could not choose the lesson '77'.*01_passes.*Hint: .*--only 01"
-    ):
+    with pytest.raises(ParameterError, match=r"(?s)Could not choose the lesson '77'.*01_passes.*Hint: .*--only 01"):
         choose_lessons(["77"], folder=NOTEBOOKS)
 
 
@@ -184,16 +185,10 @@ def test_lesson_is_found_by_number_and_by_name(word: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        pytest.param(
-            {"RELAESE": "24.08"}, "(?s)set the parameter RELAESE.*COUNT, ENGINE, RELEASE", id="unknown-name"
-        ),
+        pytest.param({"RELAESE": "24.08"}, "(?s)set the parameter RELAESE.*COUNT, ENGINE, RELEASE", id="unknown-name"),
         pytest.param({"COUNT": "three"}, "(?s)COUNT = 'three'.*type int.*its default is 3", id="wrong-type"),
-        pytest.param(
-            {"RELEASE": "23.01"}, "(?s)release '23.01'.*24.07, 24.08, 24.09, 24.10", id="unknown-release"
-        ),
-        pytest.param(
-            {"RELEASE": "24.10"}, "(?s)release 24.10.*none of them takes it", id="release-of-others"
-        ),
+        pytest.param({"RELEASE": "23.01"}, "(?s)release '23.01'.*24.07, 24.08, 24.09, 24.10", id="unknown-release"),
+        pytest.param({"RELEASE": "24.10"}, "(?s)release 24.10.*none of them takes it", id="release-of-others"),
     ],
 )
 def test_wrong_parameter_is_refused_before_anything_starts(given: dict[str, str], message: str) -> None:
@@ -226,9 +221,7 @@ def test_release_goes_only_to_lessons_whose_comment_names_it() -> None:
 def test_parameters_cells_of_all_lessons_can_be_read() -> None:
     lessons = choose_lessons()
 
-    assert all(
-        isinstance(p, Parameter) and p.comment for lesson in lessons for p in lesson.parameters.values()
-    )
+    assert all(isinstance(p, Parameter) and p.comment for lesson in lessons for p in lesson.parameters.values())
     assert Lesson(lessons[1].path).parameters["RELEASE"].default == "24.08"
 
 

@@ -16,7 +16,6 @@ from ensemblekit.lesson.settings import check_settings
         ({"RELEASE": 24.1}, "valid string", 'RELEASE = "24.08"'),
         ({"FLAVOUR": "vllm-imag"}, "'vllm-image', 'base-plus-vllm' or 'custom-build'", "one of vllm-image"),
         ({"PROVIDER": "docker"}, "'embedded'", "one of embedded"),
-        ({"PROVIDER": "container"}, "PyPI packages only", "'embedded'"),
         ({"PROVIDER": "attach"}, "a URL belongs to PROVIDER 'attach'", "-p URL 127.0.0.1:8000"),
         ({"URL": "127.0.0.1:8000"}, "a URL belongs to PROVIDER 'attach'", "-p PROVIDER attach"),
         ({"DEVICE": "gpu"}, "'cuda'", "one of auto, cpu, cuda"),
@@ -30,9 +29,7 @@ from ensemblekit.lesson.settings import check_settings
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_check_settings_wrong_parameter_is_one_clear_message(
-    parameters: dict[str, Any], found: str, hint: str
-) -> None:
+def test_check_settings_wrong_parameter_is_one_clear_message(parameters: dict[str, Any], found: str, hint: str) -> None:
     with pytest.raises(ParameterError) as caught:
         check_settings(**parameters)
 

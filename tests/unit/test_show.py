@@ -3,7 +3,8 @@
 
 import pytest
 
-from ensemblekit.lesson.show import BATCH_VARIABLE, Progress, quick_banner, table
+from ensemblekit.lesson.show import Progress, quick_banner, table
+from ensemblekit.paths import BATCH_VARIABLE
 
 
 def test_quick_banner_says_that_vllm_did_not_run() -> None:

@@ -25,9 +25,7 @@ def test_stage_repository_without_llm_is_a_plain_copy(tmp_path: Path) -> None:
     assert _content(staged.path) == _content(original)
 
 
-def test_stage_repository_stand_in_replaces_llm_and_leaves_the_original(
-    tmp_path: Path, model_repo: Path
-) -> None:
+def test_stage_repository_stand_in_replaces_llm_and_leaves_the_original(tmp_path: Path, model_repo: Path) -> None:
     before = _content(model_repo)
 
     staged = stage_repository(tmp_path / "models", source=None, device="cpu")
@@ -54,9 +52,7 @@ def test_stage_repository_without_models_says_what_belongs_there(tmp_path: Path,
 
 
 def test_staged_tree_lists_the_files_without_compiled_ones(tmp_path: Path) -> None:
-    staged = stage_repository(
-        tmp_path / "models", source=None, device="cpu", original=DATA / "report_repository"
-    )
+    staged = stage_repository(tmp_path / "models", source=None, device="cpu", original=DATA / "report_repository")
 
     assert staged.tree().startswith("models/\n    ensemble/\n")
     assert "__pycache__" not in staged.tree()

@@ -10,9 +10,7 @@ from ensemblekit.assets import weights
 from ensemblekit.errors import KitError, ParameterError
 from ensemblekit.paths import CACHE_VARIABLE
 
-CONVERTED = (
-    "import pathlib, sys; print('working'); (pathlib.Path(sys.argv[2]) / 'config.json').write_text('{}')"
-)
+CONVERTED = "import pathlib, sys; print('working'); (pathlib.Path(sys.argv[2]) / 'config.json').write_text('{}')"
 
 
 @pytest.fixture

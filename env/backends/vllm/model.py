@@ -62,9 +62,7 @@ class TritonPythonModel:
         from triton_vllm.jobs import JobReader
         from triton_vllm.responses import Responses
 
-        self._log(
-            f"loading weights and starting the engine, {time.monotonic() - begin:.1f} s after the start"
-        )
+        self._log(f"loading weights and starting the engine, {time.monotonic() - begin:.1f} s after the start")
         wants_metrics = contract.reports_metrics(config) and not arguments.get("disable_log_stats")
         labels = {"model": self.name, "version": args["model_version"]} if wants_metrics else None
         self.responses = Responses()

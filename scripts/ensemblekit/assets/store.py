@@ -73,9 +73,7 @@ def build_once(target: Path, make: Callable[[Path], None]) -> Path:
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name}{DRAFT_MARK}"
-        for stale in target.parent.glob(
-            f"{prefix}*"
-        ):  # of a maker that was killed: nobody else holds the lock
+        for stale in target.parent.glob(f"{prefix}*"):  # of a maker that was killed: nobody else holds the lock
             shutil.rmtree(stale, ignore_errors=True)
         draft = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         try:
@@ -124,9 +122,7 @@ def _download(folder: Path, project: str, version: str, sha256: str, platform: s
     got = "nothing"
     for attempt in range(DOWNLOAD_TRIES):
         with tempfile.TemporaryDirectory(dir=folder) as draft:
-            pip_cache = (
-                () if attempt == 0 else ("--no-cache-dir",)
-            )  # pip's own cache may hold the broken file
+            pip_cache = () if attempt == 0 else ("--no-cache-dir",)  # pip's own cache may hold the broken file
             code = _run_pip(project, version, Path(draft), platform, log, pip_cache)
             wheel = _cached(Path(draft), project, version)
             if code == 0 and wheel:
@@ -150,9 +146,7 @@ def _download(folder: Path, project: str, version: str, sha256: str, platform: s
     )
 
 
-def _run_pip(
-    project: str, version: str, into: Path, platform: str | None, log: Path, extra: tuple[str, ...]
-) -> int:
+def _run_pip(project: str, version: str, into: Path, platform: str | None, log: Path, extra: tuple[str, ...]) -> int:
     command = [
         sys.executable,
         "-m",

@@ -48,9 +48,7 @@ class ModelSource:
     local: bool
 
 
-def ensure_checkpoint(
-    model: str = PINNED_MODEL, *, progress: Callable[[str], None] | None = None
-) -> ModelSource:
+def ensure_checkpoint(model: str = PINNED_MODEL, *, progress: Callable[[str], None] | None = None) -> ModelSource:
     """Return the source of a model; the pinned one is made first if the cache has no whole copy of it.
 
     Args:
@@ -86,9 +84,7 @@ def _local(folder: Path) -> ModelSource:
 
 
 def _checked_folder(folder: Path) -> Path:
-    missing = [
-        part for part, patterns in NEEDED.items() if not any(any(folder.glob(name)) for name in patterns)
-    ]
+    missing = [part for part, patterns in NEEDED.items() if not any(any(folder.glob(name)) for name in patterns)]
     if missing:
         raise ParameterError(
             f"use the checkpoint {folder}",

@@ -46,9 +46,7 @@ class _Bars(Listener):
             self.current = None
         self.bars.advance(self.overall)
         style = STYLES[result.outcome]
-        self.console.print(
-            f"[{style}]{result.outcome:<12}[/]{result.name:<38}{result.seconds:7.1f} s", highlight=False
-        )
+        self.console.print(f"[{style}]{result.outcome:<12}[/]{result.name:<38}{result.seconds:7.1f} s", highlight=False)
 
 
 def execute(

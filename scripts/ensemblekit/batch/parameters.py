@@ -105,9 +105,7 @@ def _read_parameters(source: str) -> list[Parameter]:
             target = node.targets[0]
         if isinstance(node, ast.AnnAssign | ast.Assign) and isinstance(target, ast.Name) and node.value:
             default = ast.literal_eval(node.value)
-            annotation = (
-                ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
-            )
+            annotation = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
             comment = lines[(node.end_lineno or 1) - 1][node.end_col_offset :].partition("#")[2].strip()
             found.append(Parameter(target.id, annotation, default, comment))
     return found
@@ -130,14 +128,10 @@ def choose_lessons(only: Sequence[str] = (), *, folder: Path | None = None) -> l
         if not any(lesson.name.startswith(begin) for lesson in lessons):
             raise ParameterError(
                 f"choose the lesson {word!r}" if word else f"find the lessons in {folder}",
-                found=f"the lessons are {', '.join(lesson.name for lesson in lessons)}"
-                if lessons
-                else "no notebook",
+                found=f"the lessons are {', '.join(lesson.name for lesson in lessons)}" if lessons else "no notebook",
                 hint="give a number or a name, for example `--only 01`",
             )
-    return [
-        lesson for lesson in lessons if not wanted or any(lesson.name.startswith(word) for word in wanted)
-    ]
+    return [lesson for lesson in lessons if not wanted or any(lesson.name.startswith(word) for word in wanted)]
 
 
 def _normal(word: str) -> str:
@@ -145,9 +139,7 @@ def _normal(word: str) -> str:
     return word.zfill(2) + "_" if word.isdigit() else word
 
 
-def distribute(
-    lessons: Sequence[Lesson], given: Mapping[str, str], *, quick: bool
-) -> dict[str, dict[str, Any]]:
+def distribute(lessons: Sequence[Lesson], given: Mapping[str, str], *, quick: bool) -> dict[str, dict[str, Any]]:
     """Return each lesson's parameters: what was given, where the lesson has it, and the stand-in if `quick`.
 
     A RELEASE goes only to lessons whose parameters cell names it as legal: lesson 05 keeps its own.
@@ -186,9 +178,7 @@ def _require_release(takers: Sequence[Lesson], release: str) -> None:
 
 
 def _for_lesson(lesson: Lesson, given: Mapping[str, str], quick: bool) -> dict[str, Any]:
-    values = {
-        name: lesson.parameters[name].parse(text) for name, text in given.items() if name in lesson.parameters
-    }
+    values = {name: lesson.parameters[name].parse(text) for name, text in given.items() if name in lesson.parameters}
     if "RELEASE" in values and not lesson.parameters["RELEASE"].takes_release(values["RELEASE"]):
         del values["RELEASE"]
     if quick and "ENGINE" in lesson.parameters:

@@ -36,9 +36,7 @@ def refresh_outputs(lesson: Path, executed: Path) -> int:
     for cell, done in zip(target.cells, ran, strict=True):
         cell.metadata = {key: cell.metadata[key] for key in KEPT_METADATA if key in cell.metadata}
         if cell.cell_type == "code":
-            cell.outputs = [
-                _clean(output) for output in done.outputs if not OF_ONE_MACHINE.search(_text(output))
-            ]
+            cell.outputs = [_clean(output) for output in done.outputs if not OF_ONE_MACHINE.search(_text(output))]
             cell.execution_count = done.execution_count
     nbformat.write(target, lesson)
     return sum(bool(cell.get("outputs")) for cell in target.cells)
@@ -46,9 +44,7 @@ def refresh_outputs(lesson: Path, executed: Path) -> int:
 
 def _text(output: nbformat.NotebookNode) -> str:
     data = output.get("data", {})
-    return "".join(
-        [str(output.get("text", "")), *(str(data[kind]) for kind in data if kind.startswith("text/"))]
-    )
+    return "".join([str(output.get("text", "")), *(str(data[kind]) for kind in data if kind.startswith("text/"))])
 
 
 def _clean(output: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -44,9 +44,7 @@ def write_report(run: Run) -> Path:
     templates = _templates()
     shared = {"run": run, "quick_text": QUICK_TEXT if _is_quick(run) else "", "machine": run.machine}
     for before, result, after in _neighbours(pages):
-        body, code_style = _body(
-            run.folder / "executed" / f"{result.name}.ipynb", {page.name for page in pages}
-        )
+        body, code_style = _body(run.folder / "executed" / f"{result.name}.ipynb", {page.name for page in pages})
         page = templates.get_template("page.html.j2").render(
             shared, result=result, before=before, after=after, body=body, code_style=code_style
         )
@@ -61,9 +59,7 @@ def write_report(run: Run) -> Path:
         for r in run.results
     ]
     index = folder / "index.html"
-    index.write_text(
-        templates.get_template("index.html.j2").render(shared, rows=rows, logs=_logs(run.folder))
-    )
+    index.write_text(templates.get_template("index.html.j2").render(shared, rows=rows, logs=_logs(run.folder)))
     return index
 
 
@@ -109,9 +105,7 @@ def _body(executed: Path, names: Collection[str]) -> tuple[str, str]:
         if cell.cell_type == "code":
             cell.outputs = _shown_outputs(cell)
     exporter = HTMLExporter(template_name="basic", embed_images=True, anchor_link_text="")
-    body, _ = exporter.from_notebook_node(
-        notebook, resources={"metadata": {"path": str(repo_root() / "notebooks")}}
-    )
+    body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(repo_root() / "notebooks")}})
     body = NOTEBOOK_LINK.sub(partial(_page_link, names), body)
     return body, HtmlFormatter(style="default", nobackground=True).get_style_defs(".highlight")
 

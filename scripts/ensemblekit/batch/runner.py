@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 
 from ensemblekit.batch.parameters import Lesson
 from ensemblekit.errors import KitError
-from ensemblekit.paths import RUN_DIR_VARIABLE
+from ensemblekit.paths import BATCH_VARIABLE, RUN_DIR_VARIABLE
 
 __all__ = ["LessonResult", "Outcome", "Progress", "Run", "run_lessons"]
 
@@ -165,6 +165,7 @@ def _kernel_environment(folder: Path) -> Iterator[None]:
         "JUPYTER_PATH": path,
         "IPYTHONDIR": str(private / "ipython"),
         RUN_DIR_VARIABLE: str(folder),
+        BATCH_VARIABLE: "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the kernel's debugger warns on stderr
     }
     before = {name: os.environ.get(name) for name in changes}
@@ -220,16 +221,14 @@ def _execute(
     except PapermillExecutionError as error:
         return "failed", _failure_message(lesson, error)
     except CellTimeoutError:
-        found = (
-            f"a cell did not end within {cell_timeout_s:.0f} s"
-            if cell_timeout_s
-            else "a cell did not end in time"
-        )
+        found = f"a cell did not end within {cell_timeout_s:.0f} s" if cell_timeout_s else "a cell did not end in time"
         return "failed", _message(lesson, found, "give --timeout more seconds, or look at the server's log")
     except DeadKernelError:
         hint = "out of memory is the usual cause (`dmesg | tail`); close other programs, or use --quick"
         return "failed", _message(lesson, "its Jupyter kernel died", hint)
     except KeyboardInterrupt:
+        # nobody waits any more for the cell whose kernel dies now; asyncio would print that as an error
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         _stop_leftover_kernels()
         return "interrupted", "stopped with Ctrl-C"
     return "passed", ""

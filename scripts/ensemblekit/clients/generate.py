@@ -2,8 +2,7 @@
 """Questions over gRPC streaming, with tritonclient: the normal way to a decoupled model.
 
 A decoupled model may send any number of responses to one request, so each request is a stream; Triton marks
-the
-last response (`triton_final_response`).
+the last response (`triton_final_response`).
 """
 
 import asyncio
@@ -101,9 +100,7 @@ def request_inputs(
     """
     inputs = [_tensor(TEXT_INPUT.get(model, DEFAULT_TEXT_INPUT), text.encode(), "BYTES", np.object_)]
     if sampling_parameters is not None:
-        inputs.append(
-            _tensor("sampling_parameters", json.dumps(sampling_parameters).encode(), "BYTES", np.object_)
-        )
+        inputs.append(_tensor("sampling_parameters", json.dumps(sampling_parameters).encode(), "BYTES", np.object_))
     inputs.append(_tensor("stream", stream, "BOOL", np.bool_))
     if model not in TEXT_INPUT:
         inputs.append(_tensor("exclude_input_in_output", True, "BOOL", np.bool_))
@@ -127,8 +124,7 @@ def stream(
     """Yield the pieces of an answer as they come; leaving the loop early cancels the request in the server.
 
     Through an ensemble, the step under way runs on: the ensemble scheduler looks at cancellation between
-    steps only
-    (triton-inference-server/server#6739). Asked directly, the model is told at once.
+    steps only (triton-inference-server/server#6739). Asked directly, the model is told at once.
 
     Raises:
         RequestError: The server refused, failed, or sent nothing for `timeout_s` seconds.
@@ -167,9 +163,7 @@ def ask(
     return Answer(text, tuple(pieces), tuple(times) or (time.perf_counter() - begin,))
 
 
-def _responses(
-    server: Served, model: str, inputs: list[triton.InferInput], timeout_s: float
-) -> Iterator[str]:
+def _responses(server: Served, model: str, inputs: list[triton.InferInput], timeout_s: float) -> Iterator[str]:
     results: Queue[tuple[Any, InferenceServerException | None]] = Queue()
     with triton.InferenceServerClient(server.grpc_url) as client:
         client.start_stream(lambda result, error: results.put((result, error)))
@@ -199,9 +193,7 @@ def _piece(result: triton.InferResult) -> tuple[str | None, bool]:
     if not response.outputs:
         return None, final
     name = (
-        "text_output"
-        if any(output.name == "text_output" for output in response.outputs)
-        else response.outputs[0].name
+        "text_output" if any(output.name == "text_output" for output in response.outputs) else response.outputs[0].name
     )
     values = result.as_numpy(name)
     text = "".join(value.decode(errors="replace") for value in values.reshape(-1))

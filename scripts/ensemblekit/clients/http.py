@@ -129,10 +129,7 @@ def model_states(server: Served) -> dict[str, str]:
         RequestError: No answer came.
     """
     answer = _post(f"http://{server.http_url}/v2/repository/index", {}, REQUEST_TIMEOUT_S)
-    return {
-        row["name"]: row.get("state", "(none)")
-        for row in sorted(answer.json(), key=lambda row: str(row["name"]))
-    }
+    return {row["name"]: row.get("state", "(none)") for row in sorted(answer.json(), key=lambda row: str(row["name"]))}
 
 
 def _post(url: str, body: Mapping[str, Any], timeout_s: float) -> httpx.Response:

@@ -22,8 +22,7 @@ class ModelStatistics:
     """Sums over the successful requests to one model, in seconds.
 
     A decoupled model hands its requests over and answers later: its `infer_s` and `total_s` end with the
-    handing
-    over. Only the ensemble's `total_s` holds the time until the last response.
+    handing over. Only the ensemble's `total_s` holds the time until the last response.
 
     Attributes:
         model: Its name.
@@ -79,8 +78,7 @@ def time_by_step(
     """Return where the time of the ensemble's requests between two readings went: mean seconds, by step.
 
     The last entry is the rest: what no composing model's statistics hold. With a decoupled composing model
-    that is
-    the time in which it generated, and the passing of tensors.
+    that is the time in which it generated, and the passing of tensors.
 
     Args:
         before: Statistics before the requests.

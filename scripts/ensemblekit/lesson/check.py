@@ -22,14 +22,11 @@ def check(sentence: str, holds: bool, *, found: object = None) -> None:
     ok: two and two make four
     """
     if not isinstance(holds, bool):
-        raise TypeError(
-            f"check() needs a bool, got {type(holds).__name__}: compare the value with what it should be"
-        )
+        raise TypeError(f"check() needs a bool, got {type(holds).__name__}: compare the value with what it should be")
     if not holds:
         raise CheckFailed(
             f"confirm that {sentence}",
             found="it does not hold" if found is None else str(found),
-            hint="read the cells above from the last one that looks right; the server's log is in this "
-            "run's folder",
+            hint="read the cells above from the last one that looks right; the server's log is in this run's folder",
         )
     print(f"ok: {sentence}")

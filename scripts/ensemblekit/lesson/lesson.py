@@ -99,13 +99,9 @@ class Lesson:
                 found="this lesson starts servers of its own, to see how they start",
                 hint="run it with PROVIDER 'embedded'; `attach` is for 06_inference_through_the_ensemble",
             )
-        settings = check_settings(
-            RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour
-        )
+        settings = check_settings(RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour)
         folder = self._folder(name)
-        staged = (
-            repository if isinstance(repository, StagedRepository) else StagedRepository(Path(repository), {})
-        )
+        staged = repository if isinstance(repository, StagedRepository) else StagedRepository(Path(repository), {})
         return TritonServer(
             installation=self._installation(settings.release_row, settings.flavour, folder),
             repository=staged.path,
@@ -133,9 +129,7 @@ class Lesson:
         Raises:
             KitError: The server cannot be had, or did not answer.
         """
-        settings = check_settings(
-            RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour
-        )
+        settings = check_settings(RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour)
         folder = self._folder(f"probe-{settings.release}-{settings.flavour}")
         return probe_ensembles(self._installation(settings.release_row, settings.flavour, folder), folder)
 

@@ -80,12 +80,8 @@ def _draw_load(axes: Axes, row: int, load: ModelLoad, end_s: float) -> None:
     _inside(axes, row, load.loading_s, loaded, "loading", end_s)
     if load.loaded_s is not None:
         gone = load.unloaded_s if load.unloaded_s is not None else end_s
-        axes.barh(
-            row, gone - loaded, left=loaded, height=0.5, color=GREEN if load.unloaded_s is None else AMBER
-        )
-        _inside(
-            axes, row, loaded, gone, "ready" if load.unloaded_s is None else "loaded, then unloaded", end_s
-        )
+        axes.barh(row, gone - loaded, left=loaded, height=0.5, color=GREEN if load.unloaded_s is None else AMBER)
+        _inside(axes, row, loaded, gone, "ready" if load.unloaded_s is None else "loaded, then unloaded", end_s)
 
 
 def _inside(axes: Axes, row: int, begin_s: float, stop_s: float, text: str, end_s: float) -> None:
@@ -96,9 +92,7 @@ def _inside(axes: Axes, row: int, begin_s: float, stop_s: float, text: str, end_
 def _mark_end(axes: Axes, lines: Sequence[LogLine], end_s: float, outcome: StartOutcome) -> None:
     axes.axvline(end_s, color=RED, linewidth=1.5)
     text = f"exit code {outcome.exit_code}" if outcome.kind == "exited" else "stopped: not ready"
-    axes.annotate(
-        text, (end_s, -0.65), (-4, 0), textcoords="offset points", ha="right", va="center", color=RED
-    )
+    axes.annotate(text, (end_s, -0.65), (-4, 0), textcoords="offset points", ha="right", va="center", color=RED)
 
 
 def draw_pipeline(
@@ -126,9 +120,7 @@ def draw_pipeline(
         (-MARGIN, -0.75), last + 2 * MARGIN, 1.5, boxstyle="round,pad=0.02", fill=False, ls="--", ec=GREY
     )
     axes.add_patch(frame)
-    axes.text(
-        -MARGIN, 0.8, _label(ensemble, states, "platform: ensemble"), color=GREY, va="bottom", fontsize=9
-    )
+    axes.text(-MARGIN, 0.8, _label(ensemble, states, "platform: ensemble"), color=GREY, va="bottom", fontsize=9)
     _arrow(axes, -OUTER, -0.03, [tensor.name for tensor in config.input], shift=-MARGIN / 2)
     for number, step in enumerate(steps):
         backend = read_config(repository.path / step.model).backend
@@ -147,9 +139,7 @@ def _label(name: str, states: Mapping[str, str] | None, detail: str, model: str 
 def _box(axes: Axes, x: float, title: str, detail: str) -> None:
     box = FancyBboxPatch((x, -0.42), BOX, 0.84, boxstyle="round,pad=0.02", fc=GREEN, ec="none")
     axes.add_patch(box)
-    axes.text(
-        x + BOX / 2, 0.12, title, ha="center", va="center", fontsize=10, fontweight="bold", color="black"
-    )
+    axes.text(x + BOX / 2, 0.12, title, ha="center", va="center", fontsize=10, fontweight="bold", color="black")
     axes.text(x + BOX / 2, -0.17, detail, ha="center", va="center", fontsize=8, color="black")
 
 

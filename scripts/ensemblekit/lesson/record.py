@@ -22,9 +22,7 @@ def record_values(lesson: str, values: dict[str, Value]) -> Path:
     """
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ParameterError(
-                f"record {name}", found=str(value), hint="record None where nothing was measured"
-            )
+            raise ParameterError(f"record {name}", found=str(value), hint="record None where nothing was measured")
     path = current_run_dir() / "records" / f"{lesson}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -120,9 +120,7 @@ def visible_gpu() -> str | None:
     """Return the first NVIDIA GPU's name as the driver's own tool says it, None without one."""
     try:
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        found = subprocess.run(
-            command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False
-        )
+        found = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     names = found.stdout.strip().splitlines()

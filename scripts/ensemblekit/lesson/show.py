@@ -11,10 +11,11 @@ from typing import Self
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, Markdown, display
 
-__all__ = ["BATCH_VARIABLE", "Progress", "quick_banner", "show_lines", "table"]
+from ensemblekit.paths import BATCH_VARIABLE
+
+__all__ = ["Progress", "quick_banner", "show_lines", "table"]
 
 REFRESH_S = 0.5  # a progress line need not move faster than a reader's eye
-BATCH_VARIABLE = "ENSEMBLEKIT_BATCH"  # set by batch runs, which show progress of their own
 
 
 class Progress:

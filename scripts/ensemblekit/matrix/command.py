@@ -19,9 +19,7 @@ __all__ = ["matrix_command"]
 STYLE = {"as expected": "green", "UNEXPECTED": "bold red", "not run": "yellow"}
 
 
-def matrix_command(
-    releases: Sequence[str], flavours: Sequence[str], providers: Sequence[str], engine: str
-) -> int:
+def matrix_command(releases: Sequence[str], flavours: Sequence[str], providers: Sequence[str], engine: str) -> int:
     """Run the matrix and return the exit code: 1 if a cell went against the release table.
 
     Raises:
@@ -40,9 +38,7 @@ def matrix_command(
             what = f"{cell.release} {cell.flavour}: {cell.state}"
             bar.update(task, total=total, advance=1, description=what)
 
-        result = run_matrix(
-            releases=releases, flavours=flavours, providers=providers, engine=engine, on_cell=on_cell
-        )
+        result = run_matrix(releases=releases, flavours=flavours, providers=providers, engine=engine, on_cell=on_cell)
     _show(console, result)
     picture = save_picture(result, current_run_dir() / "matrix.png")
     for file in (current_run_dir() / "matrix.json", picture):

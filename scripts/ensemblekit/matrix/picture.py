@@ -2,6 +2,7 @@
 """The release matrix as a picture: colour and words say the same, so that it reads without colour too."""
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ def _draw(axes: Axes, column: int, row: int, cell: Cell) -> None:
     )  # fmt: skip
     axes.add_patch(box)
     colour = "#5b5f66" if cell.state == "not run" else "white"
-    text = {"ha": "center", "va": "center", "color": colour}
+    text: dict[str, Any] = {"ha": "center", "va": "center", "color": colour}
     small = "UNEXPECTED" if odd else f"{cell.seconds:.1f} s" if cell.state != "not run" else ""
     axes.text(column + 0.5, row + (0.4 if small else 0.5), WORDS[cell.state], fontsize=10, fontweight="bold", **text)
     axes.text(column + 0.5, row + 0.68, small, fontsize=8.5, **text)

@@ -65,9 +65,7 @@ def run_matrix(
     return result
 
 
-def _cells(
-    releases: Sequence[str], flavours: Sequence[str], providers: Sequence[str], engine: str
-) -> list[Cell]:
+def _cells(releases: Sequence[str], flavours: Sequence[str], providers: Sequence[str], engine: str) -> list[Cell]:
     """Return the cells to run, none of them run yet."""
     names = [get_release(name).name for name in releases] or [row.name for row in list_releases()]
     chosen_flavours: list[Flavour] = [_one_of("FLAVOUR", name, FLAVOURS) for name in flavours or FLAVOURS]
@@ -85,9 +83,7 @@ def _one_of(what: str, value: str, legal: Sequence[Word]) -> Word:
     for word in legal:
         if word == value:
             return word
-    raise ParameterError(
-        f"use {what} {value!r}", found="no such value", hint=f"choose one of {', '.join(legal)}"
-    )
+    raise ParameterError(f"use {what} {value!r}", found="no such value", hint=f"choose one of {', '.join(legal)}")
 
 
 def _run(cell: Cell, folder: Path, source: ModelSource | None, device: str) -> Cell:

@@ -18,9 +18,8 @@ from ensemblekit.repository.config import read_config, set_parameter, write_conf
 __all__ = ["ENGINE_ARGUMENTS", "ENGINE_ENVIRONMENT", "StagedRepository", "stage_repository"]
 
 COMPOSING_ENGINE = "llm"
-# What vLLM is started with. `enforce_eager` on the CPU: compiling would cost minutes and gain nothing at
-# this size;
-# 2048 tokens of context bound the memory; half of a GPU leaves room for a second engine beside it.
+# What vLLM is started with. `enforce_eager` on the CPU: compiling would cost minutes and gain nothing at this
+# size; 2048 tokens of context bound the memory; half of a GPU leaves room for a second engine beside it.
 ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
     "cpu": {"dtype": "bfloat16", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 32, "seed": 0},
     "cuda": {"dtype": "bfloat16", "gpu_memory_utilization": 0.5, "max_model_len": 2048, "seed": 0},
@@ -138,9 +137,7 @@ def _stand_in(model: Path) -> None:
 def _fill_engine(model: Path, source: ModelSource, arguments: dict[str, Any]) -> None:
     for file in model.glob("*/model.json"):
         merged = (
-            json.loads(file.read_text())
-            | arguments
-            | {"model": source.engine_model, "tokenizer": source.tokenizer}
+            json.loads(file.read_text()) | arguments | {"model": source.engine_model, "tokenizer": source.tokenizer}
         )
         file.write_text(json.dumps(merged, indent=4) + "\n")
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parent of a server process: outlives the kernel that asked for it, and lets nothing outlive itself.
 
-Started as `python -P _reaper.py SHM_PREFIX [--after JSON] COMMAND...` in a session of its own, with a pipe on standard input
-that only the kernel holds. It starts the command, and when the pipe closes (the kernel died, however it
-died) or
-says "stop", it ends the command and every process that came of it. It exits with the command's exit code
-(128 + n after signal n), so that the kernel can read it. Shared memory regions that begin with SHM_PREFIX,
-which a
-killed Python stub leaves behind, are removed, and so is the empty folder of a killed Python backend. JSON is a
-command that is run when COMMAND has ended: it removes the container of a client that was killed.
+Started as `python -P _reaper.py SHM_PREFIX [--after JSON] COMMAND...` in a session of its own, with a pipe on
+standard input that only the kernel holds. It starts the command, and when the pipe closes (the kernel died,
+however it died) or says "stop", it ends the command and every process that came of it. It exits with the
+command's exit code (128 + n after signal n), so that the kernel can read it. Shared memory regions that begin
+with SHM_PREFIX, which a killed Python stub leaves behind, are removed, and so is the empty folder of a killed
+Python backend. JSON is a command that is run when COMMAND has ended: it removes the container of a client
+that was killed.
 """
 
 import contextlib
@@ -84,9 +83,7 @@ def _run_after(command: list[str]) -> None:
         return
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         quiet = subprocess.DEVNULL  # that the container is gone already is no news
-        subprocess.run(
-            command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=AFTER_TIMEOUT_S, check=False
-        )
+        subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=AFTER_TIMEOUT_S, check=False)
 
 
 def _remove_environments(begin: float) -> None:

@@ -172,9 +172,7 @@ def _limits(engine: ContainerEngine) -> list[str]:
 def _may_lock_memory() -> bool:
     everything = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     try:
-        subprocess.run(
-            ["true"], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_MEMLOCK, everything), check=True
-        )
+        subprocess.run(["true"], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_MEMLOCK, everything), check=True)
     except (OSError, subprocess.SubprocessError, ValueError):
         return False
     return True

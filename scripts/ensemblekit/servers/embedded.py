@@ -174,9 +174,9 @@ def _private_backends(tree: Path, backends: Path) -> Path:
 def _environment(tree: Path) -> dict[str, str]:
     """Return what the stub needs to find its libraries and this Python.
 
-    It ignores PYTHONPATH and takes the first python3 on PATH. Its own library path is relative to the
-    wheel, so a
-    copied stub needs the wheel's libraries named. A stub that cannot start makes the server wait for ever.
+    It ignores PYTHONPATH and takes the first python3 on PATH. Its own library path is relative to the wheel,
+    so a copied stub needs the wheel's libraries named. A stub that cannot start makes the server wait for
+    ever.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     libraries = [str(tree / "nvidia_pytriton.libs"), *filter(None, [libpython_folder()])]

@@ -2,19 +2,15 @@
 """An emulation of the missing build flag: a Triton core that knows no platform called `ensemble`.
 
 Upstream's vLLM images up to 24.09 were compiled without `TRITON_ENABLE_ENSEMBLE`; the PyPI wheels are
-compiled
-with it. What the flag does at poll time is decide whether the platform name of a model's config equals the
-constant `ensemble`. This module makes a private copy of `libtritonserver-*.so` in which that constant is
-another
-string, so that the real server takes its own path for a platform it does not know.
+compiled with it. What the flag does at poll time is decide whether the platform name of a model's config
+equals the constant `ensemble`. This module makes a private copy of `libtritonserver-*.so` in which that
+constant is another string, so that the real server takes its own path for a platform it does not know.
 
 Real: the server binary, the code path, the log lines, the exit code, the answers of the load API.
-Emulated: why the comparison fails. Compared with a genuine r24.08 core compiled with the option OFF, the
-log is
-the same line by line (tests/data/triton-24.08-ensemble-off.log).
-Known to differ: a config with both `ensemble_scheduling` and a non-empty `backend` makes the genuine build
-say
-"ensemble scheduling not supported"; the emulation names its replaced constant in that message.
+Emulated: why the comparison fails. Compared with a genuine r24.08 core compiled with the option OFF, the log
+is the same line by line (tests/data/triton-24.08-ensemble-off.log). Known to differ: a config with both
+`ensemble_scheduling` and a non-empty `backend` makes the genuine build say "ensemble scheduling not
+supported"; the emulation names its replaced constant in that message.
 """
 
 import shutil

@@ -35,9 +35,7 @@ class ContainerEngine:
             UnsupportedMachine: It does not answer in time.
         """
         try:
-            return subprocess.run(
-                [self.name, *words], capture_output=True, text=True, timeout=timeout_s, check=False
-            )
+            return subprocess.run([self.name, *words], capture_output=True, text=True, timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired as error:
             raise UnsupportedMachine(
                 f"ask {self.name} for `{' '.join(words[:2])}`",

@@ -28,7 +28,8 @@ _UNLOADED = re.compile(r"^successfully unloaded '([^']+)'")
 _FAILED = re.compile(r"^failed to load '([^']+)' version \d+: (.*)$", re.DOTALL)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # the dynamic linker's words, of the server itself or of the stub of a Python model
-_LIBRARY = re.compile(r"error while loading shared libraries: ([^:\s]+): ")
+_LIBRARY = re.compile(r"^(\S+): error while loading shared libraries: ([^:\s]+): ", re.MULTILINE)
+STUB_NAME = "triton_python_backend_stub"
 TAIL_LINES = 50  # enough for the server's option table and the lines before it
 
 
@@ -137,7 +138,12 @@ def missing_library(text: str) -> str | None:
     'libb64.so.0'
     """
     match = _LIBRARY.search(text)
-    return match[1] if match else None
+    return match[2] if match else None
+
+
+def stub_without_library(text: str) -> bool:
+    """Return whether a model's process could not start for want of a library: Triton waits for it without limit."""
+    return any(match[1].endswith(STUB_NAME) for match in _LIBRARY.finditer(text))
 
 
 _NORMAL = (

@@ -18,9 +18,7 @@ from ensemblekit.servers.logs import (
 __all__ = ["ENSEMBLE_REFUSED", "Kind", "StartOutcome", "outcome_of"]
 
 # the server's own words, model_repository_manager.cc:1460 in 2.49.0; tests compare it with a genuine log
-ENSEMBLE_REFUSED = (
-    "Poll failed for model directory 'ensemble': unexpected platform type 'ensemble' for ensemble"
-)
+ENSEMBLE_REFUSED = "Poll failed for model directory 'ensemble': unexpected platform type 'ensemble' for ensemble"
 
 Kind = Literal["ready", "exited", "stuck", "timeout"]
 
@@ -31,8 +29,7 @@ class StartOutcome:
 
     Attributes:
         kind: `ready`, `exited` (the process ended by itself), `stuck` (it waited for a model's process that
-        could
-            not start, and was stopped) or `timeout` (it ran but was never ready, and was stopped).
+        could not start, and was stopped) or `timeout` (it ran but was never ready, and was stopped).
         exit_code: The exit code if it exited.
         elapsed_s: Seconds from the start of the process to the outcome.
         poll_errors: The server's messages about model directories it refused to read.

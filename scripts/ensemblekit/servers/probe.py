@@ -16,8 +16,7 @@ __all__ = ["Probe", "probe_ensembles"]
 PROBE_MODEL = "ensemblekit_probe"
 PROBE_TIMEOUT_S = 30.0  # it takes 0.3 s; a machine under load may take longer
 # An ensemble whose only step does not exist. A server that knows ensembles answers 400: the model is not
-# available.
-# One that does not cannot read the config at all: 500, and the log says why.
+# available. One that does not cannot read the config at all: 500, and the log says why.
 PROBE_CONFIG = """platform: "ensemble"
 input [ { name: "IN" data_type: TYPE_STRING dims: [ 1 ] } ]
 output [ { name: "OUT" data_type: TYPE_STRING dims: [ 1 ] } ]
@@ -47,9 +46,7 @@ class Probe:
     elapsed_s: float
 
     def __str__(self) -> str:
-        verdict = {True: "knows ensembles", False: "does not know ensembles", None: "could not tell"}[
-            self.ensembles
-        ]
+        verdict = {True: "knows ensembles", False: "does not know ensembles", None: "could not tell"}[self.ensembles]
         return "\n".join(
             filter(None, [f"verdict:  {verdict}", f"load API: HTTP {self.status} {self.body}", self.reason])
         )
@@ -82,6 +79,4 @@ def probe_ensembles(installation: Installation, folder: Path) -> Probe:
     errors = poll_errors(parse_log(read_log(server.log_path)))
     refused = any("unexpected platform type 'ensemble'" in error for error in errors)
     known = answer.status == httpx.codes.BAD_REQUEST and "not available" in answer.body
-    return Probe(
-        known if known != refused else None, answer.status, answer.body, next(iter(errors), ""), elapsed
-    )
+    return Probe(known if known != refused else None, answer.status, answer.body, next(iter(errors), ""), elapsed)

@@ -23,7 +23,7 @@ from ensemblekit.servers import _reaper
 from ensemblekit.servers._reaper import ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
 from ensemblekit.servers.container import ContainerInstallation
 from ensemblekit.servers.embedded import EmbeddedInstallation
-from ensemblekit.servers.logs import TAIL_LINES, missing_library, read_log, tail
+from ensemblekit.servers.logs import TAIL_LINES, read_log, stub_without_library, tail
 from ensemblekit.servers.outcome import Kind, StartOutcome, outcome_of
 from ensemblekit.servers.ports import LOOPBACK, free_ports, require_free
 
@@ -147,9 +147,7 @@ class TritonServer:
         """The command line as a reader could type it."""
         return shlex.join(self.command).replace(" --", " \\\n  --")
 
-    def start(
-        self, timeout_s: float = READY_TIMEOUT_S, on_poll: Callable[[Self], None] | None = None
-    ) -> Self:
+    def start(self, timeout_s: float = READY_TIMEOUT_S, on_poll: Callable[[Self], None] | None = None) -> Self:
         """Start the server and return it once it is ready.
 
         Args:
@@ -200,8 +198,8 @@ class TritonServer:
             return "exited"
         if self.answers():
             return "ready"
-        if missing_library(read_log(self.log_path)):
-            return "stuck"  # Triton waits without limit for a stub that could not even be linked
+        if stub_without_library(read_log(self.log_path)):
+            return "stuck"
         return "timeout" if time.monotonic() - begin > timeout_s else None
 
     def answers(self) -> bool:
@@ -299,7 +297,5 @@ def _hint(outcome: StartOutcome, installation: Installation) -> str:
     if isinstance(installation, ContainerInstallation) and outcome.exit_code in CONTAINER_HINTS:
         return CONTAINER_HINTS[outcome.exit_code]
     if outcome.kind == "timeout":
-        return (
-            "read the log's end; a slow disk or a first download of weights may need a larger READY_TIMEOUT_S"
-        )
+        return "read the log's end; a slow disk or a first download of weights may need a larger READY_TIMEOUT_S"
     return "read the first line of the log that begins with E: later ones are often its consequence"

@@ -27,9 +27,7 @@ GONE_MESSAGE = "the vLLM engine has stopped after an error (see the server's log
 class Engine:
     """A running engine; requests go in with `submit`, answers come out through `Responses`."""
 
-    def __init__(
-        self, arguments: dict[str, Any], responses: Responses, labels: dict[str, str] | None
-    ) -> None:
+    def __init__(self, arguments: dict[str, Any], responses: Responses, labels: dict[str, str] | None) -> None:
         """Start the engine and return when it can serve.
 
         Args:
@@ -50,9 +48,7 @@ class Engine:
             self._llm: AsyncLLM = asyncio.run_coroutine_threadsafe(start, self._loop).result()
         except Exception as error:
             self._end_loop()
-            raise pb_utils.TritonModelException(
-                f"vLLM did not start: {type(error).__name__}: {error}"
-            ) from error
+            raise pb_utils.TritonModelException(f"vLLM did not start: {type(error).__name__}: {error}") from error
         self._tokenizer = self._llm.renderer.get_tokenizer()
         self._context = int(self._llm.model_config.max_model_len)
         self.text = TextMaker(self._tokenizer)

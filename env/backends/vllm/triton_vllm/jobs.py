@@ -75,8 +75,7 @@ class JobReader:
         exclude = _flag(request, "exclude_input_in_output")
         if stream and exclude is False:
             raise BadRequest(
-                "stream with exclude_input_in_output=false is not supported: "
-                "a stream never repeats the prompt"
+                "stream with exclude_input_in_output=false is not supported: a stream never repeats the prompt"
             )
         given = _sampling_parameters(request)
         token_ids = self._engine.tokenize(prompt)

@@ -47,9 +47,7 @@ class TritonMetrics:
         kinds = pb_utils.MetricFamily
         self._families: list[Any] = []  # a family must outlive its metrics
         self._gauges = {name: self._new(name, text, kinds.GAUGE, labels) for name, text in GAUGES.items()}
-        self._counters = {
-            name: self._new(name, text, kinds.COUNTER, labels) for name, text in COUNTERS.items()
-        }
+        self._counters = {name: self._new(name, text, kinds.COUNTER, labels) for name, text in COUNTERS.items()}
         self._histograms = {}
         if hasattr(kinds, "HISTOGRAM"):  # Triton 24.07's stub has none
             self._histograms = {

@@ -32,9 +32,7 @@ def parse_json(text: str, source: str) -> dict[str, Any]:
     except ValueError as error:
         raise BadRequest(f"{source} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise BadRequest(
-            f'{source} must be a JSON object such as {{"max_tokens": 64}}, not {type(value).__name__}'
-        )
+        raise BadRequest(f'{source} must be a JSON object such as {{"max_tokens": 64}}, not {type(value).__name__}')
     return value
 
 
@@ -60,9 +58,7 @@ def make_sampling_params(kind: type, given: dict[str, Any], **decided: Any) -> A
 def field_types(kind: type) -> dict[str, Any]:
     """Return name and type of every sampling parameter that a client may set."""
     fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    return {
-        name: type_ for name, type_ in fields.items() if name not in RESERVED and not name.startswith("_")
-    }
+    return {name: type_ for name, type_ in fields.items() if name not in RESERVED and not name.startswith("_")}
 
 
 def _convert(name: str, value: Any, types: dict[str, Any]) -> Any:
