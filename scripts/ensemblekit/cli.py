@@ -207,5 +207,13 @@ def matrix(
     raise typer.Exit(matrix_command(release or [], flavour or [], providers, engine))
 
 
+def _add_groups() -> None:
+    from ensemblekit.bundle.command import app as bundle
+
+    app.add_typer(bundle, name="bundle")
+
+
+_add_groups()
+
 if __name__ == "__main__":
     main()

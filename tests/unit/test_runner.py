@@ -127,6 +127,8 @@ def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
     tmp_path: Path, number: signal.Signals, settle_s: float
 ) -> None:
     program = (
+        # a shell's background job, such as a CI step, inherits that Ctrl-C is ignored
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import sys; from pathlib import Path; from ensemblekit import cli;"
         "import ensemblekit.batch.command as c;"
         "choose = c.choose_lessons;"

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ensemblekit.errors import FetchError
-from ensemblekit.paths import cache_dir
+from ensemblekit.paths import cache_dir, repo_root
 
 __all__ = ["build_once", "fetch_wheel", "locked", "sha256_of", "unpack_wheel"]
 
@@ -160,6 +160,8 @@ def _run_pip(project: str, version: str, into: Path, platform: str | None, log: 
     command += ["--disable-pip-version-check", "--progress-bar=off", *extra]
     if platform:
         command += ["--platform", platform]
+    if (brought := repo_root() / "bundle" / "wheels").is_dir():  # the kit came as a bundle, without a network
+        command += ["--no-index", "--find-links", str(brought)]
     command.append(f"{project}=={version}")
     with log.open("w") as output:
         try:
