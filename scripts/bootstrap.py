@@ -436,7 +436,7 @@ class Installer:
     def see_also(self, folders):
         """Let this environment find the packages of other folders, after its own."""
         library = [os.path.join(self.folder, "lib", "python" + v, "site-packages") for v in PYTHONS]
-        with open(os.path.join([lib for lib in library if os.path.isdir(lib)][0], HOST_PTH), "w") as file:
+        with open(os.path.join(next(lib for lib in library if os.path.isdir(lib)), HOST_PTH), "w") as file:
             file.write("".join(folder + "\n" for folder in folders))
 
     def pip(self, name, arguments, total, attempted, pins=()):

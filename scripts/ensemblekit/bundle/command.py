@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ensemblekit bundle create`: from the command line to the plan, with progress."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -53,7 +54,10 @@ def create(
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("packages")
         bundle = create_bundle(
-            plan, folder, size, lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
+            plan,
+            folder,
+            size,
+            lambda what, done, total: bars.update(task, description=what, completed=done, total=total),
         )
     console.print(
         f"{bundle.size / 1e6:.0f} MB in {bundle.parts} parts after {bundle.seconds:.0f} s: {folder}\n"
@@ -82,5 +86,3 @@ def _plan(
     layers = layers_for(chosen, lab=lab)
     choice = choose(read_pins(layers), read_have(have) if have else {}, left_out)
     return Plan(python, chosen, layers, choice, releases, weights=chosen != "quick")
-
-

@@ -128,8 +128,6 @@ def choose(pins: Sequence[Pin], have: Mapping[str, str], left_out: Collection[st
     A local version (`2.11.0+cu130`) counts as the version it builds.
     """
     out = tuple(pin for pin in pins if pin.name in left_out)
-    present = tuple(
-        pin for pin in pins if pin not in out and have.get(pin.name, "").partition("+")[0] == pin.version
-    )
+    present = tuple(pin for pin in pins if pin not in out and have.get(pin.name, "").partition("+")[0] == pin.version)
     carried = tuple(pin for pin in pins if pin not in out and pin not in present)
     return Choice(carried, present, out)

@@ -79,9 +79,7 @@ def create_bundle(plan: Plan, folder: Path, part_size: int, say: Say) -> Bundle:
         FetchError: A package has no wheel for that Python, or the index cannot be reached.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise ParameterError(
-            f"write a bundle into {folder}", found="the folder is not empty", hint="name a new folder"
-        )
+        raise ParameterError(f"write a bundle into {folder}", found="the folder is not empty", hint="name a new folder")
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".wheels-") as draft:
