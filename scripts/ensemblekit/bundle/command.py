@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ensemblekit bundle create`: from the command line to the plan, with progress."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, get_args
 
