@@ -9,6 +9,7 @@ stand in the model's own `<version>/model.json`. What each part does:
     triton_vllm/sampling.py    sampling parameters: from JSON and request parameters to SamplingParams
     triton_vllm/jobs.py        a Triton request as the engine needs it
     triton_vllm/engine.py      the engine, on an asyncio loop in a thread of its own
+    triton_vllm/whole.py       answers that are sent whole, past vLLM's per-token machinery
     triton_vllm/responses.py   sends the answers, and notices cancelled requests
     triton_vllm/text.py        from token ids to text, once per answer where that is possible
     triton_vllm/metrics.py     vLLM's metrics, through Triton's metrics endpoint

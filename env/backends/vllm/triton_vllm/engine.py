@@ -6,6 +6,7 @@ import contextlib
 import gc
 import threading
 import time
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from triton_vllm.metrics import stat_logger_factory
 from triton_vllm.responses import Responses
 from triton_vllm.sampling import BadRequest
 from triton_vllm.text import TextMaker
+from triton_vllm.whole import Gathering, WholeAnswers
 
 STOP_TIMEOUT_S = 10.0  # for the tasks of requests that were still running
 GONE_MESSAGE = "the vLLM engine has stopped after an error (see the server's log); load the model again"
@@ -52,6 +54,7 @@ class Engine:
         self._tokenizer = self._llm.renderer.get_tokenizer()
         self._context = int(self._llm.model_config.max_model_len)
         self.text = TextMaker(self._tokenizer)
+        self._whole = WholeAnswers(self._llm, self._send_whole, self._send_error)
         # What exists now lives as long as the engine; the collector need not walk it again.
         gc.collect()
         gc.freeze()
@@ -86,38 +89,64 @@ class Engine:
         gc.collect()
 
     def _admit(self, jobs: list[Job]) -> None:
+        whole = [job for job in jobs if WholeAnswers.takes(job)]
         for job in jobs:
-            task = self._loop.create_task(self._serve(job))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            self._responses.watch(job, partial(self._loop.call_soon_threadsafe, task.cancel))
+            if job not in whole:
+                task = self._keep(self._serve(job))
+                self._responses.watch(job, partial(self._loop.call_soon_threadsafe, task.cancel))
+        if whole:
+            self._keep(self._whole.accept(whole))
+            for job in whole:
+                self._responses.watch(job, partial(self._loop.call_soon_threadsafe, self._whole.cancel, job))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Start a task and hold it until it is done."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _serve(self, job: Job) -> None:
-        codes = pb_utils.TritonError
         prompt = {"type": "token", "prompt_token_ids": job.token_ids, "arrival_time": time.time()}
         try:
             async for output in self._llm.generate(prompt, job.params, job.id):  # type: ignore[arg-type]
                 if output.finished or any(piece.text for piece in output.outputs):
                     self._responses.piece(job, partial(self._texts, job, output), final=output.finished)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Exception) as error:
+            self._send_error(job, error)
+
+    def _send_whole(self, job: Job, answer: Gathering) -> None:
+        self._responses.piece(job, lambda: [self._text(job, answer)], final=True)
+
+    def _send_error(self, job: Job, error: BaseException) -> None:
+        """Tell a client why there is no answer; validation errors have many types, and differ between releases."""
+        codes = pb_utils.TritonError
+        if isinstance(error, asyncio.CancelledError):
             self._responses.error(job, "the request was cancelled", codes.CANCELLED)
-        except EngineDeadError:
+        elif isinstance(error, EngineDeadError):
             self._responses.error(job, GONE_MESSAGE, codes.UNAVAILABLE)
-        except EngineGenerateError as error:
-            pb_utils.Logger.log_error(f"[vllm] {job.id} failed: {error.__cause__!r}")
-            self._responses.error(job, f"vLLM failed on this request: {error.__cause__!r}", codes.INTERNAL)
-        except Exception as error:  # validation errors have many types, and differ between vLLM's releases
+        elif isinstance(error, EngineGenerateError | RuntimeError):
+            cause = error.__cause__ or error
+            pb_utils.Logger.log_error(f"[vllm] {job.id} failed: {cause!r}")
+            self._responses.error(job, f"vLLM failed on this request: {cause!r}", codes.INTERNAL)
+        else:
             self._responses.error(job, f"vLLM refused the request: {error}", codes.INVALID_ARG)
 
     def _texts(self, job: Job, output: Any) -> list[str]:
         """Return one text for each sequence; of a stream, what is new since the last piece."""
         texts = [""] * job.params.n
         for piece in output.outputs:
-            texts[piece.index] = piece.text
-            if job.decode_at_end:
-                skip = job.params.skip_special_tokens
-                texts[piece.index] = self.text.decode(job.token_ids, piece, skip_special_tokens=skip)
-        return [job.prompt + text for text in texts] if job.echo else texts
+            texts[piece.index] = self._text(job, piece) if job.decode_at_end else self._echo(job) + piece.text
+        return texts
+
+    def _text(self, job: Job, answer: Any) -> str:
+        """Return the text of a whole answer."""
+        skip = job.params.skip_special_tokens
+        return self._echo(job) + self.text.decode(job.token_ids, answer, skip_special_tokens=skip)
+
+    @staticmethod
+    def _echo(job: Job) -> str:
+        return job.prompt if job.echo else ""
 
     async def _start(self, engine_args: AsyncEngineArgs, labels: dict[str, str] | None) -> AsyncLLM:
         llm = AsyncLLM.from_engine_args(engine_args, stat_loggers=_stat_loggers(labels))
@@ -125,6 +154,7 @@ class Engine:
         return llm
 
     async def _cancel_all(self) -> None:
+        self._whole.cancel_all()
         await _cancel(list(self._tasks))
         # vLLM's own reader of the engine's output would report the end of the engine as a crash
         await _cancel([handler for handler in [self._llm.output_handler] if handler])

@@ -30,6 +30,7 @@ class Job:
         stream: Whether pieces are sent as they come.
         echo: Whether the prompt is put in front of the answer.
         decode_at_end: Whether the engine leaves the text to us, to be made once from all tokens.
+        sampling_key: The same for all requests with the same sampling parameters.
         sender: Triton's response sender.
         closed: Whether the last response is out; after that Triton has freed the request.
         lock: Held while `sender` is used.
@@ -42,6 +43,7 @@ class Job:
     stream: bool
     echo: bool
     decode_at_end: bool
+    sampling_key: str
     sender: Any
     closed: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -95,6 +97,7 @@ class JobReader:
             stream=stream,
             echo=not stream and not exclude,
             decode_at_end=decode_at_end,
+            sampling_key=json.dumps(given, sort_keys=True),
             sender=sender,
         )
 

@@ -26,7 +26,7 @@ COUNTERS = {
 }
 HISTOGRAMS = {
     "vllm:time_to_first_token_seconds": ("Time to first token in seconds.", SECONDS),
-    "vllm:time_per_output_token_seconds": ("Time per output token in seconds.", TOKEN_SECONDS),
+    "vllm:time_per_output_token_seconds": ("Mean time per output token of each request.", TOKEN_SECONDS),
     "vllm:e2e_request_latency_seconds": ("End to end request latency in seconds.", REQUEST_SECONDS),
     "vllm:request_prompt_tokens": ("Prefill tokens of each finished request.", TOKENS),
     "vllm:request_generation_tokens": ("Generation tokens of each finished request.", TOKENS),
@@ -128,7 +128,8 @@ def _of_iteration(stats: Any) -> list[Update]:
         ("vllm:generation_tokens_total", float(stats.num_generation_tokens)),
         ("vllm:num_preemptions_total", float(stats.num_preempted_reqs)),
         ("vllm:time_to_first_token_seconds", list(stats.time_to_first_tokens_iter)),
-        ("vllm:time_per_output_token_seconds", list(stats.inter_token_latencies_iter)),
+        # once a request: each observation is a message to the server, and one a token would be 20000 a second
+        ("vllm:time_per_output_token_seconds", [request.mean_time_per_output_token for request in finished]),
         ("vllm:e2e_request_latency_seconds", [request.e2e_latency for request in finished]),
         ("vllm:request_prompt_tokens", [float(request.num_prompt_tokens) for request in finished]),
         ("vllm:request_generation_tokens", [float(request.num_generation_tokens) for request in finished]),

@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 if TYPE_CHECKING:
     from triton_vllm.jobs import Job
 
-CANCEL_POLL_S = 0.2  # a cancelled request is out of the engine well within a second
+CANCEL_POLL_S = 0.4  # a cancelled request is out of the engine within a second; each question is a message
 
 
 def send_error(sender: Any, message: str, code: Any) -> None:
