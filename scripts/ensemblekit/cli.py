@@ -208,9 +208,11 @@ def matrix(
 
 
 def _add_groups() -> None:
+    from ensemblekit.bench.command import bench
     from ensemblekit.bundle.command import app as bundle
 
     app.add_typer(bundle, name="bundle")
+    app.command()(bench)
 
 
 _add_groups()

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process of the load generator: reads jobs as JSON lines, writes the times of their answers as JSON lines.
+
+A job: `{"url", "protocol", "model", "bodies", "concurrency", "stream", "begin_s"}`. Its answer: a list of
+[begin, first piece, end, pieces] for each body, in seconds of the machine's monotonic clock; 0 pieces: it failed.
+Run by path, so that it starts quickly.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aiohttp
+
+Answer = list[float]
+Ask = Callable[[dict[str, Any]], Awaitable[Answer]]
+TIMEOUT_S = 300.0  # of one answer
+
+
+async def ask_http(session: aiohttp.ClientSession, url: str, stream: bool, body: dict[str, Any]) -> Answer:
+    """Send one request and return when it began, when its first piece came, when it ended, and its pieces."""
+    begin, first, pieces = time.monotonic(), 0.0, 0
+    async with session.post(url, json=body) as response:
+        if stream:
+            async for line in response.content:
+                if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+                    pieces += 1
+                    first = first or time.monotonic()
+        else:
+            await response.read()
+            pieces = 1
+        end = time.monotonic()
+        failed = response.status != 200
+    return [begin, first or end, end, 0 if failed else pieces]
+
+
+async def ask_grpc(client: Any, model: str, body: dict[str, Any]) -> Answer:
+    """The same over gRPC; a decoupled model needs a stream of its own for each request."""
+    import numpy as np
+    from tritonclient.grpc.aio import InferInput
+
+    def tensor(name: str, value: Any) -> Any:
+        kind, dtype = ("BOOL", np.bool_) if isinstance(value, bool) else ("BYTES", np.object_)
+        given = InferInput(name, [1], kind)
+        given.set_data_from_numpy(np.array([value if kind == "BOOL" else value.encode()], dtype=dtype))
+        return given
+
+    async def once() -> AsyncIterator[dict[str, Any]]:
+        inputs = [tensor(name, value) for name, value in body.items()]
+        yield {"model_name": model, "inputs": inputs, "enable_empty_final_response": True}
+
+    begin, first, pieces = time.monotonic(), 0.0, 0
+    answers = client.stream_infer(once())
+    async for result, error in answers:
+        if error is not None:
+            return [begin, begin, time.monotonic(), 0]
+        if result.get_response().outputs:
+            pieces += 1
+            first = first or time.monotonic()
+        if result.get_response().parameters["triton_final_response"].bool_param:
+            break
+    end = time.monotonic()
+    return [begin, first or end, end, pieces]
+
+
+async def run(job: dict[str, Any]) -> list[Answer]:
+    """Let `concurrency` clients work through the bodies, from the agreed moment on."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
+        ask = _asker(job, session)
+        bodies = iter(job["bodies"])
+        answers: list[Answer] = []
+
+        async def client() -> None:
+            for body in bodies:
+                begin = time.monotonic()
+                try:
+                    answers.append(await ask(body))
+                except (aiohttp.ClientError, TimeoutError, OSError):
+                    answers.append([begin, begin, time.monotonic(), 0])
+
+        await asyncio.sleep(max(0.0, job["begin_s"] - time.monotonic()))
+        await asyncio.gather(*(client() for _ in range(job["concurrency"])))
+    return answers
+
+
+def _asker(job: dict[str, Any], session: aiohttp.ClientSession) -> Ask:
+    if job["protocol"] == "grpc":
+        from tritonclient.grpc.aio import InferenceServerClient
+
+        client = InferenceServerClient(job["url"])
+        return lambda body: ask_grpc(client, job["model"], body)
+    return lambda body: ask_http(session, job["url"], job["stream"], body)
+
+
+def main() -> None:
+    """Serve jobs until the input ends."""
+    for line in sys.stdin:
+        print(json.dumps(asyncio.run(run(json.loads(line)))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

