@@ -29,7 +29,9 @@ def a_byte_tokenizer() -> Any:
 def a_maker(a_byte_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     backend_support.install(monkeypatch)
     text = importlib.import_module("triton_vllm.text")
-    return text.TextMaker(SimpleNamespace(_tokenizer=a_byte_tokenizer))
+    return text.TextMaker(
+        SimpleNamespace(_tokenizer=a_byte_tokenizer, encode=lambda text: a_byte_tokenizer.encode(text).ids)
+    )
 
 
 def by_token(tokenizer: Any, prompt: list[int], ids: list[int]) -> str:

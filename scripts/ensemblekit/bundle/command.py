@@ -35,7 +35,7 @@ def create(
     ] = None,
     release: Annotated[list[str] | None, typer.Option(help="Triton releases to bring.")] = None,
     part_size: Annotated[str, typer.Option(help="Largest file, for example 62MB or 4GiB.")] = "1GB",
-    lab: Annotated[bool, typer.Option(help="Bring JupyterLab.")] = True,
+    lab: Annotated[bool, typer.Option(help="Bring JupyterLab; only with --device quick can it be left out.")] = True,
     leave_out: Annotated[list[str] | None, typer.Option(help="Another package not to carry.")] = None,
     everything: Annotated[bool, typer.Option(help="Carry also what text generation never imports.")] = False,
 ) -> None:

@@ -77,10 +77,10 @@ def normal(name: str) -> str:
 
 
 def layers_for(device: Device, *, lab: bool = True) -> tuple[str, ...]:
-    """Return the lock files of an environment, without suffix."""
+    """Return the lock files of an environment, without suffix; vLLM needs packages of JupyterLab's."""
     if device == "quick":
         return ("base", "lab") if lab else ("base",)
-    return ("base", "lab", device) if lab else ("base", device)
+    return ("base", "lab", device)
 
 
 def read_pins(layers: Sequence[str], locks: Path | None = None) -> tuple[Pin, ...]:

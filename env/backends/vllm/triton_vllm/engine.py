@@ -65,7 +65,7 @@ class Engine:
         Raises:
             BadRequest: They leave no room for an answer in the model's context.
         """
-        ids = list(self._tokenizer.encode(prompt))
+        ids = self.text.encode(prompt)
         if not ids:
             raise BadRequest("text_input has no tokens: there is nothing to continue")
         if len(ids) >= self._context:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from triton_vllm.engine import Engine
 
 
+MOST_KNOWN = 64  # sampling parameters that are remembered; making them costs as much as tokenising a prompt
+
+
 @dataclass(eq=False)
 class Job:
     """One request on its way through the engine.
@@ -56,6 +59,7 @@ class JobReader:
         """Read for this engine."""
         self._engine = engine
         self._numbers = itertools.count()
+        self._known: dict[str, Any] = {}
 
     def read(self, request: Any) -> Job | None:
         """Return the job of a request, or None if it was refused and the client told why."""
@@ -81,14 +85,9 @@ class JobReader:
             )
         given = _sampling_parameters(request)
         token_ids = self._engine.tokenize(prompt)
+        sampling_key = json.dumps(given, sort_keys=True)
         decode_at_end = not stream and self._engine.text.can_decode_at_end(given)
-        params = make_sampling_params(
-            SamplingParams,
-            given,
-            output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-            detokenize=not decode_at_end,
-        )
-        params.skip_clone = True  # used for this request only
+        params = self._params(sampling_key, given, decode_at_end=decode_at_end, stream=stream)
         return Job(
             id=f"triton-{next(self._numbers)}",
             prompt=prompt,
@@ -97,9 +96,26 @@ class JobReader:
             stream=stream,
             echo=not stream and not exclude,
             decode_at_end=decode_at_end,
-            sampling_key=json.dumps(given, sort_keys=True),
+            sampling_key=sampling_key,
             sender=sender,
         )
+
+    def _params(self, key: str, given: dict[str, Any], *, decode_at_end: bool, stream: bool) -> Any:
+        """Return SamplingParams; those of whole answers are only read from here on, so that equal ones are shared."""
+        known = self._known.get(key) if decode_at_end else None
+        if known is not None:
+            return known
+        params = make_sampling_params(
+            SamplingParams,
+            given,
+            output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+            detokenize=not decode_at_end,
+        )
+        if not decode_at_end:
+            params.skip_clone = True  # used for this request only
+        elif len(self._known) < MOST_KNOWN:
+            self._known[key] = params
+        return params
 
 
 def _sampling_parameters(request: Any) -> dict[str, Any]:

@@ -14,15 +14,29 @@ from tokenizers.decoders import DecodeStream
 NEEDS_TEXT = ("stop", "bad_words", "structured_outputs", "include_stop_str_in_output")
 
 
+# Both ways of encoding are compared on it once: special tokens at the ends, characters beyond ASCII, a newline.
+SAMPLE = "A sample, naïve 東京 🙂\n<|im_start|>user\nand its end "
+
+
 class TextMaker:
     """Decodes whole answers with the engine's tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Use this tokenizer; only one backed by the `tokenizers` library can decode at the end."""
+        self._wrapper = tokenizer
         backend = getattr(tokenizer, "_tokenizer", None)
         self._tokenizer = backend if isinstance(backend, tokenizers.Tokenizer) else None
         if self._tokenizer is not None and not _steps_lists(self._tokenizer):
             self._tokenizer = None
+        self._encodes_alike = self._tokenizer is not None and self._tokenizer.encode(SAMPLE).ids == list(
+            tokenizer.encode(SAMPLE)
+        )
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the prompt's tokens; the `tokenizers` library itself takes a quarter of the time of its wrapper."""
+        if self._encodes_alike:
+            return list(self._tokenizer.encode(prompt).ids)  # type: ignore[union-attr]
+        return list(self._wrapper.encode(prompt))
 
     def can_decode_at_end(self, sampling: dict[str, Any]) -> bool:
         """Return whether an unstreamed answer may be decoded once, at its end."""
