@@ -20,7 +20,7 @@ STYLE = {"as expected": "green", "UNEXPECTED": "bold red", "not run": "yellow"}
 
 
 def matrix_command(releases: Sequence[str], flavours: Sequence[str], providers: Sequence[str], engine: str) -> int:
-    """Run the matrix and return the exit code: 1 if a cell went against the release table.
+    """Run the matrix and return the exit code: 1 if a cell went against the release table, or none could be run.
 
     Raises:
         ParameterError: A release, flavour, provider or engine is unknown.
@@ -43,7 +43,7 @@ def matrix_command(releases: Sequence[str], flavours: Sequence[str], providers: 
     picture = save_picture(result, current_run_dir() / "matrix.png")
     for file in (current_run_dir() / "matrix.json", picture):
         console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
-    return 1 if result.unexpected else 0
+    return 0 if result.ran and not result.unexpected else 1
 
 
 def _show(console: Console, result: MatrixResult) -> None:

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run the release matrix: start each server on the same repository, ask its ensemble once, stop it."""
 
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from shutil import which
 from typing import TypeVar, get_args
 
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
 from ensemblekit.clients.generate import ask
-from ensemblekit.errors import KitError, ParameterError
+from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
 from ensemblekit.lesson.settings import Engine, check_settings
 from ensemblekit.matrix.cells import Cell, MatrixProvider, MatrixResult, State
 from ensemblekit.paths import current_run_dir
 from ensemblekit.releases import FLAVOURS, Flavour, get_release, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
+from ensemblekit.servers.container import image_of, install_container
 from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.engine import find_engine
 from ensemblekit.servers.outcome import ENSEMBLE_REFUSED, StartOutcome
-from ensemblekit.servers.process import ServerOptions, TritonServer
+from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
 
 __all__ = ["QUESTION", "run_matrix"]
 
@@ -27,7 +27,6 @@ Word = TypeVar("Word", bound=str)
 QUESTION = "What is the capital of France?"
 SAMPLING = {"max_tokens": 32, "temperature": 0}
 READY_TIMEOUT_S = 600.0  # with vLLM; the stand-in takes seconds
-ENGINE_INFO_TIMEOUT_S = 20  # a container engine that runs answers at once
 
 
 def run_matrix(
@@ -58,11 +57,10 @@ def run_matrix(
     done: list[Cell] = []
     for cell in wanted:
         done.append(_run(cell, folder / f"{cell.release}-{cell.flavour}-{cell.provider}", source, device))
+        MatrixResult(tuple(done)).write(current_run_dir() / "matrix.json")  # an interrupt keeps what was done
         if on_cell:
             on_cell(done[-1], len(wanted))
-    result = MatrixResult(tuple(done))
-    result.write(current_run_dir() / "matrix.json")
-    return result
+    return MatrixResult(tuple(done))
 
 
 def _cells(releases: Sequence[str], flavours: Sequence[str], providers: Sequence[str], engine: str) -> list[Cell]:
@@ -87,48 +85,50 @@ def _one_of(what: str, value: str, legal: Sequence[Word]) -> Word:
 
 
 def _run(cell: Cell, folder: Path, source: ModelSource | None, device: str) -> Cell:
-    if cell.provider == "container":
-        return replace(cell, detail=_without_container())
+    """Return the cell with what happened; whatever goes wrong in one cell does not keep the next from running."""
     begin = time.monotonic()
     try:
+        installation = _installation(cell, folder)
+    except (UnsupportedMachine, _NotHere) as error:
+        return replace(cell, detail=getattr(error, "found", str(error)))
+    except KitError as error:
+        return replace(cell, state="failed", detail=error.found)
+    try:
         repository = stage_repository(folder / "models", source=source, device=device)
-        state, detail = _embedded(cell, repository, folder)
+        state, detail = _serve_once(installation, repository, folder)
     except KitError as error:
         state, detail = "failed", error.found
+    except Exception as error:  # the other cells are to run all the same
+        state, detail = "failed", repr(error)
     return replace(cell, state=state, detail=detail, seconds=time.monotonic() - begin)
 
 
-def _embedded(cell: Cell, repository: StagedRepository, folder: Path) -> tuple[State, str]:
-    server = TritonServer(
-        install_embedded(get_release(cell.release), cell.flavour, folder),
-        repository.path,
-        folder,
-        ServerOptions(),
-        repository.environment,
-    )
+class _NotHere(Exception):  # noqa: N818 - a reason why a cell is not run, not an error
+    """What a cell needs is not on this machine."""
+
+
+def _installation(cell: Cell, folder: Path) -> Installation:
+    release = get_release(cell.release)
+    if cell.provider == "embedded":
+        return install_embedded(release, cell.flavour, folder)
+    engine, image = find_engine(), image_of(release, cell.flavour)
+    if not engine.has_image(image):  # 20 GB are not pulled unasked
+        raise _NotHere(f"the image {image} is not on this machine")
+    return install_container(release, cell.flavour, current_run_dir().name, engine=engine)
+
+
+def _serve_once(installation: Installation, repository: StagedRepository, folder: Path) -> tuple[State, str]:
+    server = TritonServer(installation, repository.path, folder, ServerOptions(), repository.environment)
     try:
         outcome = server.attempt_start(READY_TIMEOUT_S)
         if not outcome.ready:
             return _ended(outcome)
-        return "answered", ask(server, QUESTION, sampling_parameters=SAMPLING).text
+        text = ask(server, QUESTION, sampling_parameters=SAMPLING).text
+        return ("answered", text) if text.strip() else ("failed", "the answer was empty")
     finally:
         server.stop()
 
 
 def _ended(outcome: StartOutcome) -> tuple[State, str]:
-    refused = outcome.kind == "exited" and ENSEMBLE_REFUSED in outcome.poll_errors
+    refused = (outcome.kind, outcome.exit_code) == ("exited", 1) and ENSEMBLE_REFUSED in outcome.poll_errors
     return ("refused", ENSEMBLE_REFUSED) if refused else ("failed", str(outcome))
-
-
-def _without_container() -> str:
-    """Return why a cell of provider `container` is not run on this machine."""
-    name = next(filter(which, ("docker", "podman")), None)
-    if name is None:
-        return "no container engine: neither docker nor podman is installed"
-    try:
-        done = subprocess.run([name, "info"], capture_output=True, timeout=ENGINE_INFO_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return f"{name} is installed but does not answer"
-    if done.returncode != 0:
-        return f"{name} is installed but its engine is not running"
-    return f"{name} runs, but the matrix of this version of the kit starts no containers"

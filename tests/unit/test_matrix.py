@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The release matrix as values: verdicts, text, file and picture. Nothing is started here."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib.patches import FancyBboxPatch
+
+from ensemblekit.errors import ParameterError
+from ensemblekit.matrix.cells import Cell, MatrixResult, State
+from ensemblekit.matrix.picture import plot_matrix
+from ensemblekit.matrix.run import run_matrix
+from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
+
+
+def a_cell(release: str, state: State, detail: str = "") -> Cell:
+    """A cell of the vllm-image flavour."""
+    return Cell(release, "vllm-image", "embedded", "stand-in", state, detail, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("cell", "verdict"),
+    [
+        (a_cell("24.08", "refused", ENSEMBLE_REFUSED), "as expected"),
+        (a_cell("24.08", "refused", "another line"), "UNEXPECTED"),
+        (a_cell("24.08", "answered"), "UNEXPECTED"),
+        (a_cell("24.10", "answered"), "as expected"),
+        (a_cell("24.10", "failed"), "UNEXPECTED"),
+        (a_cell("24.10", "not run"), "not run"),
+    ],
+    ids=["refused", "refused-otherwise", "answers-too-early", "answers", "fails", "not-run"],
+)
+def test_verdict_compares_with_the_release_table(cell: Cell, verdict: str) -> None:
+    assert cell.verdict == verdict
+
+
+def test_written_and_read_again_is_the_same(tmp_path: Path) -> None:
+    result = MatrixResult((a_cell("24.08", "refused", ENSEMBLE_REFUSED), a_cell("24.10", "answered", "Paris")))
+
+    assert MatrixResult.read(result.write(tmp_path / "matrix.json")) == result
+
+
+def test_text_holds_no_times() -> None:
+    assert "1.5" not in str(MatrixResult((a_cell("24.10", "answered"),)))
+
+
+def test_picture_has_a_box_for_each_cell() -> None:
+    result = MatrixResult((a_cell("24.08", "refused", ENSEMBLE_REFUSED), a_cell("24.10", "not run")))
+
+    boxes = [patch for patch in plot_matrix(result).axes[0].patches if isinstance(patch, FancyBboxPatch)]
+
+    assert len(boxes) == 2
+
+
+@pytest.mark.parametrize(
+    "choice", [{"flavours": ["x"]}, {"providers": ["x"]}, {"engine": "x"}, {"releases": ["23.01"]}]
+)
+def test_unknown_choice_is_refused_before_anything_starts(choice: dict[str, object]) -> None:
+    with pytest.raises(ParameterError, match=r"Hint: choose one of"):
+        run_matrix(**choice)  # type: ignore[arg-type]
