@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bench: how figures come about, what is asked, and the load generator against a small fake server."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ensemblekit.bench.load import LoadGenerator
+from ensemblekit.bench.plan import BenchPlan, Round, check_targets, percentile, prompts, request_body
+from ensemblekit.bench.report import HEADER, describe, plot_bench, rows
+from ensemblekit.bench.run import BenchResult
+from ensemblekit.errors import ParameterError
+from ensemblekit.paths import repo_root
+
+RECORDS = tuple(sorted((repo_root() / "notebooks" / "records").glob("*.json")))
+
+
+def test_figures_of_a_round_come_from_its_answers() -> None:
+    answers = [[0.0, 0.1, 1.0, 10], [0.0, 0.3, 2.0, 10], [0.5, 0.5, 0.6, 0]]
+
+    found = Round.of("llm", 2, 1, 128, answers)
+
+    assert (found.requests, found.errors) == (2, 1)
+    assert found.tokens_per_s == 128.0  # 2 x 128 tokens from 0 s to 2 s
+    assert (found.first_ms, found.whole_p99_ms) == (100.0, 2000.0)
+    assert found.between_ms == pytest.approx(1000 * (0.9 / 9 + 1.7 / 9) / 2, abs=0.01)
+
+
+def test_round_in_which_all_failed_has_no_speed() -> None:
+    assert Round.of("llm", 1, 1, 128, [[0.0, 0.0, 0.1, 0]]).tokens_per_s == 0.0
+
+
+def test_percentile_of_nothing_is_zero() -> None:
+    assert percentile([], 0.99) == 0.0
+
+
+def test_prompts_of_two_rounds_share_none() -> None:
+    assert not set(prompts(50, 1)) & set(prompts(50, 2))
+
+
+def a_result(speeds: dict[str, list[float]]) -> BenchResult:
+    """A result of one concurrency with the given speeds, warm-up first."""
+    rounds = [
+        Round(target, 16, number, 64, 0, speed, 10, 20, 30, 40, 0)
+        for target, each in speeds.items()
+        for number, speed in enumerate(each)
+    ]
+    plan = {"concurrencies": [16], "max_tokens": 128, "streaming": False, "protocol": "http", "rounds": 3}
+    return BenchResult(plan, {"device": "CPU", "cores": 2, "triton": "2.49.0"}, {}, {}, tuple(rounds))
+
+
+def test_ratio_is_the_median_of_ratios_within_rounds_without_the_warm_up() -> None:
+    result = a_result({"vllm-serve": [1, 100, 200, 400], "ensemble": [1000, 110, 200, 300]})
+
+    assert result.ratio("ensemble", "vllm-serve", 16) == 1.0
+    assert result.median("ensemble", 16) == 200
+
+
+def test_rows_have_a_cell_for_each_heading() -> None:
+    table = rows(a_result({"vllm-serve": [1, 2, 3], "llm": [1, 2, 3], "ensemble": [1, 2, 3]}))
+
+    assert [len(row) for row in table] == [len(HEADER)] * 3
+
+
+def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
+    result = a_result({"llm": [1, 2, 3]})
+
+    assert BenchResult.load(result.save(tmp_path / "bench.json")) == result
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=[path.stem for path in RECORDS])
+def test_committed_record_can_be_shown(record: Path) -> None:
+    result = BenchResult.load(record)
+
+    assert "H200" in describe(result)
+    assert all(one.errors == 0 for one in result.rounds)
+    assert plot_bench(result).axes[0].lines
+
+
+def test_every_target_is_asked_for_equally_many_tokens() -> None:
+    plan = BenchPlan(max_tokens=7)
+
+    serve = request_body("vllm-serve", "Q", "", plan)
+    llm = request_body("llm", "Q", "<Q>", plan)
+    ensemble = request_body("ensemble", "Q", "", plan)
+
+    assert {serve["max_tokens"], *(json.loads(b["sampling_parameters"])["max_tokens"] for b in (llm, ensemble))} == {7}
+    assert (llm["text_input"], ensemble["chat_input"], serve["messages"][0]["content"]) == ("<Q>", "Q", "Q")
+
+
+def test_unknown_target_is_refused() -> None:
+    with pytest.raises(ParameterError, match="choose from vllm-serve, llm, ensemble"):
+        check_targets(["tgi"])
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Answers after 50 ms, and remembers how many requests it had at once."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), FakeHandler)
+        self.busy, self.most, self.asked, self.lock = 0, 0, list[str](), threading.Lock()
+
+
+class FakeHandler(BaseHTTPRequestHandler):
+    """One request to the fake server."""
+
+    server: FakeServer
+
+    def do_POST(self) -> None:
+        with self.server.lock:
+            self.server.busy += 1
+            self.server.most = max(self.server.most, self.server.busy)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(0.05)
+        with self.server.lock:
+            self.server.busy -= 1
+            self.server.asked.append(json.loads(body)["q"])
+        self.send_response(500 if b"bad" in body else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def a_fake_server() -> Iterator[FakeServer]:
+    """The fake server on a free port."""
+    with FakeServer() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_load_generator_sends_all_with_so_many_at_once_to_a_fake_server(a_fake_server: FakeServer) -> None:
+    bodies = [{"q": f"question {number}"} for number in range(12)] + [{"q": "bad"}]
+
+    with LoadGenerator(workers=2) as generator:
+        url = f"http://127.0.0.1:{a_fake_server.server_port}/"
+        answers = generator.round(url, bodies, 4, model="llm", protocol="http", stream=False)
+
+    assert sorted(a_fake_server.asked) == sorted(body["q"] for body in bodies)
+    assert 2 <= a_fake_server.most <= 4
+    assert sum(answer[3] == 0 for answer in answers) == 1
+    assert all(answer[2] - answer[0] >= 0.05 for answer in answers)
