@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.bundle.contents import LEFT_OUT, Pin, choose, layers_for, read_have, read_pins
+from ensemblekit.bundle.create import KIT, _kit_files
 from ensemblekit.bundle.parts import PartWriter, parse_size
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
@@ -106,6 +107,16 @@ def test_choose_carries_what_is_missing_or_of_another_version() -> None:
 
 def test_everything_that_is_left_out_is_in_the_locks() -> None:
     assert set(LEFT_OUT) <= {pin.name for pin in read_pins(layers_for("cuda"))}
+
+
+def test_kit_in_a_bundle_is_what_git_tracks_of_its_parts() -> None:
+    asked = subprocess.run(["git", "ls-files"], cwd=repo_root(), capture_output=True, text=True, check=False)
+    if asked.returncode:
+        pytest.skip("this kit is no git checkout")
+    tracked = {name for name in asked.stdout.splitlines() if name.split("/")[0] in KIT}
+
+    assert tracked <= set(_kit_files())
+    assert not [name for name in _kit_files() if "__pycache__" in name or name.startswith((".venv", "runs"))]
 
 
 def test_torch_of_the_cpu_environment_is_among_its_pins() -> None:

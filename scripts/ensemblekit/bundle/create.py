@@ -8,7 +8,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +29,18 @@ UNPACK_SCRIPT = "scripts/bundle_unpack.py"
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (*range(39, 16, -1), 12, 5)]
 PLATFORMS += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64"]
 LATE_PATCH = 99
+KIT = (
+    "README.md",
+    "environment.yml",
+    "pyproject.toml",
+    ".gitignore",
+    "env",
+    "model_repo",
+    "notebooks",
+    "scripts",
+    "tests",
+)
+MADE = {"__pycache__", ".ipynb_checkpoints", "ensemblekit.egg-info"}  # by programs, not by the kit's authors
 DOWNLOAD_TIMEOUT_S = 3600.0  # 3 GB on a slow line
 LOG_TAIL_LINES = 12
 Say = Callable[[str, int, int], None]  # what, how far, of how much
@@ -161,20 +173,12 @@ def _pack(plan: Plan, wheels: Path, folder: Path, part_size: int, say: Say) -> P
     return writer
 
 
-def _kit_files() -> Sequence[str]:
-    """Return the files that make the kit: what git tracks, as it stands in the working tree."""
-    answer = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=repo_root(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    names = [name for name in answer.stdout.split("\0") if name and (repo_root() / name).is_file()]
-    if answer.returncode or not names:
-        raise ParameterError(
-            "list the files of the kit",
-            found=(answer.stderr.strip().splitlines() or ["git lists none"])[-1],
-            hint="make bundles from a git checkout of the kit",
-        )
-    return names
+def _kit_files() -> list[str]:
+    """Return the files that make the kit, relative to its root; an unpacked kit has no git to ask."""
+    root = repo_root()
+    files = [path for part in KIT for path in ([root / part] if (root / part).is_file() else (root / part).rglob("*"))]
+    kept = [path for path in files if path.is_file() and not MADE.intersection(path.relative_to(root).parts)]
+    return sorted(str(path.relative_to(root)) for path in kept if path.suffix != ".pyc")
 
 
 def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
