@@ -35,6 +35,14 @@ def test_stage_repository_stand_in_replaces_llm_and_leaves_the_original(tmp_path
     assert _content(model_repo) == before
 
 
+@pytest.mark.parametrize("bls", [True, False], ids=["asked-for", "left-out"])
+def test_stage_repository_holds_the_bls_pipeline_only_when_asked(tmp_path: Path, bls: bool) -> None:
+    staged = stage_repository(tmp_path / "models", source=None, device="cpu", bls=bls)
+
+    assert ("bls" in staged.models) is bls
+    assert {"ensemble", "llm", "postprocess", "preprocess"} <= set(staged.models)
+
+
 def test_stage_repository_twice_replaces_the_first(tmp_path: Path) -> None:
     target = tmp_path / "models"
     target.mkdir()

@@ -17,11 +17,13 @@ from ensemblekit.repository.config import read_config, set_parameter, write_conf
 
 __all__ = ["ENGINE_ARGUMENTS", "ENGINE_ENVIRONMENT", "StagedRepository", "stage_repository"]
 
-COMPOSING_ENGINE = "llm"
-# What vLLM is started with. `enforce_eager` on the CPU: compiling would cost minutes and gain nothing at this
-# size; 2048 tokens of context bound the memory; half of a GPU leaves room for a second engine beside it.
+COMPOSING_ENGINE, BLS = "llm", "bls"
+# What vLLM is started with. `float32` on the CPU: in bfloat16, processors with AMX round otherwise than those without,
+# and the pinned model's first token is a close call (0.1 nat), so that the same question got another greedy answer.
+# `enforce_eager` there: compiling would cost minutes and gain nothing at this size. 2048 tokens of context bound the
+# memory; half of a GPU leaves room for a second engine beside it.
 ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "cpu": {"dtype": "bfloat16", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 32, "seed": 0},
+    "cpu": {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 32, "seed": 0},
     "cuda": {"dtype": "bfloat16", "gpu_memory_utilization": 0.5, "max_model_len": 2048, "seed": 0},
 }
 ENGINE_ENVIRONMENT: dict[str, dict[str, str]] = {
@@ -96,6 +98,7 @@ def stage_repository(
     device: str,
     original: Path | None = None,
     engine_arguments: dict[str, Any] | None = None,
+    bls: bool = False,
 ) -> StagedRepository:
     """Copy the model repository to `target` and fill in this run's model and device.
 
@@ -105,10 +108,13 @@ def stage_repository(
         device: `cpu` or `cuda`.
         original: The repository to copy, by default the kit's own `model_repo/`.
         engine_arguments: Added to, and winning over, the defaults for the device.
+        bls: Whether the kit's own repository is staged with the BLS form of its pipeline; the lessons about the
+            ensemble serve the models that the report had.
 
     Raises:
         RepositoryError: The repository is not there or has no model in it.
     """
+    left_out = (BLS,) if original is None and not bls else ()
     original = original or repo_root() / "model_repo"
     if not original.is_dir() or not any(original.glob("*/config.pbtxt")):
         raise RepositoryError(
@@ -117,7 +123,7 @@ def stage_repository(
             hint="give the folder that holds one folder per model, each with its config.pbtxt",
         )
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(original, target, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(original, target, ignore=shutil.ignore_patterns("__pycache__", *left_out))
     if not (target / COMPOSING_ENGINE).is_dir():
         return StagedRepository(target, {})
     if source is None:
