@@ -180,6 +180,10 @@ class Lesson:
         self.stop()  # first: what the server before this one holds of a GPU is free for the new one
         return self.start(self.server(self.repository(), **options))
 
+    def start_phases(self) -> dict[str, float]:
+        """Return where the seconds of the running server's start went, by phase; empty for one started elsewhere."""
+        return self._current.start_phases if isinstance(self._current, TritonServer) else {}
+
     def stop(self) -> None:
         """Stop every server that this notebook started; an attached one is left alone."""
         for server in self._servers.values():
