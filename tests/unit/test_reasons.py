@@ -78,6 +78,11 @@ ALONE = "the GPU is held by another process alone ('CUDA-capable device(s) is/ar
             "NVIDIA's driver is too old: it knows CUDA 12.2, the locked torch has CUDA 13",
             "update the driver to 580 or newer, or use DEVICE 'cpu'",
         ),
+        (
+            "torch.AcceleratorError: CUDA error: out of memory",
+            "out of GPU memory before vLLM could measure what is free ('CUDA error: out of memory')",
+            "stop what holds the memory",
+        ),
         (BUSY, ALONE, "`nvidia-smi` names it"),
         (
             "RuntimeError: No CUDA GPUs are available",
@@ -97,7 +102,7 @@ ALONE = "the GPU is held by another process alone ('CUDA-capable device(s) is/ar
     ],
     ids=[
         "less-free-than-asked", "held-by-a-process", "own-allocation", "no-room-for-the-cache", "memory-changed",
-        "old-driver", "busy", "no-gpu", "no-driver", "no-device",
+        "old-driver", "no-context", "busy", "no-gpu", "no-driver", "no-device",
     ],
 )  # fmt: skip
 def test_reason_of_says_what_was_found_and_what_to_do(

@@ -83,6 +83,10 @@ def _allocation(match: Match, _text: str) -> Reason:
     return Reason(f"{found}{held or _holders()}", hint)
 
 
+def _no_context(match: Match, _text: str) -> Reason:
+    return Reason(f"out of GPU memory before vLLM could measure what is free ({match[0]!r}){_holders()}", FREE_SOME)
+
+
 def _no_room_for_cache(_match: Match, text: str) -> Reason:
     left = re.findall(r"Available KV cache memory: (-?[\d.]+) GiB", text)
     found = "out of GPU memory: gpu_memory_utilization leaves "
@@ -140,5 +144,6 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[Match, str], Reason]], ...] = (
         ),
         _cache_too_small,
     ),
+    (re.compile(r"CUDA (?:driver )?error: out of memory"), _no_context),
     (re.compile(r"Initial free memory ([\d.]+) GiB, current free memory ([\d.]+) GiB"), _memory_changed),
 )
