@@ -73,6 +73,11 @@ class Gpu:
     processes: tuple[GpuProcess, ...] = ()
 
     @property
+    def knows_bfloat16(self) -> bool:
+        """Whether vLLM runs bfloat16 on it: from compute capability 8.0, Ampere."""
+        return self.capability is None or self.capability >= (8, 0)
+
+    @property
     def holders(self) -> str:
         """Who holds the memory, for an error's text."""
         named = "; ".join(str(process) for process in self.processes)

@@ -108,6 +108,17 @@ def test_stage_for_cuda_full_gpu_of_a_fake_nvidia_smi_names_its_holder_and_the_f
     assert caught.value.hint.startswith("CUDA_VISIBLE_DEVICES=1 has enough free memory; or stop")
 
 
+@pytest.mark.parametrize(("capability", "dtype"), [("7.5", "float16"), ("8.0", "bfloat16"), ("10.0", "bfloat16")])
+def test_stage_for_cuda_uses_a_type_that_the_gpu_of_a_fake_nvidia_smi_knows(
+    tmp_path: Path, a_fake_nvidia_smi: Callable[..., None], capability: str, dtype: str
+) -> None:
+    a_fake_nvidia_smi(capability=capability)
+
+    staged = stage_repository(tmp_path / "models", source=A_MODEL, device="cuda")
+
+    assert staged_engine(staged)["dtype"] == dtype
+
+
 def test_stage_tensor_parallel_on_two_gpus_of_a_fake_nvidia_smi_is_one_instance_that_chooses_its_gpus(
     tmp_path: Path, a_fake_nvidia_smi: Callable[..., None]
 ) -> None:

@@ -136,12 +136,11 @@ def stage_repository(
     if source is None:
         _stand_in(target / COMPOSING_ENGINE)
         return StagedRepository(target, {})
-    spread = {"tensor_parallel_size": tensor_parallel} if tensor_parallel > 1 else {}
-    arguments = ENGINE_ARGUMENTS[device] | spread | (engine_arguments or {})
+    given = ({"tensor_parallel_size": tensor_parallel} if tensor_parallel > 1 else {}) | (engine_arguments or {})
+    arguments = ENGINE_ARGUMENTS[device] | given
     if device == "cuda":
         gpus = _place(target / COMPOSING_ENGINE, gpus_per_engine(arguments), replicas)
-        if FRACTION not in (engine_arguments or {}):
-            arguments[FRACTION] = memory_fraction(gpus, model_need(Path(source.engine_model), arguments))
+        arguments |= _fitting(gpus, source, arguments, given)
     _fill_engine(target / COMPOSING_ENGINE, source, arguments)
     _fill_tokenizer(target / "preprocess", source)
     offline = {"HF_HUB_OFFLINE": "1"} if source.local else {}
@@ -190,6 +189,16 @@ def _place(model: Path, each: int, replicas: int) -> tuple[Gpu, ...]:
     place_on_gpus(config, replicas)
     write_config(config, model / "config.pbtxt")
     return gpus
+
+
+def _fitting(
+    gpus: tuple[Gpu, ...], source: ModelSource, arguments: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the engine arguments that depend on what the GPUs are and have free, except those that were given."""
+    fitting: dict[str, Any] = {} if all(gpu.knows_bfloat16 for gpu in gpus) else {"dtype": "float16"}
+    if FRACTION not in given:  # its errors are not for a user who has chosen
+        fitting[FRACTION] = memory_fraction(gpus, model_need(Path(source.engine_model), arguments))
+    return fitting | given
 
 
 def _stand_in(model: Path) -> None:
