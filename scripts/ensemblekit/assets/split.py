@@ -49,9 +49,10 @@ def splittable_checkpoint(source: ModelSource, parts: int) -> ModelSource:
 
 def _pad(original: Path, parts: int, draft: Path) -> None:
     command = [sys.executable, "-P", _add_idle_heads.__file__, str(original), str(parts), str(draft)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment
+    )  # fmt: skip
     if done.returncode:
         raise KitError(
             f"add idle heads to {original}",

@@ -114,15 +114,17 @@ def _start(setting: _Setting, progress: Progress) -> None:
         setting.ready_s["vllm-serve"] = round(ready, 1)
     one = [target for target in ONE_GPU if target in targets]
     if one:
-        server = _triton(setting, "triton", progress, {})
+        server = _triton(setting, "triton", progress)
         setting.servers |= dict.fromkeys(one, server)
     for target in SPREAD:
         if target in targets:
-            spread = {"replicas": setting.gpus} if target == "replicas" else {"tensor_parallel": setting.gpus}
-            setting.servers[target] = _triton(setting, target, progress, spread)
+            replicas, parts = (setting.gpus, 1) if target == "replicas" else (1, setting.gpus)
+            setting.servers[target] = _triton(setting, target, progress, replicas=replicas, tensor_parallel=parts)
 
 
-def _triton(setting: _Setting, name: str, progress: Progress, spread: dict[str, int]) -> TritonServer:
+def _triton(
+    setting: _Setting, name: str, progress: Progress, *, replicas: int = 1, tensor_parallel: int = 1
+) -> TritonServer:
     folder = setting.folder / name
     repository = stage_repository(
         folder / "models",
@@ -130,7 +132,8 @@ def _triton(setting: _Setting, name: str, progress: Progress, spread: dict[str, 
         device=setting.device,
         engine_arguments=setting.arguments,
         bls="bls" in setting.plan.targets,
-        **spread,
+        replicas=replicas,
+        tensor_parallel=tensor_parallel,
     )
     installation = install_embedded(get_release(setting.release), "base-plus-vllm", folder)
     server = TritonServer(installation, repository.path, folder, ServerOptions(), repository.environment)

@@ -34,6 +34,8 @@ ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
     # 0.28: the engine alone, `vllm serve` and Triton's share one GPU
     "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.28},
 }
+
+
 def engine_arguments(device: str) -> dict[str, Any]:
     """Return the engine arguments that a bench adds to the kit's own, the same for every target."""
     return dict(ENGINE_ARGUMENTS[device])
