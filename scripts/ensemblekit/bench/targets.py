@@ -38,7 +38,7 @@ ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def engine_arguments(device: str) -> dict[str, Any]:
     """Return the engine arguments that a bench adds to the kit's own, the same for every target."""
-    return dict(ENGINE_ARGUMENTS[device])
+    return dict(ENGINE_ARGUMENTS.get(device, {}))
 
 
 class VllmServe:
