@@ -19,6 +19,12 @@ SMOLLM2 = {
 SMALL = ModelNeed(weights_mib=257, cache_mib=45)
 
 
+@pytest.fixture(autouse=True)
+def no_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error also looks for another GPU with room; here only those given count."""
+    monkeypatch.setenv("PATH", "")
+
+
 def gpu(free_mib: int | None, total_mib: int | None = TOTAL, **more: Any) -> Gpu:
     return Gpu(0, "GPU-0", "NVIDIA H100 80GB HBM3", total_mib, free_mib, "580.65.06", (9, 0), **more)
 
