@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 
-from ensemblekit.errors import OutOfGpuMemory
+from ensemblekit.errors import OutOfGpuMemory, RepositoryError
 from ensemblekit.gpu import Gpu, GpuProcess
-from ensemblekit.repository.sizing import MARGIN_MIB, ModelNeed, gpus_per_engine, memory_fraction, model_need
+from ensemblekit.repository.sizing import (
+    MARGIN_MIB,
+    ModelNeed,
+    gpus_per_engine,
+    memory_fraction,
+    model_need,
+    require_divisible_heads,
+)
 
 TOTAL = 81559
 SMOLLM2 = {
@@ -103,6 +110,15 @@ def test_model_need_of_a_hub_id_is_the_working_memory_alone() -> None:
     need = model_need(Path("owner/name"), {"max_model_len": 2048})
 
     assert need == ModelNeed(0, 0)
+
+
+def test_require_divisible_heads_refuses_what_vllm_would_refuse_after_its_start(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2))
+
+    require_divisible_heads(tmp_path, {"tensor_parallel_size": 3})
+    require_divisible_heads(Path("owner/name"), {"tensor_parallel_size": 2})
+    with pytest.raises(RepositoryError, match="9 attention heads, which cannot be shared by 2 GPUs"):
+        require_divisible_heads(tmp_path, {"tensor_parallel_size": 2})
 
 
 def test_gpus_per_engine_multiplies_the_kinds_of_parallelism() -> None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemblekit.errors import OutOfGpuMemory
+from ensemblekit.errors import OutOfGpuMemory, RepositoryError
 from ensemblekit.gpu import Gpu, visible_gpus
 
-__all__ = ["ModelNeed", "gpus_per_engine", "memory_fraction", "model_need"]
+__all__ = ["ModelNeed", "gpus_per_engine", "memory_fraction", "model_need", "require_divisible_heads"]
 
 MIB = 2**20
 USUAL_FRACTION = 0.5  # room for a second engine beside the first
@@ -75,6 +75,26 @@ def model_need(folder: Path, arguments: Mapping[str, Any]) -> ModelNeed:
     shares = gpus_per_engine({**arguments, "data_parallel_size": 1})
     cache = _cache_bytes(_read_config(folder), arguments)
     return ModelNeed(math.ceil(weights / shares / MIB), math.ceil(cache / shares / MIB))
+
+
+def require_divisible_heads(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Refuse tensor parallelism over a number of GPUs that the model's attention heads cannot be shared by.
+
+    Args:
+        folder: The checkpoint; one that does not tell its heads is trusted.
+        arguments: vLLM's engine arguments.
+
+    Raises:
+        RepositoryError: The number of heads is not divisible.
+    """
+    heads = int(_read_config(folder).get("num_attention_heads") or 0)
+    parts = int(arguments.get("tensor_parallel_size") or 1)
+    if heads % parts:
+        raise RepositoryError(
+            f"spread {folder.name} over {parts} GPUs",
+            found=f"{heads} attention heads, which cannot be shared by {parts} GPUs",
+            hint="use ensemblekit.assets.split.splittable_checkpoint, another number of GPUs, or replicas",
+        )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
