@@ -151,7 +151,6 @@ def test_reason_of_a_captured_log_of_a_cache_that_is_too_small() -> None:
     assert reason.hint.startswith("lower max_model_len, or raise gpu_memory_utilization")
 
 
-
 WORDS = {
     "v1/worker/utils.py": ["Free memory on device {init_snapshot.device_}", "is less than desired GPU memory"],
     "v1/core/kv_cache_utils.py": [
