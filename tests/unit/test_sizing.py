@@ -46,8 +46,13 @@ def test_memory_fraction_is_half_or_what_is_free(free_mib: int, fraction: float)
     assert fraction * TOTAL <= free_mib - MARGIN_MIB or fraction == 0.5
 
 
-def test_memory_fraction_of_a_large_model_is_more_than_half() -> None:
-    assert memory_fraction([gpu(81008)], ModelNeed(weights_mib=60_000, cache_mib=2000)) == 0.786
+@pytest.mark.parametrize(
+    ("weights_mib", "fraction"), [(16_000, 0.5), (30_000, 0.618), (60_000, 0.968)], ids=["small", "medium", "large"]
+)
+def test_memory_fraction_of_a_large_model_is_what_it_needs_and_room_for_a_cache(
+    weights_mib: int, fraction: float
+) -> None:
+    assert memory_fraction([gpu(81008)], ModelNeed(weights_mib, cache_mib=2000)) == fraction
 
 
 def test_memory_fraction_of_two_gpus_fits_the_fuller_one() -> None:

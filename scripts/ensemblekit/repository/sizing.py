@@ -19,6 +19,7 @@ __all__ = ["ModelNeed", "gpus_per_engine", "memory_fraction", "model_need", "req
 
 MIB = 2**20
 USUAL_FRACTION = 0.5  # room for a second engine beside the first
+CACHE_FRACTION = 0.2  # where a model needs more than that: so much for its cache, if it is free
 # What is gone before vLLM looks at what is free: Triton's CUDA context with its pool of 64 MiB, vLLM's own context,
 # NCCL's buffers; about 0.6 GiB for each context on an H100.
 MARGIN_MIB = 2048
@@ -134,7 +135,7 @@ def memory_fraction(gpus: Sequence[Gpu], need: ModelNeed) -> float:
             raise _too_little(gpu, need)
         least = max(least, math.ceil(need.total_mib / total_mib * STEPS) / STEPS)
         most = min(most, math.floor((free_mib - MARGIN_MIB) / total_mib * STEPS) / STEPS)
-    return min(most, max(least, USUAL_FRACTION))
+    return min(most, max(USUAL_FRACTION, round(least + CACHE_FRACTION, 3)))
 
 
 def _too_little(gpu: Gpu, need: ModelNeed) -> OutOfGpuMemory:
