@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ensemblekit.assets.split import splittable_checkpoint
 from ensemblekit.assets.weights import ensure_checkpoint
 from ensemblekit.gpu import MIN_DRIVER, Gpu, visible_gpus, why_unusable
 from ensemblekit.releases import get_release
@@ -64,7 +65,8 @@ class GpuServers:
     def stage(self, **how: Any) -> StagedRepository:
         """Stage the kit's repository for vLLM on the GPU."""
         folder = self.folder / f"server-{len(self.made)}"
-        return stage_repository(folder / "models", source=ensure_checkpoint(), device="cuda", **how)
+        source = splittable_checkpoint(ensure_checkpoint(), how.get("tensor_parallel", 1))
+        return stage_repository(folder / "models", source=source, device="cuda", **how)
 
     def server(self, repository: StagedRepository) -> TritonServer:
         """Return a server, not started."""

@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 
-from ensemblekit.errors import OutOfGpuMemory
+from ensemblekit.errors import OutOfGpuMemory, RepositoryError
 from ensemblekit.gpu import Gpu, GpuProcess
-from ensemblekit.repository.sizing import MARGIN_MIB, ModelNeed, gpus_per_engine, memory_fraction, model_need
+from ensemblekit.repository.sizing import (
+    MARGIN_MIB,
+    ModelNeed,
+    gpus_per_engine,
+    memory_fraction,
+    model_need,
+    require_divisible_heads,
+)
 
 TOTAL = 81559
 SMOLLM2 = {
@@ -17,6 +24,12 @@ SMOLLM2 = {
     "max_position_embeddings": 8192,
 }  # fmt: skip
 SMALL = ModelNeed(weights_mib=257, cache_mib=45)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error also looks for another GPU with room; here only those given count."""
+    monkeypatch.setenv("PATH", "")
 
 
 def gpu(free_mib: int | None, total_mib: int | None = TOTAL, **more: Any) -> Gpu:
@@ -33,8 +46,13 @@ def test_memory_fraction_is_half_or_what_is_free(free_mib: int, fraction: float)
     assert fraction * TOTAL <= free_mib - MARGIN_MIB or fraction == 0.5
 
 
-def test_memory_fraction_of_a_large_model_is_more_than_half() -> None:
-    assert memory_fraction([gpu(81008)], ModelNeed(weights_mib=60_000, cache_mib=2000)) == 0.786
+@pytest.mark.parametrize(
+    ("weights_mib", "fraction"), [(16_000, 0.5), (30_000, 0.618), (60_000, 0.968)], ids=["small", "medium", "large"]
+)
+def test_memory_fraction_of_a_large_model_is_what_it_needs_and_room_for_a_cache(
+    weights_mib: int, fraction: float
+) -> None:
+    assert memory_fraction([gpu(81008)], ModelNeed(weights_mib, cache_mib=2000)) == fraction
 
 
 def test_memory_fraction_of_two_gpus_fits_the_fuller_one() -> None:
@@ -97,6 +115,15 @@ def test_model_need_of_a_hub_id_is_the_working_memory_alone() -> None:
     need = model_need(Path("owner/name"), {"max_model_len": 2048})
 
     assert need == ModelNeed(0, 0)
+
+
+def test_require_divisible_heads_refuses_what_vllm_would_refuse_after_its_start(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2))
+
+    require_divisible_heads(tmp_path, {"tensor_parallel_size": 3})
+    require_divisible_heads(Path("owner/name"), {"tensor_parallel_size": 2})
+    with pytest.raises(RepositoryError, match="9 attention heads, which cannot be shared by 2 GPUs"):
+        require_divisible_heads(tmp_path, {"tensor_parallel_size": 2})
 
 
 def test_gpus_per_engine_multiplies_the_kinds_of_parallelism() -> None:

@@ -10,6 +10,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.pylabtools import select_figure_formats
 from IPython.display import Markdown, display
 
+from ensemblekit.assets.split import splittable_checkpoint
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
 from ensemblekit.errors import ParameterError
 from ensemblekit.lesson.record import Value, record_values
@@ -65,7 +66,7 @@ class Lesson:
         """
         return stage_repository(
             self._folder(name),
-            source=self._source(),
+            source=self._source(tensor_parallel),
             device=self.settings.resolved_device,
             original=Path(self.settings.repository) if self.settings.repository else None,
             engine_arguments=engine_arguments,
@@ -73,10 +74,11 @@ class Lesson:
             replicas=replicas,
         )
 
-    def _source(self) -> ModelSource | None:
+    def _source(self, parts: int) -> ModelSource | None:
         if self.settings.engine == "stand-in":
             return None
-        return ensure_checkpoint(self.settings.model, progress=Progress("weights"))
+        source = ensure_checkpoint(self.settings.model, progress=Progress("weights"))
+        return splittable_checkpoint(source, parts) if source.local and parts > 1 else source
 
     def server(
         self,

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemblekit.errors import OutOfGpuMemory
+from ensemblekit.errors import OutOfGpuMemory, RepositoryError
 from ensemblekit.gpu import Gpu, visible_gpus
 
-__all__ = ["ModelNeed", "gpus_per_engine", "memory_fraction", "model_need"]
+__all__ = ["ModelNeed", "gpus_per_engine", "memory_fraction", "model_need", "require_divisible_heads"]
 
 MIB = 2**20
 USUAL_FRACTION = 0.5  # room for a second engine beside the first
+CACHE_FRACTION = 0.2  # where a model needs more than that: so much for its cache, if it is free
 # What is gone before vLLM looks at what is free: Triton's CUDA context with its pool of 64 MiB, vLLM's own context,
 # NCCL's buffers; about 0.6 GiB for each context on an H100.
 MARGIN_MIB = 2048
@@ -77,6 +78,26 @@ def model_need(folder: Path, arguments: Mapping[str, Any]) -> ModelNeed:
     return ModelNeed(math.ceil(weights / shares / MIB), math.ceil(cache / shares / MIB))
 
 
+def require_divisible_heads(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Refuse tensor parallelism over a number of GPUs that the model's attention heads cannot be shared by.
+
+    Args:
+        folder: The checkpoint; one that does not tell its heads is trusted.
+        arguments: vLLM's engine arguments.
+
+    Raises:
+        RepositoryError: The number of heads is not divisible.
+    """
+    heads = int(_read_config(folder).get("num_attention_heads") or 0)
+    parts = int(arguments.get("tensor_parallel_size") or 1)
+    if heads % parts:
+        raise RepositoryError(
+            f"spread {folder.name} over {parts} GPUs",
+            found=f"{heads} attention heads, which cannot be shared by {parts} GPUs",
+            hint="use ensemblekit.assets.split.splittable_checkpoint, another number of GPUs, or replicas",
+        )
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -114,7 +135,7 @@ def memory_fraction(gpus: Sequence[Gpu], need: ModelNeed) -> float:
             raise _too_little(gpu, need)
         least = max(least, math.ceil(need.total_mib / total_mib * STEPS) / STEPS)
         most = min(most, math.floor((free_mib - MARGIN_MIB) / total_mib * STEPS) / STEPS)
-    return min(most, max(least, USUAL_FRACTION))
+    return min(most, max(USUAL_FRACTION, round(least + CACHE_FRACTION, 3)))
 
 
 def _too_little(gpu: Gpu, need: ModelNeed) -> OutOfGpuMemory:

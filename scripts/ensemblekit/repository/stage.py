@@ -16,7 +16,7 @@ from ensemblekit.errors import RepositoryError, UnsupportedMachine
 from ensemblekit.gpu import Gpu, require_gpus, visible_gpus
 from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.repository.config import place_on_gpus, read_config, set_parameter, write_config
-from ensemblekit.repository.sizing import gpus_per_engine, memory_fraction, model_need
+from ensemblekit.repository.sizing import gpus_per_engine, memory_fraction, model_need, require_divisible_heads
 
 __all__ = ["ENGINE_ARGUMENTS", "ENGINE_ENVIRONMENT", "StagedRepository", "engine_environment", "stage_repository"]
 
@@ -121,8 +121,8 @@ def stage_repository(
             ensemble serve the models that the report had.
 
     Raises:
-        RepositoryError: The repository is not there or has no model in it, or replicas of several GPUs each are
-            asked for.
+        RepositoryError: The repository is not there or has no model in it, replicas of several GPUs each are
+            asked for, or the model's heads cannot be shared by as many GPUs.
         UnsupportedMachine: More GPUs are asked for than are visible.
         OutOfGpuMemory: Less memory of a GPU is free than the model needs.
     """
@@ -145,6 +145,7 @@ def stage_repository(
     given = ({"tensor_parallel_size": tensor_parallel} if tensor_parallel > 1 else {}) | (engine_arguments or {})
     arguments = ENGINE_ARGUMENTS[device] | given
     if device == "cuda":
+        require_divisible_heads(Path(source.engine_model), arguments)
         gpus = _place(target / COMPOSING_ENGINE, gpus_per_engine(arguments), replicas)
         arguments |= _fitting(gpus, source, arguments, given)
     _fill_engine(target / COMPOSING_ENGINE, source, arguments)

@@ -96,8 +96,9 @@ def _no_room_for_cache(_match: Match, text: str) -> Reason:
 
 def _cache_too_small(match: Match, _text: str) -> Reason:
     length, asked, free = match.groups()
-    found = f"out of GPU memory: {free} GiB are left for the cache of keys and values, one request of max_model_len "
-    return Reason(f"{found}{length} asks for {asked} GiB", "lower max_model_len, or raise gpu_memory_utilization")
+    found = f"out of memory: {free} GiB are left for the cache of keys and values, one request of max_model_len "
+    hint = "lower max_model_len, or raise gpu_memory_utilization (on the CPU: VLLM_CPU_KVCACHE_SPACE, in GiB)"
+    return Reason(f"{found}{length} asks for {asked} GiB", hint)
 
 
 def _memory_changed(match: Match, _text: str) -> Reason:
