@@ -47,6 +47,21 @@ def install_vllm(requirements: str) -> None:
     if requirements.startswith("vllm==0.5."):
         command += ["--constraint", str(HERE / "vllm-constraints.txt")]
     subprocess.run([*command, *requirements.split()], check=True)
+    if requirements.startswith("vllm==0.5."):
+        mend_pyairports()
+
+
+def mend_pyairports() -> None:
+    """Give outlines the module it imports: what PyPI now has under that name is an empty sample package.
+
+    Without it every request with guided decoding fails, and so does vLLM's own API server. The list of
+    airports stays empty, so outlines' type for airport codes matches nothing; the rest of it works.
+    """
+    package = SITE / "pyairports"
+    if not (package / "airports.py").is_file():
+        package.mkdir(exist_ok=True)
+        (package / "__init__.py").touch()
+        (package / "airports.py").write_text("AIRPORT_LIST = []\n")
 
 
 def copy_upstream(source: str, target: Path) -> None:

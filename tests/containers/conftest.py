@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests with real containers: one podman and its stand-in images for the whole session."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,9 +37,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="session")
-def podman(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Podman]:
+def podman(pytestconfig: pytest.Config) -> Iterator[Podman]:
     """An engine with the stand-in images; all of it is gone after the tests."""
-    engine = Podman(tmp_path_factory.mktemp("containers"))
+    # a short path: conmon's sockets lie under it, and with a longer one podman waits 20 s for each container's end
+    engine = Podman(Path(tempfile.mkdtemp(prefix="kit-")))
     try:
         engine.make_images()
         pytestconfig.stash[SECONDS] = engine.seconds

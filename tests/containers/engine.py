@@ -18,7 +18,14 @@ from ensemblekit.servers.embedded import server_tree
 NEEDED = ("podman", "debootstrap", "docker-registry")
 SUITE, PACKAGES = "bookworm", "python3,libpython3.11,ca-certificates"
 NUMPY = "1.26.4"  # numpy 2 breaks string tensors in the stubs up to 24.10
-UNUSED = ("var/cache/apt", "var/lib/apt/lists", "var/cache/debconf", "usr/share/doc", "usr/share/man", "usr/share/locale")
+UNUSED = (
+    "var/cache/apt",
+    "var/lib/apt/lists",
+    "var/cache/debconf",
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+)
 DEBIAN = "localhost/ensemblekit-stand-in/debian"
 STAND_INS = "localhost/ensemblekit-stand-in/tritonserver"
 # tag of NVIDIA's image that it stands for -> release and flavour whose server it holds
