@@ -68,13 +68,14 @@ def copy_upstream(source: str, target: Path) -> None:
     """Copy `src/` of upstream's archive: model.py and utils/, both are needed."""
     if source.endswith("/main.tar.gz"):
         sys.exit("BACKEND_REF=main: its backend needs a far newer vLLM; use the release's own, for example r24.08")
-    with urllib.request.urlopen(source, timeout=TIMEOUT_S) as answer:
-        archive = tarfile.open(fileobj=io.BytesIO(answer.read()))
-    for member in archive.getmembers():
-        _, _, name = member.name.partition("/src/")
-        if name and member.isfile():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (target / name).write_bytes(archive.extractfile(member).read())
+    with urllib.request.urlopen(source, timeout=TIMEOUT_S) as answer:  # noqa: S310 - the Containerfile's own https address
+        content = io.BytesIO(answer.read())
+    with tarfile.open(fileobj=content) as archive:
+        for member in archive.getmembers():
+            _, _, name = member.name.partition("/src/")
+            if name and member.isfile():
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                (target / name).write_bytes(archive.extractfile(member).read())
     missing = [name for name in NEEDED if not (target / name).is_file()]
     if missing:
         sys.exit(f"no {', no '.join(missing)} in {source}")

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from ensemblekit.errors import FetchError, KitError, ParameterError
 from ensemblekit.paths import cache_dir, repo_root
-from ensemblekit.releases import Release
+from ensemblekit.releases import Flavour, Release
 from ensemblekit.servers.container import base_image, image_of
 from ensemblekit.servers.engine import ContainerEngine, find_engine
 from ensemblekit.servers.images import GB, ensure_image, follow, log_of, no_progress, require_disk
@@ -19,7 +19,7 @@ from ensemblekit.servers.logs import tail
 __all__ = ["Backend", "BuiltImage", "Removed", "build_image", "remove_image"]
 
 Backend = Literal["upstream", "kit"]
-FLAVOUR = "base-plus-vllm"
+FLAVOUR: Flavour = "base-plus-vllm"
 LABEL = "ensemblekit.workaround"
 KIT_VLLM = "vllm==0.25.1"  # what the kit's backend is tested with on a GPU, see env/locks/cuda.txt
 NO_VLLM = "none"
@@ -128,11 +128,15 @@ def remove_image(release: Release) -> Removed:
         UnsupportedMachine: No container engine.
     """
     engine = find_engine()
-    client, mine = engine.client, [("label", f"{LABEL}={FLAVOUR}"), ("label", f"ensemblekit.release={release.name}")]
+    client = engine.client
+    mine: list[tuple[Literal["label"], str]] = [
+        ("label", f"{LABEL}={FLAVOUR}"),
+        ("label", f"ensemblekit.release={release.name}"),
+    ]
     containers = client.container.list(all=True, filters=mine)
     for container in containers:
         client.container.remove(container, force=True, volumes=True)
-    volumes = client.volume.list(filters={"label": f"{LABEL}={FLAVOUR}"})
+    volumes = client.volume.list(filters=mine)
     for volume in volumes:
         client.volume.remove(volume)
     images = _remove_images(engine, release)
