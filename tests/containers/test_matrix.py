@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The container column of the release matrix: the stand-in images that are here are run, the other cells say why not."""
+"""The container column of the release matrix: the images that are here are run, the others say why not."""
 
 from pathlib import Path
 

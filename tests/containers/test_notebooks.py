@@ -11,12 +11,14 @@ from ensemblekit.batch.parameters import choose_lessons, distribute
 from ensemblekit.batch.runner import Run, run_lessons
 from ensemblekit.lesson.record import read_records
 from ensemblekit.releases import get_release
+from ensemblekit.servers.engine import ENGINES
 from ensemblekit.workaround.base_plus_vllm import remove_image
 from tests.containers.engine import STAND_INS, Podman
 from tests.notebooks.test_nbval import run_nbval
 
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 LESSONS = ("03", "04", "05", "07")
+WORKAROUND = "localhost/ensemblekit/tritonserver:24.08-base-plus-vllm"
 CUSTOM_BUILD = "localhost/ensemblekit/tritonserver:24.08-custom-build"
 
 
@@ -64,10 +66,11 @@ def test_lessons_run_in_containers_and_run_again_the_same(
 def test_lesson_without_an_engine_runs_its_embedded_form_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs = tmp_path / "programs"
+    programs = tmp_path / "programs"  # everything but the engines
     programs.mkdir()
-    for name in ("sh", "env"):
-        (programs / name).symlink_to(f"/bin/{name}")
+    for program in Path("/usr/bin").iterdir():
+        if program.name not in ENGINES:
+            (programs / program.name).symlink_to(program)
     monkeypatch.setenv("PATH", str(programs))
     monkeypatch.delenv("ENSEMBLEKIT_ENGINE")
     lessons = choose_lessons(["03"])
