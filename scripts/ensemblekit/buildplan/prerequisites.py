@@ -15,7 +15,7 @@ import psutil
 
 from ensemblekit.buildplan.plan import BuildPlan
 from ensemblekit.errors import KitError
-from ensemblekit.paths import cache_dir
+from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.preflight import Row
 from ensemblekit.servers.engine import ContainerEngine, find_engine
 
@@ -92,9 +92,14 @@ def _imports(file: Path) -> tuple[str, ...]:
 def _packages(plan: BuildPlan) -> Row:
     missing = missing_packages(plan.source)
     found = f"no {' and no '.join(missing)}" if missing else "all that build.py imports"
-    return Row(
-        "Python packages", found, not missing, f"`{sys.executable} -m pip install {' '.join(missing)}`", required=True
-    )
+    fix = f"`{_python()} -m pip install {' '.join(missing)}`"
+    return Row("Python packages", found, not missing, fix, required=True)
+
+
+def _python() -> str:
+    """This Python, as it is typed in the kit's checkout."""
+    path = Path(sys.executable)
+    return str(path.relative_to(repo_root())) if path.is_relative_to(repo_root()) else str(path)
 
 
 def _engine() -> Row:
