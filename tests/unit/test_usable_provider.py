@@ -21,9 +21,7 @@ def stand_in_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("provider", ["embedded", "attach"])
-def test_other_providers_stay_as_they_are_and_nothing_is_said(
-    provider: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_providers_stay_and_nothing_is_said(provider: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert usable_provider(provider, "24.08", "custom-build") == provider
     assert capsys.readouterr().out == ""
 
