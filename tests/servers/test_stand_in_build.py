@@ -154,7 +154,7 @@ def test_stand_in_build_interrupted_leaves_no_process_and_goes_on_later(stand_in
     assert errors == "Stopped. The same command goes on with the stage that was interrupted.\n"
     assert not stand_in.left_over()
     assert stand_in.states[2:4] == ["done", "interrupted"]
-    assert "stop --time=5 tritonserver_builder" in stand_in.calls
+    assert "stop -t 5 tritonserver_builder" in stand_in.calls
 
     code, output, errors = stand_in.run()
 

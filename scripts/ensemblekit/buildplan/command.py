@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ensemblekit build-plan`: print the plan, check the machine, run the build."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -63,8 +64,10 @@ def plan_command(
 
 
 def _run_command(plan: BuildPlan) -> str:
-    source = f" --source {plan.source}" if plan.source else ""
-    return f"ensemblekit build-plan run --release {plan.release.name} --variant {plan.variant}{source}"
+    words = ["ensemblekit", "build-plan", "run", "--release", plan.release.name, "--variant", plan.variant]
+    words += ["--source", str(plan.source)] if plan.source else []
+    words += ["--jobs", str(plan.jobs)] if plan.jobs else []
+    return shlex.join(words)
 
 
 @app.command()
@@ -74,7 +77,9 @@ def run(
     source: SourceOption = None,
     jobs: JobsOption = None,
     dryrun: Annotated[bool, typer.Option("--dryrun", help="Let build.py write its scripts, and stop.")] = False,
-    start: Annotated[str | None, typer.Option("--from", help="Repeat from this stage on.", metavar="STAGE")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help=f"Repeat from this stage on: {', '.join(STAGES)}.", metavar="STAGE")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs and begin anew.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Build although a prerequisite is missing.")] = False,
     work: Annotated[Path | None, typer.Option(help="Where source, log and meter go (default: the cache).")] = None,

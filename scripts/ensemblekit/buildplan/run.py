@@ -184,7 +184,7 @@ class Build:
         command, after = ["bash", "-c", text], list[str]()
         if stage == "cmake_build":
             # the container would compile on after its client has been killed
-            after = [engine.name, "stop", f"--time={BUILDER_STOP_S}", BUILDER]
+            after = [engine.name, "stop", "-t", str(BUILDER_STOP_S), BUILDER]
             if builder_can_go_on(self._meter, engine, self.build):
                 command = [engine.name, "start", "--attach", BUILDER]
         self._do(stage, command, folder=self.build, after=after)
