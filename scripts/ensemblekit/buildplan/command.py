@@ -31,6 +31,10 @@ SourceOption = Annotated[
 ]
 JobsOption = Annotated[int | None, typer.Option(help="Compile jobs at once; default: two a core.", min=1)]
 
+StartOption = Annotated[
+    str | None, typer.Option("--from", help=f"Repeat from this stage on: {', '.join(STAGES)}.", metavar="STAGE")
+]
+
 
 @app.callback(invoke_without_command=True)
 def plan_command(
@@ -77,9 +81,7 @@ def run(
     source: SourceOption = None,
     jobs: JobsOption = None,
     dryrun: Annotated[bool, typer.Option("--dryrun", help="Let build.py write its scripts, and stop.")] = False,
-    start: Annotated[
-        str | None, typer.Option("--from", help=f"Repeat from this stage on: {', '.join(STAGES)}.", metavar="STAGE")
-    ] = None,
+    start: StartOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs and begin anew.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Build although a prerequisite is missing.")] = False,
     work: Annotated[Path | None, typer.Option(help="Where source, log and meter go (default: the cache).")] = None,
