@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is what a stage made still there? A resume repeats a stage unless the engine itself still shows its result."""
 
+import shutil
 from pathlib import Path
 
 from ensemblekit.buildplan.meter import Meter
 from ensemblekit.buildplan.scripts import BUILDER, STAGES, Stage, fingerprint
+from ensemblekit.errors import KitError
 from ensemblekit.servers.engine import ContainerEngine
 
-__all__ = ["builder_can_go_on", "first_to_run", "made_by"]
+__all__ = ["builder_can_go_on", "first_to_run", "image_space", "made_by"]
 
 
 def made_by(stage: Stage, engine: ContainerEngine | None, build: Path) -> str:
@@ -57,3 +59,13 @@ def builder_can_go_on(meter: Meter, engine: ContainerEngine | None, build: Path)
     """
     record = meter.stages["cmake_build"]
     return bool(record.made) and made_by("cmake_build", engine, build) == record.made
+
+
+def image_space(engine: ContainerEngine | None) -> int | None:
+    """Return the free bytes where docker keeps images; None if that is on another machine, or it does not answer."""
+    try:
+        answer = engine.ask("info", "--format", "{{.DockerRootDir}}").stdout.strip() if engine else ""
+    except KitError:
+        return None  # an engine that is busy building may not answer in time
+    folder = Path(answer or "/nonexistent")
+    return shutil.disk_usage(folder).free if folder.is_dir() else None

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from ensemblekit.buildplan.evidence import image_space
 from ensemblekit.buildplan.plan import BuildPlan
 from ensemblekit.errors import KitError
 from ensemblekit.paths import cache_dir, repo_root
@@ -126,19 +127,12 @@ def _socket() -> Row:
 def _disk(plan: BuildPlan, folder: Path) -> Row:
     wanted = IMAGES_AT_ONCE * plan.release.vllm_image_gb + COMPILER_GB
     places = {"sources": shutil.disk_usage(_existing(folder)).free}
-    images = _image_space()
+    images = image_space(ContainerEngine("docker") if shutil.which("docker") else None)
     if images is not None:
         places["images"] = images
     free = min(places.values()) / GB
     fix = f"estimated need {wanted:.0f} GB (nobody has measured it): `docker system prune`, or a larger disk"
     return Row("free disk", f"{free:.0f} GB for {' and '.join(places)}", free >= wanted, fix, required=True)
-
-
-def _image_space() -> int | None:
-    try:
-        return ContainerEngine("docker").free_bytes() if shutil.which("docker") else None
-    except KitError:
-        return None
 
 
 def _existing(folder: Path) -> Path:

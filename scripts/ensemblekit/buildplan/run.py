@@ -10,7 +10,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from ensemblekit.buildplan.evidence import builder_can_go_on, first_to_run, made_by
+from ensemblekit.buildplan.evidence import builder_can_go_on, first_to_run, image_space, made_by
 from ensemblekit.buildplan.failures import stage_error
 from ensemblekit.buildplan.meter import Meter, StageClock, StageRecord, State, read_meter
 from ensemblekit.buildplan.plan import BuildPlan
@@ -195,7 +195,7 @@ class Build:
         Raises:
             BuildError: Its command failed.
         """
-        clock = StageClock(self._meter, stage, self.meter_path, self.build, self._image_space)
+        clock = StageClock(self._meter, stage, self.meter_path, self.build, lambda: image_space(self.engine))
         self.watcher.begun(stage, clock.record)
         self._headline(stage, clock.record)
 
@@ -224,15 +224,9 @@ class Build:
         with self.log.open("a") as log:
             log.write(f"=== {datetime.now():%Y-%m-%d %H:%M:%S} {stage}, attempt {record.attempts}\n")
 
-    def _image_space(self) -> int | None:
-        try:
-            return self.engine.free_bytes() if self.engine else None
-        except KitError:
-            return None  # an engine that is busy building may not answer in time
-
     def _finish(self, engine: ContainerEngine) -> BuildResult:
         """Probe the image that was built and give it the kit's name."""
-        clock = StageClock(self._meter, "probe", self.meter_path, self.build, self._image_space)
+        clock = StageClock(self._meter, "probe", self.meter_path, self.build, lambda: image_space(self.engine))
         self.watcher.begun("probe", clock.record)
         try:
             installation = install_container(
