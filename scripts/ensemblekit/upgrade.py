@@ -2,13 +2,12 @@
 """What an upgrade from one release to another moves, and whether this machine is ready for it."""
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy
 
-from ensemblekit.lesson.settings import NVIDIA_SMI_TIMEOUT_S
+from ensemblekit.gpu import visible_gpus
 from ensemblekit.paths import cache_dir
 from ensemblekit.preflight import Row
 from ensemblekit.releases import Driver, Release, driver_for
@@ -105,22 +104,13 @@ def check_upgrade(new: Release) -> tuple[Row, ...]:
 
 
 def _driver(new: Release) -> Row:
-    driver, found = driver_for(new), _installed_driver()
+    driver = driver_for(new)
+    found = next((gpu.driver for gpu in visible_gpus()), None)
     older = ", ".join(driver.data_center)
     fix = f"install {driver.minimum} or later; on a data center GPU {older} or later of the same branch do"
     if found is None:
         return Row("NVIDIA driver", "none", fine=False, without=f"no GPU here; elsewhere: {fix}")
     return Row("NVIDIA driver", found, driver_fits(found, driver), fix)
-
-
-def _installed_driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    lines = done.stdout.split()
-    return lines[0] if done.returncode == 0 and lines and lines[0][0].isdigit() else None
 
 
 def _numpy(new: Release) -> Row:

@@ -58,14 +58,16 @@ def test_driver_fits_from_the_minimum_on_or_in_a_named_branch(version: str, fits
 
 @pytest.mark.parametrize(
     ("says", "found", "fine"),
-    [("echo 560.35.03", "560.35.03", True), ("echo 550.54.15", "550.54.15", False), ("exit 9", "none", False)],
+    [("560.35.03", "560.35.03", True), ("550.54.15", "550.54.15", False), ("", "none", False)],
     ids=["new", "old", "none"],
 )
-def test_check_reads_the_driver_that_nvidia_smi_names(
+def test_stand_in_nvidia_smi_names_the_driver_that_is_checked(
     says: str, found: str, fine: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{says}\n")
+    row = f"0, GPU-1, NVIDIA L4, 23034 MiB, 22000 MiB, {says}, 8.9"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho header\n{f'echo {row}' if says else 'exit 9'}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
 
     driver, numpy, disk = check_upgrade(get_release("24.10"))
