@@ -9,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+import psutil
+from pydantic import BaseModel, ValidationError, computed_field
 
 from ensemblekit.buildplan.scripts import STAGES, Stage
 
 __all__ = ["Meter", "StageClock", "StageRecord", "State", "folder_bytes", "read_meter"]
 
 State = Literal["waiting", "running", "done", "failed", "interrupted"]
-GB = 10**9
+GB, GIB = 10**9, 2**30
 WRITE_EVERY_S = 5.0  # the folder is walked each time
 
 
@@ -40,19 +41,22 @@ class StageRecord(BaseModel):
     free_disk_used_gb: float = 0.0
     made: str = ""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def minutes(self) -> float:
         """Wall time in minutes."""
-        return self.seconds / 60
+        return round(self.seconds / 60, 2)
 
 
 class Meter(BaseModel):
-    """All stages of one build."""
+    """All stages of one build, and the machine that it ran on: minutes say nothing without cores."""
 
     release: str
     variant: str
     command: list[str]
     source: str
+    cores: int = 0
+    memory_gib: float = 0.0
     fingerprint: str = ""
     stages: dict[Stage, StageRecord]
 
@@ -61,6 +65,7 @@ class Meter(BaseModel):
         """Return a meter on which nothing has run."""
         return cls(
             release=release, variant=variant, command=command, source=source,
+            cores=psutil.cpu_count() or 0, memory_gib=round(psutil.virtual_memory().total / GIB, 1),
             stages={name: StageRecord() for name in STAGES},
         )  # fmt: skip
 
