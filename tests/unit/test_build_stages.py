@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from ensemblekit.buildplan.failures import stage_error
 from ensemblekit.buildplan.meter import Meter, StageRecord, folder_bytes, read_meter
@@ -16,6 +17,7 @@ from ensemblekit.buildplan.process import last_line
 from ensemblekit.buildplan.progress import meter_table
 from ensemblekit.buildplan.run import Build
 from ensemblekit.buildplan.scripts import SCRIPT_STAGES, Stage, fingerprint, read_stages
+from ensemblekit.cli import app
 from ensemblekit.errors import BuildError
 from tests.conftest import DATA
 
@@ -101,11 +103,30 @@ def test_other_command_line_begins_on_a_fresh_meter(tmp_path: Path) -> None:
     (tmp_path / "build.py").write_text("")
     plans = [make_plan("24.08", "full", source=tmp_path, jobs=jobs) for jobs in (None, 2)]
     first = Build(plans[0], tmp_path / "work", Silent())
-    first._meter.stages["clone"].state = "done"
-    first._meter.write(first.meter_path)
+    first.meter.stages["clone"].state = "done"
+    first.meter.write(first.meter_path)
 
-    assert Build(plans[0], tmp_path / "work", Silent())._meter.done == ("clone",)
-    assert Build(plans[1], tmp_path / "work", Silent())._meter.done == ()
+    assert Build(plans[0], tmp_path / "work", Silent()).meter.done == ("clone",)
+    assert Build(plans[1], tmp_path / "work", Silent()).meter.done == ()
+
+
+def test_build_that_has_begun_asks_no_longer_for_the_whole_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "build.py").write_text("")
+    monkeypatch.setattr("ensemblekit.buildplan.prerequisites.COMPILER_GB", 10**9)
+    command = ["build-plan", "run", "--source", str(tmp_path), "--work", str(tmp_path / "work")]
+    monkeypatch.setenv("PATH", str(tmp_path))  # no docker either, so that nothing is built here
+
+    first = CliRunner().invoke(app, command)
+    build = Build(make_plan("24.08", "minimal", source=tmp_path), tmp_path / "work", Silent())
+    build.meter.stages["tritonserver_buildbase"].attempts = 1
+    build.meter.write(build.meter_path)
+    later = CliRunner().invoke(app, command)
+
+    assert "free disk: " in str(first.exception)
+    assert "free disk: " not in str(later.exception)
+    assert "docker: " in str(later.exception)
 
 
 class Silent:

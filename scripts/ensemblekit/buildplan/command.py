@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ensemblekit.buildplan.meter import read_meter
 from ensemblekit.buildplan.plan import BuildPlan, make_plan
 from ensemblekit.buildplan.prerequisites import check_prerequisites, unmet
 from ensemblekit.buildplan.progress import Progress
@@ -91,11 +90,13 @@ def run(
     folder = work.resolve() if work else work_folder(plan)
     first = _stage(start)
     console = Console()
+    progress = Progress(console)
+    build = Build(plan, folder, progress)
     if not anyway:
-        _require(console, check_prerequisites(plan, folder), dryrun=dryrun)
+        built = () if fresh or not build.resumed else ("free disk",)
+        _require(console, check_prerequisites(plan, folder), NEEDED_FOR_DRYRUN if dryrun else (), but=built)
     try:
-        with Progress(console, read_meter(folder / "meter.json")) as progress:
-            build = Build(plan, folder, progress)
+        with progress:
             result = build.run(dryrun=dryrun, fresh=fresh, start=first)
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. The same command goes on with the stage that was interrupted.")
@@ -117,13 +118,19 @@ def _stage(name: str | None) -> Stage | None:
     raise ParameterError(f"begin at stage {name!r}", found="no such stage", hint=f"one of {', '.join(STAGES)}")
 
 
-def _require(console: Console, rows: tuple[Row, ...], *, dryrun: bool) -> None:
+def _require(console: Console, rows: tuple[Row, ...], only: tuple[str, ...], *, but: tuple[str, ...]) -> None:
     """Refuse to begin what cannot end well.
+
+    Args:
+        console: For the table.
+        rows: What was found.
+        only: The rows that count; all if empty.
+        but: The rows that do not: a build that goes on has taken some of the disk already.
 
     Raises:
         BuildError: A required thing is missing.
     """
-    missing = [row for row in unmet(rows) if not dryrun or row.name in NEEDED_FOR_DRYRUN]
+    missing = [row for row in unmet(rows) if (not only or row.name in only) and row.name not in but]
     if not missing:
         return
     console.print(rows_table(rows))

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ensemblekit.buildplan.meter import Meter, StageRecord
+from ensemblekit.buildplan.meter import StageRecord
 from ensemblekit.buildplan.process import percent_of
 from ensemblekit.buildplan.scripts import STAGES, Stage
 
@@ -54,9 +54,9 @@ def meter_table(records: dict[Stage, StageRecord], *, line: str = "") -> Table:
 class Progress:
     """Shows a build while it runs; a `Watcher`."""
 
-    def __init__(self, console: Console, meter: Meter | None = None) -> None:
-        """Take the console; what is on the meter already is shown from the begin."""
-        self._console, self._records = console, dict(meter.stages) if meter else {}
+    def __init__(self, console: Console) -> None:
+        """Take the console."""
+        self._console, self._records = console, dict[Stage, StageRecord]()
         self._live = Live(console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True)
         self._on_terminal = console.is_terminal
 

@@ -76,13 +76,15 @@ class Build:
         plan: What is built.
         work: Where log and meter are, and the source if it is cloned.
         watcher: Sees the progress.
+        engine: Docker, found by itself when it is first needed.
+        meter: What each stage has taken so far, in earlier runs too.
     """
 
     plan: BuildPlan
     work: Path
     watcher: Watcher
     engine: ContainerEngine | None = None
-    _meter: Meter = field(init=False)
+    meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
         """Read what an earlier run left; another command line or source begins anew."""
@@ -90,7 +92,7 @@ class Build:
         fresh = Meter.fresh(self.plan.release.name, self.plan.variant, command, str(self.source))
         old = read_meter(self.meter_path)
         same = old is not None and (old.command, old.source) == (fresh.command, fresh.source)
-        self._meter = old if old is not None and same else fresh
+        self.meter = old if old is not None and same else fresh
 
     @property
     def source(self) -> Path:
@@ -111,6 +113,11 @@ class Build:
     def meter_path(self) -> Path:
         """The meter's file."""
         return self.work / "meter.json"
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an earlier run has built something, so that less disk is needed than at the begin."""
+        return any(self.meter.stages[stage].attempts for stage in SCRIPT_STAGES)
 
     def run(self, *, dryrun: bool = False, fresh: bool = False, start: Stage | None = None) -> BuildResult:
         """Do what is not done yet and return the result.
@@ -137,21 +144,22 @@ class Build:
 
     def _run(self, *, dryrun: bool, start: Stage | None) -> BuildResult:
         if start:
-            self._meter.forget(start)
+            self.meter.forget(start)
         if not dryrun:
             self.engine = self.engine or find_engine("docker")  # upstream's scripts call docker, no other engine
-        first = first_to_run(self._meter, self.engine, self.build)
+        first = first_to_run(self.meter, self.engine, self.build)
         left = STAGES[STAGES.index(first) :]
         for stage in STAGES[: STAGES.index(first)]:
-            self.watcher.skipped(stage, self._meter.stages[stage])
-        for stage in left[1:]:
-            self._meter.forget(stage)
+            self.watcher.skipped(stage, self.meter.stages[stage])
+        if not dryrun or "dryrun" in left:  # without an engine, nobody knows whether later results are there
+            for stage in left[1:]:
+                self.meter.forget(stage)
         if "clone" in left:
             self._clone()
         if "dryrun" in left:
             self._write_scripts()
         if dryrun or self.engine is None:
-            return BuildResult(self._meter, None, "")
+            return BuildResult(self.meter, None, "")
         scripts = {script.name: script.text for script in read_stages(self.build)}
         for stage in (name for name in SCRIPT_STAGES if name in left):
             self._do_script(stage, scripts[stage], self.engine)
@@ -159,7 +167,7 @@ class Build:
 
     def _clone(self) -> None:
         if self.plan.source:
-            record = self._meter.stages["clone"]
+            record = self.meter.stages["clone"]
             record.state, record.made = "done", made_by("clone", None, self.build)
             self.watcher.skipped("clone", record)
             return
@@ -168,9 +176,9 @@ class Build:
 
     def _write_scripts(self) -> None:
         self._require_packages()
-        self._do("dryrun", [*self._meter.command, "--dryrun"], folder=self.source)
-        self._meter.fingerprint = fingerprint(self.build, self._meter.command)
-        self._meter.write(self.meter_path)
+        self._do("dryrun", [*self.meter.command, "--dryrun"], folder=self.source)
+        self.meter.fingerprint = fingerprint(self.build, self.meter.command)
+        self.meter.write(self.meter_path)
 
     def _require_packages(self) -> None:
         if missing := missing_packages(self.source):
@@ -185,7 +193,7 @@ class Build:
         if stage == "cmake_build":
             # the container would compile on after its client has been killed
             after = [engine.name, "stop", "-t", str(BUILDER_STOP_S), BUILDER]
-            if builder_can_go_on(self._meter, engine, self.build):
+            if builder_can_go_on(self.meter, engine, self.build):
                 command = [engine.name, "start", "--attach", BUILDER]
         self._do(stage, command, folder=self.build, after=after)
 
@@ -195,7 +203,7 @@ class Build:
         Raises:
             BuildError: Its command failed.
         """
-        clock = StageClock(self._meter, stage, self.meter_path, self.build, lambda: image_space(self.engine))
+        clock = StageClock(self.meter, stage, self.meter_path, self.build, lambda: image_space(self.engine))
         self.watcher.begun(stage, clock.record)
         self._headline(stage, clock.record)
 
@@ -226,7 +234,7 @@ class Build:
 
     def _finish(self, engine: ContainerEngine) -> BuildResult:
         """Probe the image that was built and give it the kit's name."""
-        clock = StageClock(self._meter, "probe", self.meter_path, self.build, lambda: image_space(self.engine))
+        clock = StageClock(self.meter, "probe", self.meter_path, self.build, lambda: image_space(self.engine))
         self.watcher.begun("probe", clock.record)
         try:
             installation = install_container(
@@ -243,4 +251,4 @@ class Build:
                 f"use the image that was built as {self.plan.image}", found=str(probe),
                 hint="did another build.py run meanwhile? Repeat the end with `--from tritonserver`",
             )  # fmt: skip
-        return BuildResult(self._meter, probe, self.plan.image)
+        return BuildResult(self.meter, probe, self.plan.image)
