@@ -212,8 +212,8 @@ def _add_groups() -> None:
     from ensemblekit.buildplan.command import app as build_plan
     from ensemblekit.bundle.command import app as bundle
 
-    app.add_typer(bundle, name="bundle")
     app.add_typer(build_plan, name="build-plan")
+    app.add_typer(bundle, name="bundle")
     app.command()(bench)
 
 
