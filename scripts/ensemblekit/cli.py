@@ -226,9 +226,11 @@ def matrix(
 
 def _add_groups() -> None:
     from ensemblekit.bench.command import bench
+    from ensemblekit.buildplan.command import app as build_plan
     from ensemblekit.bundle.command import app as bundle
     from ensemblekit.workaround.command import app as workaround
 
+    app.add_typer(build_plan, name="build-plan")
     app.add_typer(bundle, name="bundle")
     app.add_typer(workaround, name="workaround")
     app.command()(bench)
