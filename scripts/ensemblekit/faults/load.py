@@ -227,8 +227,7 @@ LOAD_FAULTS = (
         "E219",
         "model.json is missing or wrong",
         words="{reason}",
-        pattern=r"(?P<reason>(?:FileNotFoundError|AssertionError|JSONDecodeError|json\.decoder\.JSONDecodeError)"
-        r".*model\.json.*)",
+        pattern=r"(?P<reason>\w*(?:Error|Exception): [^\n]*?\bmodel\.json\b[^\n]*)",
         why="A model of the vLLM backend has its engine arguments in <version>/model.json, one JSON object that names "
         "at least `model`.",
         fix='Write the file, for example { "model": "HuggingFaceTB/SmolLM2-135M-Instruct" }.',
