@@ -16,7 +16,8 @@ from ensemblekit.releases import Release
 
 __all__ = ["check_model", "check_parsing"]
 
-BACKENDS = tuple("python vllm onnxruntime tensorrt tensorrtllm tensorflow pytorch openvino dali fil identity".split())
+BACKENDS = ("python", "vllm", "onnxruntime", "tensorrt", "tensorrtllm", "tensorflow", "pytorch", "openvino", "dali")
+CUSTOM_BACKENDS = ("fil", "identity", "repeat", "square")
 _PLATFORMS = {
     "tensorflow": ("tensorflow_savedmodel", "tensorflow_graphdef"),
     "tensorrt": ("tensorrt_plan",),
@@ -90,7 +91,7 @@ def _check_platform(model: Model, ensembles: bool) -> Iterator[Finding]:
     platform, backend = config.platform, config.backend
     if not backend and platform == "ensemble" and not ensembles:
         yield found("E101", folder, ("platform",))
-    elif not backend and platform in BACKENDS:
+    elif not backend and platform in (*BACKENDS, *CUSTOM_BACKENDS):
         fix = f'Write `backend: "{platform}"` instead.'
         if config.HasField("ensemble_scheduling"):
             fix = 'Write `platform: "ensemble"`: this config has steps.'
