@@ -246,4 +246,13 @@ LOAD_FAULTS = (
         fix="Remove max_batch_size and model_transaction_policy from the model's config.",
         link=links.VLLM_BACKEND,
     ),
+    _load(
+        "E221",
+        "a model declares an output twice",
+        words="in ensemble {model}, multiple outputs in model {step} are mapped to the same ensemble tensor {tensor}",
+        pattern=r"in ensemble (?P<model>\S+), multiple outputs in model (?P<step>\S+) are mapped to the same ensemble"
+        r" tensor (?P<tensor>[^\s\"\\;]+)",
+        why="The model of the step has two outputs of one name. By itself it loads; in an ensemble it is refused.",
+        fix="Remove one of them from the model's config.",
+    ),
 )

@@ -120,6 +120,9 @@ def _check_step(model: Model, index: int, other: Model, tensors: dict[str, _Tens
         yield _bad_key("E203", model, (*at, "output_map", ("key", key)), key, step.output_map[key], other, outputs)
     for name, entry in outputs.items():
         if name in step.output_map:
+            if [output.name for output in other.config.output].count(name) > 1:
+                tensor = step.output_map[name]
+                yield found("E221", model.folder, (*at, "output_map", ("key", name)), step=other.name, tensor=tensor)
             place = (*at, "output_map", ("key", name), "value")
             yield from _compare(model, place, step.output_map[name], _tensor_of(other, entry), tensors)
 
