@@ -196,7 +196,9 @@ LOAD_FAULTS = (
         "E216",
         "a Python model's code failed",
         words="failed to load '{model}' version {version}: Internal: {reason}",
-        pattern=r"failed to load '(?P<model>[^']*)' version (?P<version>\d+): Internal: "
+        pattern=r"(?:failed to load '(?P<model>[^']*)' version (?P<version>\d+)"
+        r"|(?:load failed for model |Model )'(?P<asked_model>[^']*)'(?: loading failed with error)?:"
+        r" version \d+ is at UNAVAILABLE state): Internal: "
         r"(?P<reason>(?P<kind>[A-Za-z_.]*(?:Error|Exception|Interrupt))\b.*)",
         why="model.py raised while it was imported or initialised: a syntax error, a package that is not installed in "
         "the Python of the server, or an error of its own.",

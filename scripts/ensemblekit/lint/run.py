@@ -79,11 +79,13 @@ class _Run:
         self.release, self.flavour, self.python, self.gpus = release, flavour, python, gpus
         self.backends = backends
         self.ensembles = has_ensembles(release, flavour or "base-plus-vllm")
+        self.folders: dict[str, ModelFolder] = {}
         self.models: dict[str, Model] = {}
         self.failed: dict[str, str] = {}
 
     def check(self, folders: tuple[ModelFolder, ...]) -> list[Finding]:
         """Return all findings: those of the poll, of the load, and the late traps."""
+        self.folders = {folder.name: folder for folder in folders}
         findings = [finding for folder in folders for finding in self._poll(folder)]
         simple = [model for model in self.models.values() if not model.ensemble]
         for model in simple:
@@ -156,10 +158,9 @@ class _Run:
                 yield from check_late(model, self.models)
         yield from check_engines(self.models)
         yield from check_numpy(self.models, self.release, self.python)
-        if self.failed and len(self.failed) < len(self.models):
+        if self.failed and len(self.failed) < len(self.folders):
             first = min(self.failed)
-            if first in self.models:
-                yield found("T306", self.models[first].folder)
+            yield replace(found("T306", self.folders[first]), line=None)
 
     def assumed(self) -> Iterator[str]:
         """Yield what was taken for granted."""
