@@ -132,7 +132,7 @@ def test_misspelt_word_gets_the_nearest_known_one(folder: str, question: str, tm
 def test_prompt_and_generation_names_the_step_that_triton_does_not(tmp_path: Path) -> None:
     report = lint_case(next(case for case in CASES if case.code == "E208"), tmp_path)
 
-    assert re.search(r"step of two_inputs, which takes TEXT, GENERATED", report.errors[0].why)
+    assert re.search(r"step of two_inputs, which takes GENERATED, TEXT", report.errors[0].why)
 
 
 def test_numpy_2_is_named_only_for_releases_whose_stub_breaks(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ LATE_TRAPS = (
         "T302",
         "a decoupled model does not answer /infer",
         "note",
-        words="ModelInfer RPC doesn't support models with decoupled transaction policy",
+        words="HTTP end point doesn't support models with decoupled transaction policy",
         pattern=r"doesn't support models with decoupled transaction policy",
         status=501,
         why="Any number of responses to one request do not fit into one HTTP answer.",
@@ -71,9 +71,10 @@ LATE_TRAPS = (
         "T304",
         "numpy 2 with a Python stub of Triton up to 24.10",
         "warning",
-        pattern=r"`np\.string_` was removed in the NumPy 2\.0 release|np\.string_.{0,40}removed",
-        why="Stubs up to 24.10 break string tensors with numpy 2: on 24.08 a request hangs for ever while ready stays "
-        "200, on 24.10 it answers 400.",
+        words="error: unpack_from requires a buffer of at least {bytes} bytes",
+        pattern=r"unpack_from requires a buffer of at least (?P<bytes>\d+) bytes",
+        why="Stubs up to 24.10 cannot read string tensors with numpy 2, and their process ends: on 24.08 the request "
+        "hangs for ever while ready stays 200, on 24.10 it is answered with an error.",
         fix="Install `numpy<2` (1.26.4) in the Python that the models run in.",
         link=links.PYTHON_BACKEND,
     ),
@@ -94,7 +95,7 @@ LATE_TRAPS = (
         "T306",
         "with --exit-on-error=false this server would be ready without the model",
         "note",
-        words="Request for unknown model: '{model}'",
+        words="Request for unknown model: '{model}' is not found",
         pattern=r"Request for unknown model: '(?P<model>[^']*)'",
         status=404,
         why="With that option Triton starts although a model failed: /v2/health/ready is 200, the model has no "

@@ -63,8 +63,8 @@ def check_streams(model: Model, models: Mapping[str, Model]) -> Iterator[Finding
 def _nodes(model: Model) -> dict[str, _Node]:
     nodes: dict[str, _Node] = {}
     for index, step in enumerate(model.config.ensemble_scheduling.step):
-        sources = [nodes.setdefault(name, _Node()) for name in step.input_map.values()]
-        for name in step.output_map.values():
+        sources = [nodes.setdefault(name, _Node()) for _, name in sorted(step.input_map.items())]
+        for _, name in sorted(step.output_map.items()):
             node = nodes.setdefault(name, _Node())
             node.step = index
             for source in sources:
@@ -75,6 +75,6 @@ def _nodes(model: Model) -> dict[str, _Node]:
 
 def _mixed(model: Model, index: int) -> Finding:
     step = model.config.ensemble_scheduling.step[index]
-    taken = ", ".join(step.input_map.values())
+    taken = ", ".join(sorted(step.input_map.values()))
     detail = f"It is the step of {step.model_name}, which takes {taken}."
     return found("E208", model.folder, (*STEPS, index, "input_map"), detail=detail)

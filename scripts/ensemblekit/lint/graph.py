@@ -55,14 +55,14 @@ def _link(model: Model, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
             if not given:
                 yield found("E108", model.folder, at, field=name, step=index)
         written = []
-        for key, name in step.output_map.items():
+        for key, name in sorted(step.output_map.items()):
             tensor = tensors.setdefault(name, _Tensor(name))
             place = (*at, "output_map", ("key", key))
             if tensor.writer:
                 yield found("E114", model.folder, place, tensor=name, step=index)
             tensor.writer = place
             written.append(tensor)
-        for key, name in step.input_map.items():
+        for key, name in sorted(step.input_map.items()):
             source = tensors.setdefault(name, _Tensor(name))
             source.taker = source.taker or (*at, "input_map", ("key", key))
             for tensor in written:

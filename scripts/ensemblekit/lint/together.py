@@ -107,7 +107,7 @@ def _check_step(model: Model, index: int, other: Model, tensors: dict[str, _Tens
     step, at = model.config.ensemble_scheduling.step[index], (*STEPS, index)
     inputs = {entry.name: entry for entry in other.config.input}
     outputs = {entry.name: entry for entry in other.config.output}
-    bad = [key for key in step.input_map if key not in inputs and other.complete]
+    bad = [key for key in sorted(step.input_map) if key not in inputs and other.complete]
     for key in bad:
         yield _bad_key("E202", model, (*at, "input_map", ("key", key)), key, step.input_map[key], other, inputs)
     for name, entry in inputs.items():
@@ -116,7 +116,7 @@ def _check_step(model: Model, index: int, other: Model, tensors: dict[str, _Tens
             yield from _compare(model, place, step.input_map[name], _tensor_of(other, entry), tensors)
         elif not entry.optional and not bad:  # a misspelt key is the cause of the unmapped input
             yield found("E204", model.folder, at, input=name, step=other.name)
-    for key in [key for key in step.output_map if key not in outputs and other.complete]:
+    for key in [key for key in sorted(step.output_map) if key not in outputs and other.complete]:
         yield _bad_key("E203", model, (*at, "output_map", ("key", key)), key, step.output_map[key], other, outputs)
     for name, entry in outputs.items():
         if name in step.output_map:
