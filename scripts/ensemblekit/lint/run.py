@@ -164,8 +164,8 @@ class _Run:
 
     def assumed(self) -> Iterator[str]:
         """Yield what was taken for granted."""
-        ensembles = [model.name for model in self.models.values() if model.ensemble]
-        if self.flavour is None and ensembles:
+        ensembles = (model.config.HasField("ensemble_scheduling") for model in self.models.values())
+        if self.flavour is None and any(ensembles):
             shipped = has_ensembles(self.release, "vllm-image")
             text = f"a server of {self.release.name} that was built with ensembles"
             yield text if shipped else f"{text}: NVIDIA's vLLM image of it was not (--flavour vllm-image; E101)"
