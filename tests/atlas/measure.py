@@ -52,12 +52,14 @@ class Answer:
         body: Its body.
         log: The log, from the request on.
         kind: How the start ended, empty for a load.
+        head: The log of the start before.
     """
 
     status: int | None
     body: str
     log: str
     kind: str = ""
+    head: str = ""
 
     @property
     def text(self) -> str:
@@ -88,17 +90,18 @@ def measure_loads(folder: Path, release: str) -> dict[str, Answer]:
     for case in cases:
         copy_repository(case.path, repository)
     with new_server(repository, folder, release, explicit=True) as server:
-        return {case.folder: _load(server, case) for case in cases}
+        head = read_log(server.log_path)
+        return {case.folder: _load(server, case, head) for case in cases}
 
 
-def _load(server: TritonServer, case: Case) -> Answer:
+def _load(server: TritonServer, case: Case, head: str) -> Answer:
     begin = server.log_path.stat().st_size
     answer = load_model(server, case.model, timeout_s=START_TIMEOUT_S)
     log = server.log_path.read_bytes()[begin:].decode(errors="replace")
     # an ensemble that failed stays in the server's graph, and would be told again at every later load
     url = f"http://{server.http_url}/v2/repository/models/{case.model}/unload"
     httpx.post(url, json={}, timeout=START_TIMEOUT_S, trust_env=False)
-    return Answer(answer.status, answer.body, log)
+    return Answer(answer.status, answer.body, log, head=head)
 
 
 def measure_start(case: Case, folder: Path, release: str, flavour: Flavour = "base-plus-vllm") -> Answer:

@@ -105,7 +105,7 @@ def test_explain_names_the_fault_as_root_cause(case: Case, loads: dict[str, Load
     explainer = pytest.importorskip("ensemblekit.explain.explainer", reason="explain is not there yet")
     answer = loads["24.08"][case.folder] if case.how == "load" else starts[case.folder]
 
-    causes = explainer.explain_lines(answer.log.splitlines()).causes
+    causes = explainer.explain_lines(f"{answer.head}{answer.log}".splitlines()).causes
 
     assert causes, answer.log
     assert causes[0].code in (case.root or case.code, *case.fault.same_words)
