@@ -73,8 +73,8 @@ def _badly_reshaped(tensor: Any, *, batches: bool) -> str:
     if not tensor.HasField("reshape"):
         return ""
     dims, shape = list(tensor.dims), list(tensor.reshape.shape)
-    if not shape:
-        return "" if batches else "cannot have empty reshape for non-batching model as scalar tensors are not supported"
+    if not shape and not batches:
+        return "cannot have empty reshape for non-batching model as scalar tensors are not supported"
     if any(size < 1 and size != -1 for size in shape):
         return "reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension"
     if -1 in dims and -1 in shape and dims.count(-1) != shape.count(-1):

@@ -12,6 +12,7 @@ from ensemblekit.lint.findings import Finding
 from ensemblekit.lint.found import did_you_mean, found
 from ensemblekit.lint.graph import check_graph
 from ensemblekit.lint.read import ModelFolder
+from ensemblekit.lint.sequence import check_controls
 from ensemblekit.releases import Release
 
 __all__ = ["check_model", "check_parsing"]
@@ -60,6 +61,7 @@ def check_model(model: Model, *, ensembles: bool) -> Iterator[Finding]:
         return
     yield from _check_platform(model, ensembles)
     yield from _check_values(model)
+    yield from check_controls(model)
     if model.config.HasField("ensemble_scheduling") and (ensembles or not model.ensemble):
         yield from _check_scheduling(model)
     elif model.ensemble and ensembles:
