@@ -47,11 +47,11 @@ def check_versions(model: Model) -> Iterator[Finding]:
 
 
 def check_tensors(model: Model) -> Iterator[Finding]:
-    """Yield tensors that are declared incompletely; an ensemble's are compared with its steps' instead."""
+    """Yield tensors that are declared incompletely."""
     for kind, tensors in (("input", model.config.input), ("output", model.config.output)):
         for index, tensor in enumerate(tensors):
             reason = _incomplete(tensor) or _badly_reshaped(tensor, batches=model.config.max_batch_size > 0)
-            if reason and not model.ensemble:
+            if reason:
                 named = f"'{tensor.name}' " if tensor.name else ""
                 yield found("E213", model.folder, (kind, index), reason=f"model {kind} {named}{reason}")
 

@@ -38,8 +38,9 @@ def check_parsing(folder: ModelFolder, release: Release) -> Iterator[Finding]:
     """Yield why the config cannot be read as text of Triton's schema, which ends all other checks."""
     path = folder.config_path
     if folder.problem is not None:
-        template = "${" in (folder.text.splitlines() or [""])[(folder.problem.line or 1) - 1]
-        code = "E117" if template else "E116"
+        lines = folder.text.split("\n")
+        place = (folder.problem.line or 1) - 1  # the parser's place may be behind the last line
+        code = "E117" if "${" in "".join(lines[place : place + 1]) else "E116"
         yield found(code, folder, line=folder.problem.line, detail=f"{folder.problem.reason}.", path=path)
         return
     for name, releases in _LATER_FIELDS.items():

@@ -142,12 +142,12 @@ class _Run:
             at = ("ensemble_scheduling", "step", ("model_name", _next_in_circle(model, back)))
             yield found("E210", model.folder, at, step=back)
             return
-        missing = list(check_dependencies(model, self.models, self.failed))
-        yield from missing
-        if not any(finding.code == "E201" for finding in missing):
-            yield from check_mapping(model, self.models)
-            yield from check_streams(model, self.models)
-        yield from check_versions(model)
+        findings = list(check_dependencies(model, self.models, self.failed))
+        if not any(finding.code == "E201" for finding in findings):
+            findings += [*check_mapping(model, self.models), *check_streams(model, self.models)]
+        findings += check_versions(model)
+        # an ensemble's tensors are looked at last; incomplete ones rarely fit those of a step before
+        yield from findings or check_tensors(model)
 
     def _late(self) -> Iterator[Finding]:
         for model in self.models.values():
