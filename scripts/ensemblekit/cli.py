@@ -229,11 +229,13 @@ def _add_groups() -> None:
     from ensemblekit.buildplan.command import app as build_plan
     from ensemblekit.bundle.command import app as bundle
     from ensemblekit.workaround.command import app as workaround
+    from ensemblekit.lint.command import lint
 
     app.add_typer(build_plan, name="build-plan")
     app.add_typer(bundle, name="bundle")
     app.add_typer(workaround, name="workaround")
     app.command()(bench)
+    app.command()(lint)
 
 
 _add_groups()
