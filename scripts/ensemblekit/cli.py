@@ -210,9 +210,11 @@ def matrix(
 def _add_groups() -> None:
     from ensemblekit.bench.command import bench
     from ensemblekit.bundle.command import app as bundle
+    from ensemblekit.doctor.probe_command import probe
 
     app.add_typer(bundle, name="bundle")
     app.command()(bench)
+    app.command()(probe)
 
 
 _add_groups()
