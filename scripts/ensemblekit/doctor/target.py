@@ -34,7 +34,7 @@ def kind_of(target: str) -> Kind:
         return "release"
     if _URL.match(target):
         return "url"
-    if target.startswith(("/", ".", "~")) or ((target and Path(target).exists()) or Path(target).is_symlink()):
+    if target.startswith(("/", ".", "~")) or (target and os.path.lexists(target)):
         return "disk"
     if _IMAGE.match(target):
         return "image"
