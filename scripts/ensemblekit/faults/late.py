@@ -97,8 +97,8 @@ LATE_TRAPS = (
         words="Request for unknown model: '{model}'",
         pattern=r"Request for unknown model: '(?P<model>[^']*)'",
         status=404,
-        why="With that option Triton starts although a model failed: /v2/health/ready is 200, the model has no state in "
-        'the index, and its requests are answered with "unknown model".',
+        why="With that option Triton starts although a model failed: /v2/health/ready is 200, the model has no "
+        'state in the index, and its requests are answered with "unknown model".',
         fix="Ask /v2/models/<model>/ready for each model, not the server as a whole.",
         link=links.SERVER_OPTIONS,
     ),

@@ -231,7 +231,19 @@ LOAD_FAULTS = (
         r".*model\.json.*)",
         why="A model of the vLLM backend has its engine arguments in <version>/model.json, one JSON object that names "
         "at least `model`.",
-        fix='Write the file, for example {{ "model": "HuggingFaceTB/SmolLM2-135M-Instruct" }}.',
+        fix='Write the file, for example { "model": "HuggingFaceTB/SmolLM2-135M-Instruct" }.',
+        link=links.VLLM_BACKEND,
+    ),
+    _load(
+        "E220",
+        "a vLLM model with settings that its backend does not allow",
+        words="{reason}",
+        pattern=r"(?P<reason>configuration specified max_batch_size \d+, but in auto-complete-config function for model"
+        r" '(?P<model>[^']*)' has? ?specified max_batch_size 0.*|trying to change decoupled property in"
+        r" auto-complete-config for model '(?P<decoupled_model>[^']*)'.*)",
+        why="The vLLM backend sets max_batch_size 0 and decoupled answers itself, and refuses a config that says "
+        "otherwise: vLLM forms its own batches.",
+        fix="Remove max_batch_size and model_transaction_policy from the model's config.",
         link=links.VLLM_BACKEND,
     ),
 )

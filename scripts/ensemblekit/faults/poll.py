@@ -50,7 +50,7 @@ POLL_FAULTS = (
         "E101",
         "this server was built without ensembles",
         words="unexpected platform type 'ensemble' for {model}",
-        pattern=r"unexpected platform type 'ensemble' for (?P<model>[^\s\"]+)",
+        pattern=r"unexpected platform type 'ensemble' for (?P<model>[^\s\"]+)|ensemble scheduling not supported",
         why="The server was compiled without TRITON_ENABLE_ENSEMBLE: NVIDIA's vLLM images up to 24.09 were, and so is "
         "every build.py run without --backend=ensemble. The config is right; this server does not know the platform.",
         fix="Use the base image plus the vLLM backend, a build with --backend=ensemble, or release 24.10 or later.",
@@ -72,7 +72,7 @@ POLL_FAULTS = (
         words="unexpected platform type '{platform}' for {model}",
         pattern=rf"unexpected platform type '(?P<platform>{_BACKEND_NAMES})' for (?P<model>[^\s\"]+)",
         why="This is the name of a backend, and it stands in the field `platform`.",
-        fix='Write `backend: "{platform}"` instead; if the model is an ensemble, `platform: "ensemble"`.',
+        fix='Write it as `backend: "..."`; if the model is an ensemble, write `platform: "ensemble"`.',
         link=links.CONFIGURATION,
     ),
     _poll(
