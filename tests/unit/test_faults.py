@@ -16,7 +16,7 @@ SAMPLE = {
     "reason": "which contains leading zeros in its directory name",
 }  # fmt: skip
 # their words hold a reason that the pattern must know, or the pattern belongs to another place
-PARTIAL = {"E109", "E117", "E118", "E205", "E213", "E216", "E219", "T304", "T309", "T313"}
+PARTIAL = {"E109", "E117", "E118", "E205", "E213", "E216", "E219", "E220", "T304", "T305", "T309", "T313"}
 
 
 def test_codes_are_unique_and_sorted_within_their_kind() -> None:

@@ -12,8 +12,9 @@ __all__ = ["FAULTS", "fault", "fault_in"]
 
 FAULTS: tuple[Fault, ...] = (*POLL_FAULTS, *LOAD_FAULTS, *LATE_TRAPS)
 _BY_CODE = {entry.code: entry for entry in FAULTS}
-# E117 before E116: the narrower expression first. A consequence last: its text quotes its cause.
-_SEARCH = sorted(FAULTS, key=lambda entry: (entry.consequence, entry.code == "E116"))
+# The narrower expression first. A consequence last: its text quotes its cause.
+_GENERAL = ("E116", "E216")
+_SEARCH = sorted(FAULTS, key=lambda entry: (entry.consequence, entry.code in _GENERAL))
 
 
 def fault(code: str) -> Fault:

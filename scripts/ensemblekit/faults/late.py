@@ -79,15 +79,15 @@ LATE_TRAPS = (
     ),
     _trap(
         "T305",
-        "the ensemble and a step disagree about the batch dimension",
+        "an ensemble that batches over a step that does not",
         "warning",
-        words="unexpected shape for input '{input}' for model '{step}'",
-        pattern=r"unexpected shape for input '(?P<input>[^']*)' for model '(?P<step>[^']*)'"
-        r"|inference request batch-size must be <= ",
+        words="in ensemble '{model}', unexpected shape for input '{input}' for model '{step}'",
+        pattern=r"in ensemble '(?P<model>[^']*)', .*unexpected shape for input '(?P<input>[^']*)' for model"
+        r" '(?P<step>[^']*)'",
         status=400,
-        why="One of them has max_batch_size 0, the other more. The dims agree, so that it loads; but only one side has "
-        "a batch dimension in front, and the requests do not fit.",
-        fix="Give both the same max_batch_size; with a vLLM step that is 0, since vLLM batches by itself.",
+        why="The ensemble has max_batch_size above 0, a step has 0, and their dims agree, so that it loads without a "
+        "word. Requests of batch 1 work; every larger batch is refused by the step.",
+        fix="Give both the same max_batch_size; with a vLLM step that is 0, since vLLM forms its own batches.",
         link=links.BATCHING,
     ),
     _trap(

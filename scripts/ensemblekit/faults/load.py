@@ -237,10 +237,11 @@ LOAD_FAULTS = (
     _load(
         "E220",
         "a vLLM model with settings that its backend does not allow",
-        words="{reason}",
-        pattern=r"(?P<reason>configuration specified max_batch_size \d+, but in auto-complete-config function for model"
-        r" '(?P<model>[^']*)' has? ?specified max_batch_size 0.*|trying to change decoupled property in"
-        r" auto-complete-config for model '(?P<decoupled_model>[^']*)'.*)",
+        words="ValueError: {reason}",
+        pattern=r"ValueError: (?P<reason>configuration specified max_batch_size (?P<size>\d+), but in"
+        r" auto-complete-config function for model '(?P<model>[^']*)' specified max_batch_size 0"
+        r"|trying to change decoupled property in auto-complete-config for model '(?P<decoupled_model>[^']*)',"
+        r" which is already set to 'False'\.)",
         why="The vLLM backend sets max_batch_size 0 and decoupled answers itself, and refuses a config that says "
         "otherwise: vLLM forms its own batches.",
         fix="Remove max_batch_size and model_transaction_policy from the model's config.",
