@@ -211,10 +211,12 @@ def _add_groups() -> None:
     from ensemblekit.bench.command import bench
     from ensemblekit.bundle.command import app as bundle
     from ensemblekit.doctor.probe_command import probe
+    from ensemblekit.explain.command import explain
 
     app.add_typer(bundle, name="bundle")
     app.command()(bench)
     app.command()(probe)
+    app.command()(explain)
 
 
 _add_groups()
