@@ -41,6 +41,10 @@ TEST_GLIBC_VARIABLE = "ENSEMBLEKIT_TEST_GLIBC"  # for the kit's own tests: prete
 TEST_GPU_VARIABLE = (
     "ENSEMBLEKIT_TEST_GPU"  # for the kit's own tests: "1" pretends that a GPU is visible, "0" that none is
 )
+# CUDA 13, for which cuda.txt has its torch, runs on drivers from 580: docs.nvidia.com/deploy/cuda-compatibility/
+# minor-version-compatibility.html, table 1, and the release notes of CUDA 13.0
+MIN_DRIVER = 580
+DRIVER_VERSION = "/proc/driver/nvidia/version"
 OTHER_ENGINE = {"cpu": "cuda", "cuda": "cpu"}  # their builds of torch exclude each other
 ENGINE_TEXT = {
     "base": "quick environment (no vLLM, no torch)",
@@ -158,6 +162,41 @@ def has_gpu():
     return b"GPU " in answer.stdout
 
 
+def gpus_hidden():
+    """Return whether CUDA_VISIBLE_DEVICES leaves no GPU visible, as the kit itself will find later."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() in ("", "-1", "NoDevFiles")
+
+
+def driver_version():
+    """Return the version of NVIDIA's driver such as "580.65.06", None where nothing tells it."""
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20,
+        )  # fmt: skip
+        words = answer.stdout.decode(errors="replace").split() if answer.returncode == 0 else []
+    except (OSError, subprocess.TimeoutExpired):
+        words = []
+    if not words:  # in some containers there is a GPU without its tool
+        try:
+            with open(DRIVER_VERSION) as file:
+                words = file.readline().split()
+        except OSError:
+            return None
+    return next((word for word in words if word[:1].isdigit() and "." in word), None)
+
+
+def check_driver(engine):
+    """Refuse a driver that the locked torch cannot run on, before its gigabytes are fetched."""
+    found = driver_version() if engine == "cuda" else None
+    if found and int(found.split(".")[0]) < MIN_DRIVER:
+        raise SetupError(
+            "set up the GPU environment",
+            "driver %s; the locked torch (CUDA 13) needs %d or newer" % (found, MIN_DRIVER),
+            "update NVIDIA's driver, or use `--device cpu`",
+        )
+
+
 def choose_engine(options, gpu):
     """Return "base", "cpu" or "cuda"."""
     if options["device"] not in ("auto", "cpu", "cuda"):
@@ -171,7 +210,8 @@ def choose_engine(options, gpu):
     if options["device"] == "cuda" and not gpu:
         raise SetupError(
             "set up the GPU environment",
-            "no NVIDIA GPU is visible (no /proc/driver/nvidia/gpus, no answer from nvidia-smi)",
+            "no NVIDIA GPU is visible (no /proc/driver/nvidia/gpus, no answer from nvidia-smi, or hidden "
+            "by CUDA_VISIBLE_DEVICES)",
             "leave --device out, or use `--device cpu`",
         )
     return "cuda" if gpu and options["device"] != "cpu" else "cpu"
@@ -573,13 +613,14 @@ def verify(layers, installer):
 def set_up(options):
     """Return the folder of an environment that holds what the options ask for; do only what is missing."""
     gpu = has_gpu()
-    engine = choose_engine(options, gpu)
+    engine = choose_engine(options, gpu and not gpus_hidden())
     layers = wanted_layers(engine, options)
     folder = os.path.realpath(sys.prefix) if options["here"] else venv_folder(engine, gpu)
     state = read_state(folder)
     if is_usable(folder, state) and not missing_layers(state, layers + ["package"]):
         return folder
     check_machine()
+    check_driver(engine)
     began = time.monotonic()
     say("Setting up the %s in %s" % (ENGINE_TEXT[engine], os.path.relpath(folder)))
     with exclusive(folder if not options["here"] else os.path.join(ROOT, ".venv")):

@@ -16,6 +16,7 @@ from .lesson.check import check as check
 from .lesson.lesson import Lesson as Lesson
 from .lesson.lesson import open_lesson as open_lesson
 from .lesson.plots import draw_pipeline as draw_pipeline
+from .lesson.plots import plot_start_phases as plot_start_phases
 from .lesson.plots import plot_start_timeline as plot_start_timeline
 from .lesson.plots import plot_statistics as plot_statistics
 from .lesson.plots import plot_tokens as plot_tokens

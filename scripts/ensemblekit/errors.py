@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every error the kit raises on purpose.
 
-KitError ├── ParameterError        a notebook or command-line parameter is unknown, mistyped or out of range
-├── FetchError            a file could not be fetched or is not what its checksum says ├── UnsupportedMachine
-this machine cannot run what was asked for ├── RepositoryError       a model repository or one of its files
-cannot be used ├── ServerError │   ├── ServerExited      the server process ended before it was ready │   ├──
-ServerStuck       the server waits for ever for a model's process that cannot start │   ├── ServerNotReady
-the server still ran, but was not ready within its time │   └── PortBusy          something else already
-listens on the port ├── RequestError          a server answered a request with an error, or not at all └──
-CheckFailed           something that a lesson says must hold did not hold
+KitError
+├── ParameterError        a notebook or command-line parameter is unknown, mistyped or out of range
+├── FetchError            a file could not be fetched or is not what its checksum says
+├── UnsupportedMachine    this machine cannot run what was asked for
+├── OutOfGpuMemory        less memory of a GPU is free than the model needs
+├── RepositoryError       a model repository or one of its files cannot be used
+├── ServerError
+│   ├── ServerExited      the server process ended before it was ready
+│   ├── ServerStuck       the server waits for ever for a model's process that cannot start
+│   ├── ServerNotReady    the server still ran, but was not ready within its time
+│   └── PortBusy          something else already listens on the port
+├── RequestError          a server answered a request with an error, or not at all
+└── CheckFailed           something that a lesson says must hold did not hold
 """
 
 from collections.abc import Sequence
@@ -18,6 +23,7 @@ __all__ = [
     "CheckFailed",
     "FetchError",
     "KitError",
+    "OutOfGpuMemory",
     "ParameterError",
     "PortBusy",
     "RepositoryError",
@@ -75,6 +81,10 @@ class FetchError(KitError):
 
 class UnsupportedMachine(KitError):  # noqa: N818 - names a state of the machine, reads better without "Error"
     """This machine cannot run what was asked for."""
+
+
+class OutOfGpuMemory(KitError):  # noqa: N818 - names what was found
+    """Less memory of a GPU is free than the model needs; said before a server is started."""
 
 
 class RepositoryError(KitError):

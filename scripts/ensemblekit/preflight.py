@@ -13,12 +13,12 @@ import httpx
 import psutil
 
 from ensemblekit.errors import UnsupportedMachine
-from ensemblekit.lesson.settings import visible_gpu
+from ensemblekit.gpu import Gpu, visible_gpus, why_unusable
 from ensemblekit.paths import cache_dir
 from ensemblekit.servers.embedded import check_machine, libpython_folder
 from ensemblekit.servers.ports import holder_of, is_free
 
-__all__ = ["Row", "preflight"]
+__all__ = ["Row", "gpu_row", "preflight"]
 
 GIB = 2**30
 WANTED_MEMORY_GIB = 6  # measured: one vLLM engine with the 135M model on a CPU, the server and the kernel take 4
@@ -56,7 +56,7 @@ def preflight() -> tuple[Row, ...]:
         OSError: The cache folder cannot be made.
     """
     checks: tuple[Callable[[], Row], ...] = (
-        _system, _python, _stub_library, _cpu, _memory, _disk, _shared_memory, _gpu, _ports, _engine, _pypi, _ngc,
+        _system, _python, _stub_library, _cpu, _memory, _disk, _shared_memory, gpu_row, _ports, _engine, _pypi, _ngc,
     )  # fmt: skip
     return tuple(check() for check in checks)
 
@@ -133,13 +133,19 @@ def _shared_memory() -> Row:
     return Row("shared memory", f"{free} MiB", free >= WANTED_SHARED_MEMORY_MIB, without, required=True)
 
 
-def _gpu() -> Row:
-    return Row(
-        "NVIDIA GPU",
-        visible_gpu() or "none",
-        visible_gpu() is not None,
-        "the same cells run on the CPU, with fewer tokens/s",
-    )
+def gpu_row() -> Row:
+    """Return the row about the GPUs that are visible: how much of each is free, and whether vLLM can run on it."""
+    gpus = visible_gpus()
+    reason = next((reason for gpu in gpus[:1] if (reason := why_unusable(gpu))), None)
+    found = "; ".join(_described(gpu) for gpu in gpus) or "none"
+    without = "the same cells run on the CPU, with fewer tokens/s"
+    return Row("NVIDIA GPU", found, bool(gpus) and not reason, f"{reason}; {without}" if reason else without)
+
+
+def _described(gpu: Gpu) -> str:
+    memory = "" if gpu.free_mib is None else f", {gpu.free_mib} of {gpu.total_mib} MiB free"
+    held = f" (held by {gpu.holders})" if gpu.processes else ""
+    return f"{gpu.name}{memory}{held}, driver {gpu.driver}"
 
 
 def _ports() -> Row:

@@ -36,6 +36,17 @@ def test_lesson_start_cell_run_again_replaces_the_server(lesson: Lesson) -> None
     assert second.answers()
 
 
+def test_lesson_start_phases_are_those_of_the_running_server(lesson: Lesson) -> None:
+    server = lesson.server(REPOSITORY, explicit=True)
+    lesson.start(server)
+    assert server.started_s is not None
+
+    assert lesson.start_phases() == {"rest": round(server.started_s, 2)}
+
+    lesson.stop()
+    assert lesson.start_phases() == {}
+
+
 def test_lesson_opened_again_stops_what_the_old_one_left(lesson: Lesson) -> None:
     server = lesson.server(REPOSITORY, explicit=True)
     lesson.start(server)

@@ -44,11 +44,26 @@ def test_pieces_come_in_order_and_the_last_closes(responses: Any) -> None:
     job = AJob()
 
     responses.piece(job, lambda: ["a"], final=False)
+    wait_for(lambda: job.sender.sent)
     responses.piece(job, lambda: ["b"], final=True)
     wait_for(lambda: job.sender.closed)
 
     assert [response.text("text_output") for response, _ in job.sender.sent] == ["a", "b"]
     assert [flags for _, flags in job.sender.sent] == [0, 1]
+
+
+def test_pieces_that_wait_for_their_turn_are_sent_as_one_for_each_sequence(responses: Any) -> None:
+    busy, job, go_on = AJob(), AJob(), threading.Event()
+
+    responses.piece(busy, lambda: [str(go_on.wait(5.0))], final=True)
+    for number in range(3):
+        responses.piece(job, lambda number=number: [f"a{number}", f"b{number}"], final=number == 2)
+    go_on.set()
+    wait_for(lambda: job.sender.closed)
+
+    ((response, flags),) = job.sender.sent
+    assert [text.decode() for text in response.tensors["text_output"].values] == ["a0a1a2", "b0b1b2"]
+    assert flags == 1
 
 
 def test_error_is_the_one_and_last_response(responses: Any) -> None:

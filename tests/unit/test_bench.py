@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ensemblekit.bench.figures import BenchResult, Round, percentile
 from ensemblekit.bench.load import LoadGenerator
-from ensemblekit.bench.plan import BenchPlan, Round, check_targets, percentile, prompts, request_body
-from ensemblekit.bench.report import HEADER, describe, plot_bench, rows
-from ensemblekit.bench.run import BenchResult
+from ensemblekit.bench.plan import LOADS, BenchPlan, Load, check_loads, check_targets, prompts, request_body
+from ensemblekit.bench.report import HEADER, cross_check_text, describe, plot_bench, plot_latency, rows
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
 
@@ -28,7 +28,7 @@ def test_figures_of_a_round_come_from_its_answers() -> None:
     assert (found.requests, found.errors) == (2, 1)
     assert found.tokens_per_s == 128.0  # 2 x 128 tokens from 0 s to 2 s
     assert (found.first_ms, found.whole_p99_ms) == (100.0, 2000.0)
-    assert found.between_ms == pytest.approx(1000 * (0.9 / 9 + 1.7 / 9) / 2, abs=0.01)
+    assert found.between_ms == pytest.approx(1000 * (0.9 / 127 + 1.7 / 127) / 2, abs=0.01)
 
 
 def test_round_in_which_all_failed_has_no_speed() -> None:
@@ -50,7 +50,7 @@ def a_result(speeds: dict[str, list[float]]) -> BenchResult:
         for target, each in speeds.items()
         for number, speed in enumerate(each)
     ]
-    plan = {"concurrencies": [16], "max_tokens": 128, "streaming": False, "protocol": "http", "rounds": 3}
+    plan = {"concurrencies": [16], "max_tokens": 128, "loads": [Load().name], "rounds": 3}
     return BenchResult(plan, {"device": "CPU", "cores": 2, "triton": "2.49.0"}, {}, {}, tuple(rounds))
 
 
@@ -77,25 +77,68 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
 def test_committed_record_can_be_shown(record: Path) -> None:
     result = BenchResult.load(record)
 
-    assert "H200" in describe(result)
+    assert result.machine["device"] in describe(result)
     assert all(one.errors == 0 for one in result.rounds)
-    assert plot_bench(result).axes[0].lines
+    for load in result.loads:
+        assert plot_bench(result, load).axes[0].lines
+        assert all(len(row) == len(HEADER) for row in rows(result, load))
 
 
 def test_every_target_is_asked_for_equally_many_tokens() -> None:
     plan = BenchPlan(max_tokens=7)
 
-    serve = request_body("vllm-serve", "Q", "", plan)
-    llm = request_body("llm", "Q", "<Q>", plan)
-    ensemble = request_body("ensemble", "Q", "", plan)
+    serve = request_body("vllm-serve", "Q", "", plan, Load())
+    llm = request_body("llm", "Q", "<Q>", plan, Load())
+    ensemble = request_body("ensemble", "Q", "", plan, Load())
 
     assert {serve["max_tokens"], *(json.loads(b["sampling_parameters"])["max_tokens"] for b in (llm, ensemble))} == {7}
     assert (llm["text_input"], ensemble["chat_input"], serve["messages"][0]["content"]) == ("<Q>", "Q", "Q")
 
 
 def test_unknown_target_is_refused() -> None:
-    with pytest.raises(ParameterError, match="choose from vllm-serve, llm, ensemble"):
+    with pytest.raises(ParameterError, match="choose from engine, vllm-serve, llm, ensemble"):
         check_targets(["tgi"])
+
+
+def test_targets_on_several_gpus_are_measured_only_when_named() -> None:
+    assert check_targets([]) == ("engine", "vllm-serve", "llm", "ensemble", "bls")
+    assert check_targets(["tensor-parallel", "ensemble"]) == ("ensemble", "tensor-parallel")
+
+
+def test_loads_are_named_by_protocol_answers_and_temperature() -> None:
+    assert check_loads([]) == ("http whole greedy",)
+    assert len(check_loads(["all"])) == len(LOADS) == 8
+    with pytest.raises(ParameterError, match="choose from http whole greedy"):
+        check_loads(["fast"])
+
+
+def test_engine_alone_is_not_asked_to_stream_or_over_grpc() -> None:
+    plan = BenchPlan()
+
+    assert [name for name, load in LOADS.items() if plan.measures("engine", load)] == [
+        "http whole greedy",
+        "http whole sampled",
+    ]
+    assert all(plan.measures("llm", load) for load in LOADS.values())
+
+
+def test_figures_of_two_loads_are_kept_apart() -> None:
+    answers = [[0.0, 0.5, 1.0, 64]]
+    both = tuple(Round.of("llm", 16, 1, 64 * more, answers, load) for more, load in enumerate(("a", "b"), 1))
+    result = BenchResult({"concurrencies": [16], "max_tokens": 64, "loads": ["a", "b"], "rounds": 1}, {}, {}, {}, both)
+
+    assert (result.median("llm", 16), result.median("llm", 16, load="b")) == (64.0, 128.0)
+    assert plot_latency(result, "b").axes[0].lines[0].get_ydata() == [500.0]
+
+
+def test_cross_check_stands_beside_the_same_load_of_the_bench() -> None:
+    rounds = (Round.of("ensemble", 16, 1, 100, [[0.0, 1.0, 1.0, 1]], "grpc whole greedy"),)
+    plan = {"concurrencies": [16], "max_tokens": 100, "loads": ["grpc whole greedy"], "rounds": 1}
+    check = {"clients": 16, "load": "grpc whole greedy", "tokens_per_s": 95.0, "report": []}
+
+    text = cross_check_text(BenchResult(plan, {}, {}, {}, rounds, check))
+
+    assert text == "perf_analyzer, 16 clients, grpc whole greedy: 95 tokens/s, the bench 100: 0.95 of it"
 
 
 class FakeServer(ThreadingHTTPServer):

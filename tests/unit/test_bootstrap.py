@@ -14,7 +14,9 @@ from types import ModuleType
 
 import pytest
 
+from ensemblekit.gpu import MIN_DRIVER
 from ensemblekit.paths import repo_root
+from tests.fake_nvidia_smi import FakeNvidiaSmi
 
 SCRIPT = repo_root() / "scripts" / "bootstrap.py"
 RUN_TIMEOUT_S = 30
@@ -267,3 +269,71 @@ def test_second_run_does_nothing_in_under_a_third_of_a_second() -> None:
     assert done.stdout == "started\n"
     assert done.stderr == ""
     assert time.monotonic() - began < WARM_GOAL_S * 3  # three times the goal: the machine may be busy
+
+
+@pytest.mark.parametrize(
+    ("listed", "hidden"), [("", True), ("-1", True), ("NoDevFiles", True), ("0", False), ("GPU-5d5ba0d6,1", False)]
+)
+def test_gpus_hidden_is_what_cuda_would_hide(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, listed: str, hidden: bool
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+
+    assert bootstrap.gpus_hidden() is hidden
+
+
+def test_gpus_hidden_unset_hides_nothing(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    assert not bootstrap.gpus_hidden()
+
+
+@pytest.mark.parametrize("driver", ["535.104.05", "470.82.01"])
+def test_old_driver_of_a_fake_nvidia_smi_is_refused_before_anything_is_made(tmp_path: Path, driver: str) -> None:
+    folder = FakeNvidiaSmi(driver=driver).install(tmp_path / "bin")
+    venv = tmp_path / "venv"
+
+    done = run_script(
+        ENSEMBLEKIT_TEST_GPU="1", ENSEMBLEKIT_VENV=str(venv), PATH=f"{folder}{os.pathsep}{os.environ['PATH']}",
+        CUDA_VISIBLE_DEVICES="0",
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "Could not set up the GPU environment.",
+        f"Found: driver {driver}; the locked torch (CUDA 13) needs 580 or newer",
+        "Hint: update NVIDIA's driver, or use `--device cpu`",
+    ]
+    assert not venv.exists()
+
+
+def test_old_driver_of_a_fake_nvidia_smi_does_not_matter_for_the_cpu(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = FakeNvidiaSmi(driver="535.104.05").install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    bootstrap.check_driver("cpu")
+    with pytest.raises(bootstrap.SetupError):
+        bootstrap.check_driver("cuda")
+
+
+# both forms of the first line of /proc/driver/nvidia/version, of the closed and of the open kernel module
+CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n"
+OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs-builder@U22)\n"
+
+
+@pytest.mark.parametrize(("text", "version"), [(CLOSED, "535.104.05"), (OPEN, "580.65.06"), ("odd\n", None)])
+def test_driver_version_without_nvidia_smi_is_read_from_the_kernel(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, version: str | None
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(bootstrap, "DRIVER_VERSION", str(tmp_path / "version"))
+
+    assert bootstrap.driver_version() is None
+    (tmp_path / "version").write_text(text + "GCC version:  gcc version 12.3.0\n")
+    assert bootstrap.driver_version() == version
+
+
+def test_least_driver_is_the_same_in_the_kit(bootstrap: ModuleType) -> None:
+    assert bootstrap.MIN_DRIVER == MIN_DRIVER

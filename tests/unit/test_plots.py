@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ensemblekit.clients.generate import Answer
-from ensemblekit.lesson.plots import draw_pipeline, plot_start_timeline, plot_statistics, plot_tokens
+from ensemblekit.lesson.plots import draw_pipeline, plot_start_phases, plot_start_timeline, plot_statistics, plot_tokens
 from ensemblekit.repository.stage import StagedRepository
 from ensemblekit.servers.outcome import outcome_of
 from tests.conftest import DATA
@@ -83,4 +83,18 @@ def test_plot_statistics_writes_the_milliseconds_of_each_step() -> None:
     figure = plot_statistics({"preprocess": 0.0012, "rest": 0.5})
 
     assert {"preprocess", "rest", "  1.2 ms", "  500.0 ms"} <= set(_texts(figure))
+    assert _cut_off(figure) == []
+
+
+def test_plot_start_phases_writes_the_seconds_of_each_phase() -> None:
+    figure = plot_start_phases({"import": 9.3, "compile": 17.25, "rest": 0.0})
+
+    assert {"vLLM imported", "model compiled", "everything else", "  9.3 s", "  17.2 s"} <= set(_texts(figure))
+    assert _cut_off(figure) == []
+
+
+def test_plot_start_phases_of_a_server_started_elsewhere_says_so() -> None:
+    figure = plot_start_phases({})
+
+    assert "the log of this start is not here" in _texts(figure)
     assert _cut_off(figure) == []

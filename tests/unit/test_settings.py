@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A wrong parameter is one clear message, read as the user would."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import ParameterError, UnsupportedMachine
 from ensemblekit.lesson.settings import check_settings
 
 
@@ -48,3 +49,56 @@ def test_check_settings_text_says_what_runs() -> None:
     text = str(check_settings(RELEASE="24.10", ENGINE="stand-in"))
 
     assert text == "Triton 24.10 (vllm-image), provider embedded, llm: a Python stand-in"
+
+
+def test_device_auto_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+
+    assert check_settings().resolved_device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("driver", "cpu_build", "device"),
+    [("580.65.06", False, "cuda"), ("535.104.05", False, "cpu"), ("580.65.06", True, "cpu")],
+    ids=["new-driver", "old-driver", "vllm-for-cpu"],
+)
+def test_device_auto_with_a_fake_nvidia_smi_is_what_vllm_can_run_on(
+    a_fake_nvidia_smi: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    driver: str,
+    cpu_build: bool,
+    device: str,
+) -> None:
+    a_fake_nvidia_smi(driver=driver)
+    monkeypatch.setattr("ensemblekit.lesson.settings._made_for_cpu", lambda: cpu_build)
+
+    assert check_settings().resolved_device == device
+
+
+def test_device_cuda_without_a_gpu_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    with pytest.raises(UnsupportedMachine) as caught:
+        check_settings(DEVICE="cuda")
+
+    assert str(caught.value).splitlines() == [
+        "Could not use DEVICE 'cuda'.",
+        "Found: a GPU is asked for; nvidia-smi shows none",
+        "Hint: use DEVICE 'cpu', or a machine with an NVIDIA GPU and its driver (`nvidia-smi` must list it)",
+    ]
+
+
+def test_device_cuda_with_a_fake_nvidia_smi_of_an_old_driver_names_both_versions(
+    a_fake_nvidia_smi: Callable[..., None],
+) -> None:
+    a_fake_nvidia_smi(driver="535.104.05")
+
+    with pytest.raises(UnsupportedMachine, match=r"driver 535\.104\.05; the locked torch .* needs 580 or newer"):
+        check_settings(DEVICE="cuda")
+
+
+def test_device_cuda_with_the_stand_in_needs_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+
+    assert check_settings(DEVICE="cuda", ENGINE="stand-in").device == "cuda"

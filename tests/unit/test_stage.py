@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Staging copies the repository and never edits the original."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ensemblekit.assets.store import sha256_of
-from ensemblekit.errors import RepositoryError
-from ensemblekit.repository.stage import stage_repository
+from ensemblekit.assets.weights import ModelSource
+from ensemblekit.errors import OutOfGpuMemory, RepositoryError, UnsupportedMachine
+from ensemblekit.paths import repo_root
+from ensemblekit.repository.config import read_config
+from ensemblekit.repository.stage import StagedRepository, engine_environment, stage_repository
 from tests.conftest import DATA
+from tests.fake_nvidia_smi import UUIDS
 
 
 def _content(folder: Path) -> dict[str, str]:
@@ -35,6 +43,14 @@ def test_stage_repository_stand_in_replaces_llm_and_leaves_the_original(tmp_path
     assert _content(model_repo) == before
 
 
+@pytest.mark.parametrize("bls", [True, False], ids=["asked-for", "left-out"])
+def test_stage_repository_holds_the_bls_pipeline_only_when_asked(tmp_path: Path, bls: bool) -> None:
+    staged = stage_repository(tmp_path / "models", source=None, device="cpu", bls=bls)
+
+    assert ("bls" in staged.models) is bls
+    assert {"ensemble", "llm", "postprocess", "preprocess"} <= set(staged.models)
+
+
 def test_stage_repository_twice_replaces_the_first(tmp_path: Path) -> None:
     target = tmp_path / "models"
     target.mkdir()
@@ -56,3 +72,142 @@ def test_staged_tree_lists_the_files_without_compiled_ones(tmp_path: Path) -> No
 
     assert staged.tree().startswith("models/\n    ensemble/\n")
     assert "__pycache__" not in staged.tree()
+
+
+A_MODEL = ModelSource("/nowhere/model", "/nowhere/model", local=True)
+
+
+def staged_engine(staged: StagedRepository) -> dict[str, Any]:
+    return dict(json.loads((staged.path / "llm" / "1" / "model.json").read_text()))
+
+
+def test_stage_for_cuda_sizes_the_fraction_to_what_a_fake_nvidia_smi_says_is_free(
+    tmp_path: Path, a_fake_nvidia_smi: Callable[..., None]
+) -> None:
+    a_fake_nvidia_smi(free_mib=(40_000,))
+
+    staged = stage_repository(tmp_path / "models", source=A_MODEL, device="cuda")
+
+    assert staged_engine(staged)["gpu_memory_utilization"] == 0.465
+    assert "KIND_MODEL" in staged.config_text("llm")
+
+
+def test_stage_for_cuda_own_fraction_wins_whatever_a_fake_nvidia_smi_says(
+    tmp_path: Path, a_fake_nvidia_smi: Callable[..., None]
+) -> None:
+    a_fake_nvidia_smi(free_mib=(100,))
+    own = {"gpu_memory_utilization": 0.9}
+
+    staged = stage_repository(tmp_path / "models", source=A_MODEL, device="cuda", engine_arguments=own)
+
+    assert staged_engine(staged)["gpu_memory_utilization"] == 0.9
+
+
+def test_stage_for_cuda_full_gpu_of_a_fake_nvidia_smi_names_its_holder_and_the_free_gpu(
+    tmp_path: Path, a_fake_nvidia_smi: Callable[..., None]
+) -> None:
+    a_fake_nvidia_smi(free_mib=(100, 81_008), processes=(f"{UUIDS[0]}, 4242, python3, 80900 MiB",))
+
+    with pytest.raises(OutOfGpuMemory) as caught:
+        stage_repository(tmp_path / "models", source=A_MODEL, device="cuda")
+
+    assert "100 of 81559 MiB are free" in caught.value.found
+    assert "held by pid 4242 (python3): 80900 MiB" in caught.value.found
+    assert caught.value.hint.startswith("CUDA_VISIBLE_DEVICES=1 has enough free memory; or stop")
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("7.5", "float16"), ("8.0", "bfloat16"), ("10.0", "bfloat16")])
+def test_stage_for_cuda_uses_a_type_that_the_gpu_of_a_fake_nvidia_smi_knows(
+    tmp_path: Path, a_fake_nvidia_smi: Callable[..., None], capability: str, dtype: str
+) -> None:
+    a_fake_nvidia_smi(capability=capability)
+
+    staged = stage_repository(tmp_path / "models", source=A_MODEL, device="cuda")
+
+    assert staged_engine(staged)["dtype"] == dtype
+
+
+def test_stage_tensor_parallel_on_two_gpus_of_a_fake_nvidia_smi_is_one_instance_that_chooses_its_gpus(
+    tmp_path: Path, a_fake_nvidia_smi: Callable[..., None]
+) -> None:
+    a_fake_nvidia_smi(free_mib=(81_008, 20_000))
+
+    staged = stage_repository(tmp_path / "models", source=A_MODEL, device="cuda", tensor_parallel=2)
+
+    (group,) = read_config(staged.path / "llm").instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (1, group.KIND_MODEL, [])
+    assert staged_engine(staged)["tensor_parallel_size"] == 2
+    assert staged_engine(staged)["gpu_memory_utilization"] == 0.22
+
+
+def test_stage_replicas_on_two_gpus_of_a_fake_nvidia_smi_are_one_instance_a_gpu(
+    tmp_path: Path, a_fake_nvidia_smi: Callable[..., None]
+) -> None:
+    a_fake_nvidia_smi(free_mib=(81_008, 20_000))
+
+    staged = stage_repository(tmp_path / "models", source=A_MODEL, device="cuda", replicas=2)
+
+    (group,) = read_config(staged.path / "llm").instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (1, group.KIND_GPU, [0, 1])
+    assert "tensor_parallel_size" not in staged_engine(staged)
+    assert staged_engine(staged)["gpu_memory_utilization"] == 0.22
+
+
+def test_stage_pipeline_parallel_as_an_engine_argument_is_kind_model_with_a_fake_nvidia_smi(
+    tmp_path: Path, a_fake_nvidia_smi: Callable[..., None]
+) -> None:
+    a_fake_nvidia_smi(free_mib=(81_008, 81_008))
+    original = tmp_path / "original"
+    shutil.copytree(repo_root() / "model_repo", original)
+    config = original / "llm" / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_MODEL", "KIND_GPU"))
+
+    staged = stage_repository(
+        tmp_path / "models", source=A_MODEL, device="cuda", original=original,
+        engine_arguments={"pipeline_parallel_size": 2},
+    )  # fmt: skip
+
+    (group,) = read_config(staged.path / "llm").instance_group
+    assert group.kind == group.KIND_MODEL
+
+
+def test_stage_more_replicas_than_a_fake_nvidia_smi_shows_is_an_error(
+    tmp_path: Path, a_fake_nvidia_smi: Callable[..., None]
+) -> None:
+    a_fake_nvidia_smi()
+
+    with pytest.raises(UnsupportedMachine, match=r"for 99 GPUs.*\n.*99 GPUs are asked for; 1 visible"):
+        stage_repository(tmp_path / "models", source=A_MODEL, device="cuda", replicas=99)
+
+
+def test_stage_replicas_of_two_gpus_each_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"2 replicas of 2 GPUs each[\s\S]*Hint: start one server for each"):
+        stage_repository(tmp_path / "models", source=A_MODEL, device="cuda", replicas=2, tensor_parallel=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "device", "found"), [(A_MODEL, "cpu", "device cpu"), (None, "cuda", "stand-in")], ids=["cpu", "stand-in"]
+)
+def test_stage_several_gpus_without_vllm_on_cuda_is_an_error(
+    tmp_path: Path, source: ModelSource | None, device: str, found: str
+) -> None:
+    with pytest.raises(UnsupportedMachine, match=found):
+        stage_repository(tmp_path / "models", source=source, device=device, replicas=2)
+
+
+def test_engine_environment_keeps_compiled_code_in_the_kits_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENSEMBLEKIT_CACHE", str(tmp_path))
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+
+    assert engine_environment("cuda")["VLLM_CACHE_ROOT"] == str(tmp_path.resolve() / "vllm")
+    assert engine_environment("cuda")["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert "CUDA_DEVICE_ORDER" not in engine_environment("cpu")
+
+
+def test_engine_environment_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/somewhere")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+
+    assert not {"VLLM_CACHE_ROOT", "CUDA_DEVICE_ORDER"} & set(engine_environment("cuda"))

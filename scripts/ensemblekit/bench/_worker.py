@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -68,9 +69,7 @@ async def ask_grpc(client: Any, model: str, body: dict[str, Any]) -> Answer:
 
 async def run(job: dict[str, Any]) -> list[Answer]:
     """Let `concurrency` clients work through the bodies, from the agreed moment on."""
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
-        ask = _asker(job, session)
+    async with _asker(job) as ask:
         bodies = iter(job["bodies"])
         answers: list[Answer] = []
 
@@ -87,19 +86,25 @@ async def run(job: dict[str, Any]) -> list[Answer]:
     return answers
 
 
-def _asker(job: dict[str, Any], session: aiohttp.ClientSession) -> Ask:
+@asynccontextmanager
+async def _asker(job: dict[str, Any]) -> AsyncIterator[Ask]:
+    """Give what sends one request of the job, over connections that end with it."""
     if job["protocol"] == "grpc":
         from tritonclient.grpc.aio import InferenceServerClient
 
-        client = InferenceServerClient(job["url"])
-        return lambda body: ask_grpc(client, job["model"], body)
-    return lambda body: ask_http(session, job["url"], job["stream"], body)
+        async with InferenceServerClient(job["url"]) as client:
+            yield lambda body: ask_grpc(client, job["model"], body)
+        return
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        yield lambda body: ask_http(session, job["url"], job["stream"], body)
 
 
 def main() -> None:
     """Serve jobs until the input ends."""
-    for line in sys.stdin:
-        print(json.dumps(asyncio.run(run(json.loads(line)))), flush=True)
+    with asyncio.Runner() as runner:  # one loop for all jobs: gRPC's poller stays with the first it sees
+        for line in sys.stdin:
+            print(json.dumps(runner.run(run(json.loads(line)))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,82 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ensemblekit bench`: from the command line to a record, a table and a picture."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from ensemblekit.errors import ParameterError
 
 if TYPE_CHECKING:
-    from ensemblekit.bench.run import BenchResult
+    from ensemblekit.bench.figures import BenchResult
+    from ensemblekit.bench.run import Progress
 
 __all__ = ["bench"]
 
+TARGET_HELP = "engine, vllm-serve, llm, ensemble, bls; with --gpus also replicas, tensor-parallel. May be given again."
+LOAD_HELP = (
+    "Kind of request, for example 'grpc streamed greedy', or all. May be given again. Default: 'http whole greedy'."
+)
+
 
 def bench(
-    target: Annotated[list[str] | None, typer.Option(help="vllm-serve, llm or ensemble. Default: all.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help=TARGET_HELP)] = None,
     clients: Annotated[list[int] | None, typer.Option(help="Clients at once. Default: 1, 16, 64 and 256.")] = None,
+    load: Annotated[list[str] | None, typer.Option(help=LOAD_HELP)] = None,
     rounds: Annotated[int, typer.Option(help="Rounds after the warm-up.", min=1)] = 4,
     max_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=1)] = 128,
-    streaming: Annotated[bool, typer.Option("--streaming", help="Answers come in pieces.")] = False,
-    grpc: Annotated[bool, typer.Option("--grpc", help="Ask Triton over gRPC instead of HTTP.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    requests: Annotated[int, typer.Option(help="Requests of each client in a round.", min=1)] = 4,
+    gpus: Annotated[int, typer.Option(help="GPUs for replicas and tensor-parallel.", min=1)] = 1,
+    cross_check: Annotated[int, typer.Option(help="Clients with which perf_analyzer measures too; 0: not.", min=0)] = 0,
+    profile: Annotated[int, typer.Option(help="Seconds for which py-spy samples the backend too.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or stand-in: Python in vLLM's place.")] = "auto",
     release: Annotated[str, typer.Option(help="Which Triton.")] = "24.08",
-    offline: Annotated[bool, typer.Option(help="Measure the engine alone too.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder of the record; by default one under runs/.")] = None,
 ) -> None:
-    """Measure the ensemble, `llm` alone and `vllm serve` in the same run, in turn."""
-    from ensemblekit.bench.plan import BenchPlan, check_targets
-    from ensemblekit.bench.report import save_picture
-    from ensemblekit.bench.run import run_bench
+    """Measure the ensemble, BLS, `llm` alone, `vllm serve` and the engine in the same run, in turn."""
+    from ensemblekit.bench.plan import BenchPlan, check_loads, check_targets
+    from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
     from ensemblekit.lesson.settings import check_settings
     from ensemblekit.paths import new_run_id, runs_dir
 
-    settings = check_settings(RELEASE=release, DEVICE=device)
+    stand_in = device == STAND_IN
+    settings = check_settings(RELEASE=release, DEVICE="cpu" if stand_in else device)
     concurrencies = tuple(clients or (1, 16, 64, 256))
     if min(concurrencies) < 1:
         raise ParameterError(f"measure with {min(concurrencies)} clients", found="not one", hint="--clients 16")
-    plan = BenchPlan(
-        check_targets(target or ()),
-        concurrencies,
-        rounds,
-        max_tokens,
-        streaming,
-        "grpc" if grpc else "http",
-        temperature,
-    )
+    targets = check_targets(target or (ONE_GPU if stand_in else ()))
+    if (cross_check or profile) and "ensemble" not in targets:
+        raise ParameterError("look closer at the ensemble", found="no target ensemble", hint="add --target ensemble")
+    plan = BenchPlan(targets, concurrencies, rounds, max_tokens, check_loads(load or ()), requests)
     folder = (out or runs_dir() / new_run_id("bench")).resolve()
+
+    def measure(progress: "Progress") -> "BenchResult":
+        return run_bench(
+            plan, STAND_IN if stand_in else settings.resolved_device, release, folder, progress,
+            gpus=gpus, cross_check=cross_check, profile_s=profile,
+        )  # fmt: skip
+
+    _show_all(measure, folder)
+
+
+def _show_all(measure: Callable[["Progress"], "BenchResult"], folder: Path) -> None:
+    from ensemblekit.bench.report import save_picture
+
     console = Console(stderr=True)
-    with console.status("starting") as status:
-        last = ""
-
-        def say(text: str) -> None:
-            nonlocal last
-            status.update(text)
-            if not console.is_terminal and text.split(" ")[0] != last:
-                last = text.split(" ")[0]
-                console.print(text, highlight=False)
-
-        result = run_bench(plan, settings.resolved_device, release, folder, say, offline=offline)
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        result = measure(_progress(console, bars))
     record, picture = result.save(folder / "bench.json"), save_picture(result, folder / "bench.png")
-    _show(result)
+    for name in result.loads:
+        _show(result, name)
+    if result.cross_check:
+        _show_cross_check(result)
     console.print(f"Record: {record}\nPicture: {picture}", highlight=False, soft_wrap=True)
 
 
-def _show(result: "BenchResult") -> None:
-    from ensemblekit.bench.report import HEADER, describe, rows
+def _progress(console: Console, bars: Bars) -> "Progress":
+    """Return what moves the bar; without a terminal, it prints what begins, round by round."""
+    task = bars.add_task("starting", total=None)
+    last = ""
 
-    table = Table(box=SIMPLE, caption=describe(result), padding=(0, 1, 0, 0))
-    for name in HEADER:
+    def show(text: str, done: int, total: int) -> None:
+        nonlocal last
+        bars.update(task, description=text, completed=done, total=total or None)
+        line = text if not total else f"{100 * done // total // 10 * 10} % measured"
+        if not console.is_terminal and line != last:
+            last = line
+            console.print(line, highlight=False)
+
+    return show
+
+
+def _show(result: "BenchResult", load: str) -> None:
+    from ensemblekit.bench.report import describe, rows, without_empty
+
+    header, *body = without_empty(rows(result, load))
+    table = Table(box=SIMPLE, caption=describe(result, load), padding=(0, 1, 0, 0))
+    for name in header:
         table.add_column(name, justify="left" if name == "target" else "right", no_wrap=True)
-    for row in rows(result):
+    for row in body:
         table.add_row(*row)
-    console = Console(width=None)
-    console.print(table)
-    if result.offline:
-        console.print(f"The engine alone: {sorted(result.offline)[len(result.offline) // 2]:.0f} tokens/s")
+    Console().print(table)
+
+
+def _show_cross_check(result: "BenchResult") -> None:
+    from ensemblekit.bench.report import cross_check_text
+
+    Console().print(cross_check_text(result), highlight=False, soft_wrap=True)

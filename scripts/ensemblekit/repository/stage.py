@@ -5,23 +5,30 @@
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ensemblekit.assets.weights import ModelSource
-from ensemblekit.errors import RepositoryError
-from ensemblekit.paths import repo_root
-from ensemblekit.repository.config import read_config, set_parameter, write_config
+from ensemblekit.errors import RepositoryError, UnsupportedMachine
+from ensemblekit.gpu import Gpu, require_gpus, visible_gpus
+from ensemblekit.paths import cache_dir, repo_root
+from ensemblekit.repository.config import place_on_gpus, read_config, set_parameter, write_config
+from ensemblekit.repository.sizing import gpus_per_engine, memory_fraction, model_need, require_divisible_heads
 
-__all__ = ["ENGINE_ARGUMENTS", "ENGINE_ENVIRONMENT", "StagedRepository", "stage_repository"]
+__all__ = ["ENGINE_ARGUMENTS", "ENGINE_ENVIRONMENT", "StagedRepository", "engine_environment", "stage_repository"]
 
-COMPOSING_ENGINE = "llm"
-# What vLLM is started with. `enforce_eager` on the CPU: compiling would cost minutes and gain nothing at this
-# size; 2048 tokens of context bound the memory; half of a GPU leaves room for a second engine beside it.
+COMPOSING_ENGINE, BLS = "llm", "bls"
+FRACTION = "gpu_memory_utilization"
+# What vLLM is started with. `float32` on the CPU: in bfloat16, processors with AMX round otherwise than those without,
+# and the pinned model's first token is a close call (0.1 nat), so that the same question got another greedy answer.
+# `enforce_eager` there: compiling would cost minutes and gain nothing at this size. 2048 tokens of context bound the
+# memory; half of a GPU leaves room for a second engine beside it. Of a GPU `stage_repository` takes less than that
+# where less is free (see sizing.py).
 ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "cpu": {"dtype": "bfloat16", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 32, "seed": 0},
+    "cpu": {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 32, "seed": 0},
     "cuda": {"dtype": "bfloat16", "gpu_memory_utilization": 0.5, "max_model_len": 2048, "seed": 0},
 }
 ENGINE_ENVIRONMENT: dict[str, dict[str, str]] = {
@@ -96,6 +103,9 @@ def stage_repository(
     device: str,
     original: Path | None = None,
     engine_arguments: dict[str, Any] | None = None,
+    tensor_parallel: int = 1,
+    replicas: int = 1,
+    bls: bool = False,
 ) -> StagedRepository:
     """Copy the model repository to `target` and fill in this run's model and device.
 
@@ -104,11 +114,20 @@ def stage_repository(
         source: The model for vLLM; None stages the Python stand-in instead of the vLLM model.
         device: `cpu` or `cuda`.
         original: The repository to copy, by default the kit's own `model_repo/`.
-        engine_arguments: Added to, and winning over, the defaults for the device.
+        engine_arguments: Added to, and winning over, the defaults for the device and what the others here say.
+        tensor_parallel: Over how many GPUs one engine is spread.
+        replicas: How many engines answer, each on a GPU of its own.
+        bls: Whether the kit's own repository is staged with the BLS form of its pipeline; the lessons about the
+            ensemble serve the models that the report had.
 
     Raises:
-        RepositoryError: The repository is not there or has no model in it.
+        RepositoryError: The repository is not there or has no model in it, replicas of several GPUs each are
+            asked for, or the model's heads cannot be shared by as many GPUs.
+        UnsupportedMachine: More GPUs are asked for than are visible.
+        OutOfGpuMemory: Less memory of a GPU is free than the model needs.
     """
+    _require_vllm_on_cuda(source, device, tensor_parallel * replicas)
+    left_out = (BLS,) if original is None and not bls else ()
     original = original or repo_root() / "model_repo"
     if not original.is_dir() or not any(original.glob("*/config.pbtxt")):
         raise RepositoryError(
@@ -117,16 +136,76 @@ def stage_repository(
             hint="give the folder that holds one folder per model, each with its config.pbtxt",
         )
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(original, target, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(original, target, ignore=shutil.ignore_patterns("__pycache__", *left_out))
     if not (target / COMPOSING_ENGINE).is_dir():
         return StagedRepository(target, {})
     if source is None:
         _stand_in(target / COMPOSING_ENGINE)
         return StagedRepository(target, {})
-    _fill_engine(target / COMPOSING_ENGINE, source, ENGINE_ARGUMENTS[device] | (engine_arguments or {}))
+    given = ({"tensor_parallel_size": tensor_parallel} if tensor_parallel > 1 else {}) | (engine_arguments or {})
+    arguments = ENGINE_ARGUMENTS[device] | given
+    if device == "cuda":
+        require_divisible_heads(Path(source.engine_model), arguments)
+        gpus = _place(target / COMPOSING_ENGINE, gpus_per_engine(arguments), replicas)
+        arguments |= _fitting(gpus, source, arguments, given)
+    _fill_engine(target / COMPOSING_ENGINE, source, arguments)
     _fill_tokenizer(target / "preprocess", source)
     offline = {"HF_HUB_OFFLINE": "1"} if source.local else {}
-    return StagedRepository(target, ENGINE_ENVIRONMENT[device] | offline)
+    return StagedRepository(target, engine_environment(device) | offline)
+
+
+def engine_environment(device: str) -> dict[str, str]:
+    """Return the variables that a vLLM engine on a device is started with; what the user has set stays as it is.
+
+    vLLM keeps what it has compiled under `VLLM_CACHE_ROOT`: here it outlives the run, in the kit's own cache.
+
+    Raises:
+        OSError: The cache folder cannot be made.
+    """
+    more = {"VLLM_CACHE_ROOT": str(cache_dir() / "vllm")}
+    if device == "cuda":  # CUDA's own order may differ from that of nvidia-smi, which says what is free where
+        more["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    return ENGINE_ENVIRONMENT[device] | {name: value for name, value in more.items() if name not in os.environ}
+
+
+def _require_vllm_on_cuda(source: ModelSource | None, device: str, count: int) -> None:
+    if count > 1 and (source is None or device != "cuda"):
+        raise UnsupportedMachine(
+            f"stage the model for {count} GPUs",
+            found="a Python stand-in instead of vLLM" if source is None else f"device {device}",
+            hint="use ENGINE 'vllm' and DEVICE 'cuda', on a machine with that many GPUs",
+        )
+
+
+def _place(model: Path, each: int, replicas: int) -> tuple[Gpu, ...]:
+    """Write into a model's config which GPUs its engines run on, and return those GPUs.
+
+    One engine on one GPU stays as the repository has it.
+    """
+    if each > 1 and replicas > 1:
+        raise RepositoryError(
+            f"stage {replicas} replicas of {each} GPUs each",
+            found="an instance of Triton stands on one GPU, or on all that the server sees",
+            hint="start one server for each replica, with CUDA_VISIBLE_DEVICES naming its GPUs",
+        )
+    count = each * replicas
+    if count == 1:
+        return visible_gpus()[:1]
+    gpus = require_gpus(count, f"stage the model for {count} GPUs")
+    config = read_config(model)
+    place_on_gpus(config, replicas)
+    write_config(config, model / "config.pbtxt")
+    return gpus
+
+
+def _fitting(
+    gpus: tuple[Gpu, ...], source: ModelSource, arguments: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the engine arguments that depend on what the GPUs are and have free, except those that were given."""
+    fitting: dict[str, Any] = {} if all(gpu.knows_bfloat16 for gpu in gpus) else {"dtype": "float16"}
+    if FRACTION not in given:  # its errors are not for a user who has chosen
+        fitting[FRACTION] = memory_fraction(gpus, model_need(Path(source.engine_model), arguments))
+    return fitting | given
 
 
 def _stand_in(model: Path) -> None:

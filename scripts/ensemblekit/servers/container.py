@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemblekit.errors import UnsupportedMachine
-from ensemblekit.lesson.settings import visible_gpu
+from ensemblekit.gpu import visible_gpu
 from ensemblekit.releases import Flavour, Release
 from ensemblekit.servers.engine import ContainerEngine, ensure_image, find_engine
 from ensemblekit.servers.ports import LOOPBACK
@@ -29,6 +29,7 @@ RUN_LABEL, EMULATION_LABEL = "ensemblekit.run", "ensemblekit.emulated"
 SHARED_MEMORY = "1g"  # NVIDIA's own advice; the default of 64 MB is little for a few Python models
 STACK_BYTES = 67108864  # NVIDIA's own advice, 64 MiB
 STOP_TIMEOUT_S = 1  # for `rm -f` alone: a stop in order goes through the foreground process
+OF_THIS_HOST = ("VLLM_CACHE_ROOT",)  # a folder that the container does not have
 CDI_FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
 
 
@@ -80,7 +81,7 @@ class ContainerInstallation:
             *(f"--label={RUN_LABEL}={self.run_id}", *network, *mounts),
             *(f"--shm-size={SHARED_MEMORY}", f"--stop-timeout={STOP_TIMEOUT_S}", *_limits(self.engine)),
             *self._gpu_arguments(),
-            *(f"--env={name}={value}" for name, value in environment.items()),
+            *(f"--env={name}={value}" for name, value in environment.items() if name not in OF_THIS_HOST),
             *shlex.split(os.environ.get(ARGUMENTS_VARIABLE, "")),
             *(self.image, "tritonserver", "--model-repository=/models"),
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",

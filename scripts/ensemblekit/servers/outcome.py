@@ -14,6 +14,7 @@ from ensemblekit.servers.logs import (
     poll_errors,
     read_log,
 )
+from ensemblekit.servers.phases import start_phases
 
 __all__ = ["ENSEMBLE_REFUSED", "Kind", "StartOutcome", "outcome_of"]
 
@@ -65,6 +66,11 @@ class StartOutcome:
     def lines(self) -> tuple[LogLine, ...]:
         """The entries of the server's log."""
         return parse_log(read_log(self.log_path))
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Where the seconds went, by phase; see `ensemblekit.servers.phases`."""
+        return start_phases(read_log(self.log_path), self.elapsed_s)
 
     def __str__(self) -> str:
         end = {

@@ -25,7 +25,9 @@ from ensemblekit.servers.container import ContainerInstallation
 from ensemblekit.servers.embedded import EmbeddedInstallation
 from ensemblekit.servers.logs import TAIL_LINES, read_log, stub_without_library, tail
 from ensemblekit.servers.outcome import Kind, StartOutcome, outcome_of
+from ensemblekit.servers.phases import start_phases
 from ensemblekit.servers.ports import LOOPBACK, free_ports, require_free
+from ensemblekit.servers.reasons import Reason, reason_of
 
 __all__ = ["Installation", "ServerOptions", "TritonServer"]
 
@@ -130,6 +132,11 @@ class TritonServer:
     def running(self) -> bool:
         """Whether the process runs now."""
         return self.pid is not None
+
+    @property
+    def start_phases(self) -> dict[str, float]:
+        """Where the seconds of the last start went, by phase; see `ensemblekit.servers.phases`."""
+        return start_phases(read_log(self.log_path), self.started_s)
 
     @property
     def command(self) -> list[str]:
@@ -273,11 +280,13 @@ def _error(outcome: StartOutcome, installation: Installation, timeout_s: float) 
         "timeout": (ServerNotReady, "it was still loading, and was stopped"),
     }
     kind, state = ends[outcome.kind]
+    reason = reason_of(read_log(outcome.log_path))
     failures = [f"{load.model}: {load.failure}" for load in outcome.loads if load.failure]
+    causes = [*outcome.poll_errors, *([reason.found] if reason else []), *failures]
     error = kind(
         f"get Triton {installation.release.name} ready within {timeout_s:g} s",
-        found="; ".join([f"after {outcome.elapsed_s:.1f} s {state}", *outcome.poll_errors, *failures]),
-        hint=_hint(outcome, installation),
+        found="; ".join([f"after {outcome.elapsed_s:.1f} s {state}", *causes]),
+        hint=_hint(outcome, installation, reason),
         log_path=outcome.log_path,
         log_tail=tail(outcome.log_path, TAIL_LINES),
     )
@@ -286,7 +295,7 @@ def _error(outcome: StartOutcome, installation: Installation, timeout_s: float) 
     return error
 
 
-def _hint(outcome: StartOutcome, installation: Installation) -> str:
+def _hint(outcome: StartOutcome, installation: Installation, reason: Reason | None) -> str:
     if any("unexpected platform type 'ensemble'" in message for message in outcome.poll_errors):
         return (
             f"{installation.flavour} of {installation.release.name} was built without --backend=ensemble: "
@@ -294,6 +303,8 @@ def _hint(outcome: StartOutcome, installation: Installation) -> str:
         )
     if library := outcome.missing_library:
         return f"install the system package that holds {library}, or name its folder in LD_LIBRARY_PATH"
+    if reason:
+        return reason.hint
     if isinstance(installation, ContainerInstallation) and outcome.exit_code in CONTAINER_HINTS:
         return CONTAINER_HINTS[outcome.exit_code]
     if outcome.kind == "timeout":

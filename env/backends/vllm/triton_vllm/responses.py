@@ -2,7 +2,8 @@
 """Sends answers and notices cancelled requests, in threads of their own.
 
 Both are messages to the server process: about 0.1 ms each, nearly all of it waiting. On the engine's loop
-that wait would hold up every other request.
+that wait would hold up every other request. When more pieces come than can be sent, the pieces of a stream that
+wait for their turn are sent as one, so that no stream falls behind.
 """
 
 import queue
@@ -16,6 +17,7 @@ import triton_python_backend_utils as pb_utils
 if TYPE_CHECKING:
     from triton_vllm.jobs import Job
 
+Piece = tuple[Callable[[], list[str]], bool]  # what makes its texts, and whether it is the last
 CANCEL_POLL_S = 0.4  # a cancelled request is out of the engine within a second; each question is a message
 
 
@@ -31,6 +33,8 @@ class Responses:
     def __init__(self) -> None:
         """Start both threads."""
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting: dict[Job, list[Piece]] = {}
+        self._waiting_lock = threading.Lock()
         self._open: dict[Job, Callable[[], None]] = {}
         self._stopped = threading.Event()
         self._threads = [
@@ -46,7 +50,13 @@ class Responses:
 
     def piece(self, job: "Job", make: Callable[[], list[str]], *, final: bool) -> None:
         """Send texts, one for each of the request's sequences; `make` builds them off the engine's loop."""
-        self._queue.put(lambda: self._send(job, make, final))
+        with self._waiting_lock:
+            waiting = self._waiting.get(job)
+            if waiting is not None:
+                waiting.append((make, final))
+                return
+            self._waiting[job] = [(make, final)]
+        self._queue.put(lambda: self._send(job))
 
     def error(self, job: "Job", message: str, code: Any) -> None:
         """Send an error as the job's last response."""
@@ -59,9 +69,13 @@ class Responses:
         for thread in self._threads:
             thread.join()
 
-    def _send(self, job: "Job", make: Callable[[], list[str]], final: bool) -> None:
+    def _send(self, job: "Job") -> None:
+        with self._waiting_lock:
+            pieces = self._waiting.pop(job)
+        final = pieces[-1][1]
         try:
-            texts = np.array([text.encode("utf-8") for text in make()], dtype=np.object_)
+            made = zip(*(make() for make, _ in pieces), strict=True)
+            texts = np.array(["".join(parts).encode("utf-8") for parts in made], dtype=np.object_)
         except Exception as error:  # the client must hear of it
             message = f"the answer could not be turned into text: {error!r}"
             self._close(job, lambda: send_error(job.sender, message, pb_utils.TritonError.INTERNAL))

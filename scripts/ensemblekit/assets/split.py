@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint that can be split over several GPUs: the same model with idle attention heads added.
+
+Tensor parallelism gives each GPU a share of the attention heads, so their numbers must be divisible by the number of
+GPUs. SmolLM2-135M has 9 heads and 3 key-value heads: no way over 2. Heads whose weights are all zero add exactly zero
+to every layer's output, so that a model with 12 and 4 gives the same answers, for a third more attention work.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ensemblekit.assets import _add_idle_heads
+from ensemblekit.assets.store import build_once
+from ensemblekit.assets.weights import ModelSource
+from ensemblekit.errors import KitError, ParameterError
+from ensemblekit.paths import cache_dir
+
+__all__ = ["splittable_checkpoint"]
+
+TIMEOUT_S = 600.0
+
+
+def splittable_checkpoint(source: ModelSource, parts: int) -> ModelSource:
+    """Return a model whose heads can be shared by `parts` GPUs: the one given if it can be split, else a padded copy.
+
+    Args:
+        source: A checkpoint folder of the Llama family.
+        parts: How many GPUs share it.
+
+    Raises:
+        ParameterError: It has to be padded, and is no local folder.
+        KitError: It cannot be padded.
+    """
+    config = Path(source.engine_model) / "config.json"
+    if not source.local:
+        raise ParameterError(
+            f"split {source.engine_model} over {parts} GPUs", found="a hub id", hint="give a checkpoint folder"
+        )
+    values = json.loads(config.read_text())
+    if values["num_attention_heads"] % parts == 0 and values["num_key_value_heads"] % parts == 0:
+        return source
+    name = f"{Path(source.engine_model).name}-heads-for-{parts}"
+    folder = build_once(cache_dir() / "checkpoints" / name, lambda draft: _pad(Path(source.engine_model), parts, draft))
+    return ModelSource(str(folder), str(folder), local=True)
+
+
+def _pad(original: Path, parts: int, draft: Path) -> None:
+    command = [sys.executable, "-P", _add_idle_heads.__file__, str(original), str(parts), str(draft)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment
+    )  # fmt: skip
+    if done.returncode:
+        raise KitError(
+            f"add idle heads to {original}",
+            found=f"exit code {done.returncode}: {(done.stderr.splitlines() or ['no message'])[-1]}",
+            hint="only models of the Llama family with grouped key-value heads can be padded",
+        )

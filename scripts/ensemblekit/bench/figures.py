@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of a bench: how those of one round come about, and the record of all rounds."""
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ensemblekit.bench.plan import USUAL_LOAD
+
+__all__ = ["BenchResult", "Round", "percentile"]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value below which a share of all lies (nearest rank); 0 of nothing.
+
+    >>> percentile([3.0, 1.0, 2.0, 4.0], 0.5)
+    2.0
+    """
+    ordered = sorted(values)
+    return ordered[max(0, round(share * len(ordered)) - 1)] if ordered else 0.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of one target at one concurrency.
+
+    Attributes:
+        target: What answered.
+        concurrency: Clients at once.
+        number: Which round; 0 is the warm-up.
+        requests: Answers received.
+        errors: Requests that failed.
+        tokens_per_s: Generated tokens over the time from the first request to the last answer.
+        first_ms: Median time to the first piece; that of the whole answer if nothing is streamed.
+        first_p99_ms: The 99th percentile of it.
+        whole_ms: Median time to the last piece.
+        whole_p99_ms: The 99th percentile of it.
+        between_ms: Median over the requests of the mean time between two tokens; 0 if nothing is streamed.
+        load: The kind of request.
+    """
+
+    target: str
+    concurrency: int
+    number: int
+    requests: int
+    errors: int
+    tokens_per_s: float
+    first_ms: float
+    first_p99_ms: float
+    whole_ms: float
+    whole_p99_ms: float
+    between_ms: float
+    load: str = USUAL_LOAD
+
+    @classmethod
+    def of(
+        cls,
+        target: str,
+        concurrency: int,
+        number: int,
+        max_tokens: int,
+        answers: Sequence[Sequence[float]],
+        load: str = USUAL_LOAD,
+    ) -> "Round":
+        """Return the figures of a round from its answers: (begin, first piece, end, pieces; 0 pieces: failed), in s."""
+        good = [answer for answer in answers if answer[3] > 0]
+        span = max(a[2] for a in good) - min(a[0] for a in good) if good else 1.0
+        first = [1000 * (a[1] - a[0]) for a in good]
+        whole = [1000 * (a[2] - a[0]) for a in good]
+        # by tokens, not by pieces: under load a piece may hold several
+        between = [1000 * (a[2] - a[1]) / max(1, max_tokens - 1) for a in good if a[3] > 1]
+        return cls(
+            target, concurrency, number, len(good), len(answers) - len(good),
+            round(len(good) * max_tokens / span, 1),
+            round(percentile(first, 0.5), 2), round(percentile(first, 0.99), 2),
+            round(percentile(whole, 0.5), 2), round(percentile(whole, 0.99), 2),
+            round(statistics.median(between), 3) if between else 0.0,
+            load,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Everything a bench measured, and on what.
+
+    Attributes:
+        plan: What was measured; the fields of `BenchPlan`.
+        machine: What it ran on.
+        arguments: vLLM's engine arguments, the same for every target.
+        ready_s: Seconds until each server was ready.
+        rounds: Every round, warm-up included.
+        cross_check: What perf_analyzer measured on the same server, {} if it was not asked.
+        profile: Where the time of the backend's process went, {} if it was not sampled.
+        began: Date and time.
+    """
+
+    plan: dict[str, Any]
+    machine: dict[str, Any]
+    arguments: dict[str, Any]
+    ready_s: dict[str, float]
+    rounds: tuple[Round, ...]
+    cross_check: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, Any] = field(default_factory=dict)
+    began: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
+
+    @property
+    def loads(self) -> tuple[str, ...]:
+        """The kinds of request that were measured."""
+        return tuple(self.plan["loads"])
+
+    def measured(self, target: str, concurrency: int, load: str | None = None) -> list[Round]:
+        """Return a target's rounds at a concurrency without the warm-up; of the first load if none is named."""
+        wanted = (target, concurrency, load or self.loads[0])
+        return [r for r in self.rounds if (r.target, r.concurrency, r.load) == wanted and r.number > 0]
+
+    def median(self, target: str, concurrency: int, name: str = "tokens_per_s", load: str | None = None) -> float:
+        """Return the median over the rounds of one figure of `Round`; 0 if it was not measured."""
+        values = [float(getattr(r, name)) for r in self.measured(target, concurrency, load)]
+        return statistics.median(values) if values else 0.0
+
+    def ratio(self, target: str, base: str, concurrency: int, load: str | None = None) -> float:
+        """Return the median over the rounds of a target's tokens/s over another's in the same round."""
+        pairs = zip(self.measured(target, concurrency, load), self.measured(base, concurrency, load), strict=False)
+        ratios = [one.tokens_per_s / other.tokens_per_s for one, other in pairs if other.tokens_per_s]
+        return statistics.median(ratios) if ratios else 0.0
+
+    def save(self, path: Path) -> Path:
+        """Write the record as JSON and return the file.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> "BenchResult":
+        """Read a record that `save` wrote.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is no such record.
+        """
+        values = json.loads(path.read_text())
+        rounds = tuple(Round(**entry) for entry in values.pop("rounds"))
+        return cls(**values, rounds=rounds)
