@@ -217,6 +217,11 @@ def _add_groups() -> None:
     app.command()(bench)
     app.command()(probe)
     app.command()(explain)
+    from ensemblekit.lint.command import lint
+
+    app.add_typer(bundle, name="bundle")
+    app.command()(bench)
+    app.command()(lint)
 
 
 _add_groups()

@@ -12,11 +12,11 @@ SAMPLE = {
     "model": "chat", "empty_model": "chat", "platform": "ensembel", "tensor": "text", "field": "model_name",
     "step": "1", "name": "other", "output": "answer", "input": "text", "path": "/models/chat/config.pbtxt",
     "missing": "pre", "here": "[1]", "there": "[2]", "origin": "pre", "size": "8", "step_size": "4", "version": "1",
-    "backend": "dali", "group": "chat_0", "folder": "01",
+    "backend": "dali", "group": "chat_0", "version_folder": "01", "bytes": "16", "repository": "/models",
     "reason": "which contains leading zeros in its directory name",
 }  # fmt: skip
 # their words hold a reason that the pattern must know, or the pattern belongs to another place
-PARTIAL = {"E109", "E117", "E118", "E205", "E213", "E216", "E219", "E220", "T304", "T305", "T309", "T313"}
+PARTIAL = {"E109", "E117", "E118", "E205", "E213", "E216", "E219", "E220", "T305", "T309", "T313"}
 
 
 def test_codes_are_unique_and_sorted_within_their_kind() -> None:

@@ -196,7 +196,9 @@ LOAD_FAULTS = (
         "E216",
         "a Python model's code failed",
         words="failed to load '{model}' version {version}: Internal: {reason}",
-        pattern=r"failed to load '(?P<model>[^']*)' version (?P<version>\d+): Internal: "
+        pattern=r"(?:failed to load '(?P<model>[^']*)' version (?P<version>\d+)"
+        r"|(?:load failed for model |Model )'(?P<asked_model>[^']*)'(?: loading failed with error)?:"
+        r" version \d+ is at UNAVAILABLE state): Internal: "
         r"(?P<reason>(?P<kind>[A-Za-z_.]*(?:Error|Exception|Interrupt))\b.*)",
         why="model.py raised while it was imported or initialised: a syntax error, a package that is not installed in "
         "the Python of the server, or an error of its own.",
@@ -227,8 +229,7 @@ LOAD_FAULTS = (
         "E219",
         "model.json is missing or wrong",
         words="{reason}",
-        pattern=r"(?P<reason>(?:FileNotFoundError|AssertionError|JSONDecodeError|json\.decoder\.JSONDecodeError)"
-        r".*model\.json.*)",
+        pattern=r"(?P<reason>\w*(?:Error|Exception): [^\n]*?\bmodel\.json\b[^\n]*)",
         why="A model of the vLLM backend has its engine arguments in <version>/model.json, one JSON object that names "
         "at least `model`.",
         fix='Write the file, for example { "model": "HuggingFaceTB/SmolLM2-135M-Instruct" }.',
@@ -246,5 +247,14 @@ LOAD_FAULTS = (
         "otherwise: vLLM forms its own batches.",
         fix="Remove max_batch_size and model_transaction_policy from the model's config.",
         link=links.VLLM_BACKEND,
+    ),
+    _load(
+        "E221",
+        "a model declares an output twice",
+        words="in ensemble {model}, multiple outputs in model {step} are mapped to the same ensemble tensor {tensor}",
+        pattern=r"in ensemble (?P<model>\S+), multiple outputs in model (?P<step>\S+) are mapped to the same ensemble"
+        r" tensor (?P<tensor>[^\s\"\\;]+)",
+        why="The model of the step has two outputs of one name. By itself it loads; in an ensemble it is refused.",
+        fix="Remove one of them from the model's config.",
     ),
 )

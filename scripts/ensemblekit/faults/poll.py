@@ -254,4 +254,14 @@ POLL_FAULTS = (
         link=links.REPOSITORY,
         same_words=("E106", "E119"),
     ),
+    _poll(
+        "E121",
+        "a link that leads nowhere",
+        words="failed to poll model repository '{repository}': failed to stat file {path}",
+        pattern=r"failed to poll model repository '(?P<repository>[^']*)': failed to stat file (?P<path>[^\s\"]+)",
+        why="A symbolic link in the repository is broken, or leads to itself. Triton then reads none of the models, "
+        "not even those beside it.",
+        fix="Remove the link, or make its target.",
+        link=links.REPOSITORY,
+    ),
 )

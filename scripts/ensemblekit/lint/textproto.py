@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The places of fields in a config.pbtxt: protobuf's own Python parser does not tell them.
+
+The file is read as a tree of fields with lines and offsets, without the schema, so that even a file that the
+schema refuses can be located in.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Field", "Key", "Source"]
+
+_TOKEN = re.compile(
+    r"""(?P<space>\s+|\#[^\n]*)|(?P<text>"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?)|(?P<mark>[{}\[\]<>:,;])"""
+    r"""|(?P<word>[^\s\#"'{}\[\]<>:,;]+)""",
+    re.VERBOSE,
+)
+_OPEN, _CLOSE = "{<", "}>"
+# a field's name, the index of one of several, or (subfield, its value) to choose one of several
+Key = str | int | tuple[str, str]
+
+
+@dataclass
+class Field:
+    """One field with its value or its own fields.
+
+    Attributes:
+        name: Its name.
+        line: The line of its name, from 1; of an element in a list, the line on which the element begins.
+        start: Offset of the statement's first character; that of the whole list for an element of one.
+        end: Offset behind the statement.
+        value: The value as text without quotes, empty for a message.
+        fields: The fields of a message.
+    """
+
+    name: str
+    line: int
+    start: int
+    end: int = 0
+    value: str = ""
+    value_span: tuple[int, int] = (0, 0)
+    fields: list["Field"] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+class Source:
+    """The text of one config.pbtxt, in which fields can be found."""
+
+    def __init__(self, text: str) -> None:
+        """Read the tree; a text that is no protobuf text gives what could be understood of it."""
+        self.text = text
+        self._breaks = [match.start() for match in re.finditer("\n", text)]
+        self._tokens = [
+            _Token(match.lastgroup or "", match[0], match.start(), match.end())
+            for match in _TOKEN.finditer(text)
+            if match.lastgroup != "space"
+        ]
+        self._at = 0
+        self.fields = list(self._read_fields())
+
+    def find(self, *keys: Key) -> Field | None:
+        """Return the field under this path, None if it is not there.
+
+        >>> source = Source('step [ { model_name: "a" }, { model_name: "b" } ]')
+        >>> source.find("step", 1, "model_name").value
+        'b'
+        """
+        fields: Sequence[Field] = self.fields
+        found: Sequence[Field] = ()
+        for key in keys:
+            if isinstance(key, str):
+                found = [entry for entry in fields if entry.name == key]
+            elif isinstance(key, int):
+                found = found[key : key + 1]
+            else:
+                found = [entry for entry in found if any((f.name, f.value) == key for f in entry.fields)]
+            if not found:
+                return None
+            fields = [child for entry in found for child in entry.fields]
+        return found[0] if found else None
+
+    def line(self, *keys: Key) -> int | None:
+        """Return the line of the field under this path, or of the nearest field above it that is there."""
+        for length in range(len(keys), 0, -1):
+            if found := self.find(*keys[:length]):
+                return found.line
+        return None
+
+    def strings(self) -> Iterator[Field]:
+        """Yield every field that has a value, in the order of the text."""
+        stack = list(reversed(self.fields))
+        while stack:
+            entry = stack.pop()
+            if entry.value:
+                yield entry
+            stack.extend(reversed(entry.fields))
+
+    def line_of(self, offset: int) -> int:
+        """Return the line, from 1, of an offset."""
+        return sum(1 for position in self._breaks if position < offset) + 1
+
+    def _peek(self) -> _Token | None:
+        return self._tokens[self._at] if self._at < len(self._tokens) else None
+
+    def _take(self) -> _Token:
+        self._at += 1
+        return self._tokens[self._at - 1]
+
+    def _read_fields(self, end: str = "") -> Iterator[Field]:
+        while (token := self._peek()) and not (end and token.text in end):
+            self._take()
+            if token.kind == "word":
+                yield from self._read_values(token)
+
+    def _read_values(self, name: _Token) -> list[Field]:
+        token = self._peek()
+        if token and token.text == ":":
+            self._take()
+            token = self._peek()
+        if token and token.text == "[":
+            return self._read_list(name)
+        return [self._read_value(name, self.line_of(name.start))]
+
+    def _read_list(self, name: _Token) -> list[Field]:
+        self._take()
+        elements: list[Field] = []
+        while (token := self._peek()) and token.text != "]":
+            if token.text in (",", ";"):
+                self._take()
+                continue
+            before = self._at
+            elements.append(self._read_value(name, self.line_of(token.start)))
+            if self._at == before:  # a token that begins no value
+                self._take()
+        end = self._take().end if self._peek() else len(self.text)
+        for element in elements:
+            element.end = end
+        # an empty list still is a field with a place
+        return elements or [Field(name.text, self.line_of(name.start), name.start, end)]
+
+    def _read_value(self, name: _Token, line: int) -> Field:
+        entry = Field(name.text, line, name.start, name.end)
+        token = self._peek()
+        if token and token.text in _OPEN:
+            self._take()
+            entry.fields = list(self._read_fields(_CLOSE))
+            entry.end = self._take().end if self._peek() else len(self.text)
+        elif token and token.kind in ("text", "word"):
+            first = token
+            while (token := self._peek()) and token.kind == first.kind:
+                entry.value += _plain(self._take().text)
+                entry.end = token.end
+                if first.kind == "word":
+                    break
+            entry.value_span = (first.start, entry.end)
+        return entry
+
+
+def _plain(text: str) -> str:
+    if text[:1] in "\"'":
+        return re.sub(r"\\(.)", r"\1", text[1:-1] if text[-1:] == text[:1] and len(text) > 1 else text[1:])
+    return text
