@@ -210,18 +210,14 @@ def matrix(
 def _add_groups() -> None:
     from ensemblekit.bench.command import bench
     from ensemblekit.bundle.command import app as bundle
+    from ensemblekit.doctor.command import doctor
     from ensemblekit.doctor.probe_command import probe
     from ensemblekit.explain.command import explain
-
-    app.add_typer(bundle, name="bundle")
-    app.command()(bench)
-    app.command()(probe)
-    app.command()(explain)
     from ensemblekit.lint.command import lint
 
     app.add_typer(bundle, name="bundle")
-    app.command()(bench)
-    app.command()(lint)
+    for command in (bench, probe, lint, explain, doctor):
+        app.command()(command)
 
 
 _add_groups()
