@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from ensemblekit.clients.generate import Served
 from ensemblekit.doctor.request import build_request, entry_model, is_decoupled, send, server_config
 from ensemblekit.doctor.servers import Place, at_url, describe_start, place_of
 from ensemblekit.doctor.steps import Examination, Name, State, Step
 from ensemblekit.doctor.target import kind_of, probe_target
 from ensemblekit.doctor.waste import wasted_by
-from ensemblekit.doctor.watch import ModelProcess, RequestHangs, model_processes, watched
+from ensemblekit.doctor.watch import ModelProcess, RequestHangs, is_gone, model_processes, watched
 from ensemblekit.errors import KitError, RequestError
 from ensemblekit.explain.words import known_fault
 from ensemblekit.faults.catalogue import fault
@@ -23,11 +25,13 @@ from ensemblekit.lint import LintReport, lint_repository
 from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, repo_root, runs_dir
 from ensemblekit.preflight import preflight
 from ensemblekit.releases import default_release, get_release
+from ensemblekit.servers.attach import AttachedServer
 
 __all__ = ["DEFAULT_SERVER", "Plan", "examine"]
 
 DEFAULT_SERVER = "24.08/base-plus-vllm"
 NUMPY_2 = 2
+READY_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class _Course:
         except KitError as error:
             lines = str(error).splitlines()
             done = Step(name, "error", f"could not {error.attempted}: {error.found}", tuple(lines[2:]))
+        except OSError as error:
+            done = Step(name, "error", f"{error.filename or 'a file'}: {error.strerror or error}")
         done = replace(done, seconds=time.monotonic() - begin)
         self.steps.append(done)
         self.on_step(done)
@@ -199,18 +205,19 @@ def _request(course: _Course, server: Served, processes: tuple[ModelProcess, ...
     plan = course.plan
     course.model = plan.model or (entry_model(plan.repository) if plan.repository else _loaded_ensemble(server))
     config = server_config(server, course.model)
-    decoupled = is_decoupled(server, config)
+    # of a server that was not started here, the gRPC port is not known
+    generate = isinstance(server, AttachedServer) or is_decoupled(server, config)
     values = build_request(config, plan.request)
     begin = time.monotonic()
-    how = "HTTP generate" if decoupled else "a gRPC stream"
+    how = "HTTP generate" if generate else "a gRPC stream"
     try:
         answer = watched(
-            lambda: send(server, config, values, decoupled=decoupled, timeout_s=plan.request_timeout_s), processes
+            lambda: send(server, config, values, generate=generate, timeout_s=plan.request_timeout_s), processes
         )
     except RequestHangs as error:
-        return _named(plan, error, error.dead)
+        return _named(plan, error, error.dead, server)
     except RequestError as error:
-        return _named(plan, error, processes)
+        return _named(plan, error, tuple(filter(is_gone, processes)), server)
     elapsed = time.monotonic() - begin
     return Step(
         "request", "ok", f"{course.model} answered in {elapsed:.2f} s over {how}", (f"sent {values}", f"got {answer}"),
@@ -230,9 +237,9 @@ def _loaded_ensemble(server: Served) -> str:
     raise RequestError("choose a model to ask", found="no model is loaded", hint="load one, or give a repository")
 
 
-def _named(plan: Plan, error: RequestError, suspects: tuple[ModelProcess, ...]) -> Step:
+def _named(plan: Plan, error: RequestError, suspects: tuple[ModelProcess, ...], server: Served) -> Step:
     """Return the step of a request that failed, with the fault if it is known."""
-    details = [error.found, f"hint: {error.hint}"]
+    details = [error.found, f"/v2/health/ready meanwhile: {_readiness(server)}", f"hint: {error.hint}"]
     release = place_of(plan.server).release or plan.release or default_release()
     old = [each for each in suspects if _is_numpy_2(each.numpy)]
     known = known_fault(error.found)
@@ -247,6 +254,15 @@ def _named(plan: Plan, error: RequestError, suspects: tuple[ModelProcess, ...]) 
         return Step("request", "error", f"{entry.code} {entry.title}", tuple(details), facts={"code": entry.code})
     title = "no answer will come" if _hangs(error) else "no good answer, for a reason that the catalogue does not know"
     return Step("request", "error", title, tuple(details), facts={"code": "", "hangs": _hangs(error)})
+
+
+def _readiness(server: Served) -> str:
+    try:
+        return (
+            f"HTTP {httpx.get(f'http://{server.http_url}/v2/health/ready', timeout=2.0, trust_env=False).status_code}"
+        )
+    except httpx.HTTPError as error:
+        return f"no answer ({type(error).__name__})"
 
 
 def _hangs(error: RequestError) -> bool:

@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from ensemblekit.clients.generate import Served
 from ensemblekit.errors import KitError, ParameterError, RequestError
+from ensemblekit.faults.catalogue import fault
 from ensemblekit.repository.config import ensemble_steps, read_config
 
 __all__ = ["build_request", "entry_model", "is_decoupled", "send", "server_config"]
@@ -27,6 +28,7 @@ TEXT, NUMBER, FRACTION = "What is the capital of France?", 1, 0.5
 FREE_DIM = 1  # a dimension of -1 may have any size
 
 Config = dict[str, Any]
+SEVERAL = fault("T303")  # generate's words for a model with several responses
 
 
 def entry_model(repository: Path) -> str:
@@ -133,13 +135,29 @@ def _plain(tensor: Config) -> str | bool | int | float:
     return FRACTION if kind.startswith(("TYPE_FP", "TYPE_BF")) else NUMBER
 
 
-def send(server: Served, config: Config, values: Mapping[str, Any], *, decoupled: bool, timeout_s: float) -> str:
-    """Send one request and return the answer's outputs as text: HTTP generate if decoupled, else a gRPC stream.
+def send(server: Served, config: Config, values: Mapping[str, Any], *, generate: bool, timeout_s: float) -> str:
+    """Send one request and return the answer's outputs as text.
+
+    Args:
+        server: A running server.
+        config: The model's config, as `server_config` returns it.
+        values: The request, as `build_request` returns it.
+        generate: Over HTTP's generate endpoint, the usual way to a decoupled model; else over a gRPC stream. A
+            model that sends several responses to it is asked over the stream too.
+        timeout_s: Seconds without any response after which it is given up.
 
     Raises:
         RequestError: The server refused, failed, or did not answer in time.
     """
-    answer = _generate(server, config, values, timeout_s) if decoupled else _infer(server, config, values, timeout_s)
+    if generate:
+        try:
+            answer = _generate(server, config, values, timeout_s)
+        except RequestError as error:
+            if not SEVERAL.match(error.found):
+                raise
+            answer = _infer(server, config, values, timeout_s)
+    else:
+        answer = _infer(server, config, values, timeout_s)
     return json.dumps(answer, ensure_ascii=False)[:EXCERPT]
 
 

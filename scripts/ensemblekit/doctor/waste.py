@@ -23,19 +23,20 @@ def wasted_by(repository: Path | None, report: LintReport | None) -> str:
         repository: The model repository.
         report: What lint said of it, None if it could not be read.
     """
-    if repository is None or not repository.is_dir():
+    if repository is None or report is None:
         return ""
     loaded = _loaded_for_nothing(repository, report)
     size = sum(_size(repository / name) for name in loaded)
-    what = f"loaded {', '.join(loaded)} first ({size / MB:.0f} MB of files) and then exited" if loaded else "exited"
+    files = f" ({size / MB:.0f} MB of files)" if size >= MB else ""
+    what = f"loaded {', '.join(loaded)} first{files} and then exited" if loaded else "exited"
     last = _last_ready_s(repository)
     if last is not None:
         return f"{what} with code 1; the last good start of this repository here took {last:.0f} s"
     return f"{what} with code 1; how long that takes is not on record here (in the upstream report {REPORTED_S} s)"
 
 
-def _loaded_for_nothing(repository: Path, report: LintReport | None) -> list[str]:
-    broken = {finding.model for finding in report.errors} if report else set[str]()
+def _loaded_for_nothing(repository: Path, report: LintReport) -> list[str]:
+    broken = {finding.model for finding in report.errors}
     names = list[str]()
     for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
         try:

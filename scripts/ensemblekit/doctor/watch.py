@@ -17,10 +17,12 @@ import psutil
 
 from ensemblekit.errors import RequestError
 
-__all__ = ["ModelProcess", "RequestHangs", "model_processes", "watched"]
+__all__ = ["ModelProcess", "RequestHangs", "is_gone", "model_processes", "watched"]
 
 STUB = "triton_python_b"  # the kernel keeps 15 characters of a name
 LOOK_S = 0.25
+# What a server gets to answer after a model's process has ended: 24.10 answers with an error after about a second.
+GRACE_S = 4.0
 _INSTANCE = re.compile(r"^(.+?)_\d+_\d+$")
 _NUMPY = re.compile(r"(/\S*/(?:site|dist)-packages)/numpy[./]")
 _DIST_INFO = re.compile(r"numpy-(\d[\w.]*)\.dist-info")
@@ -106,12 +108,13 @@ def watched(ask: Callable[[], str], processes: tuple[ModelProcess, ...]) -> str:
     begin = time.monotonic()
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    dead = tuple[ModelProcess, ...]()
+    died: float | None = None
     while thread.is_alive():
         thread.join(LOOK_S)
-        if dead and thread.is_alive():  # seen in the look before: an answer that was under way had its chance
-            raise _hangs(dead, time.monotonic() - begin)
         dead = tuple(process for process in processes if is_gone(process))
+        died = died or (time.monotonic() if dead else None)
+        if died and thread.is_alive() and time.monotonic() - died > GRACE_S:
+            raise _hangs(dead, died - begin)
     if errors:
         raise errors[0]
     return answers[0]
@@ -121,8 +124,8 @@ def _hangs(dead: tuple[ModelProcess, ...], elapsed_s: float) -> RequestHangs:
     names = ", ".join(sorted({process.model for process in dead}))
     error = RequestHangs(
         "get an answer through the ensemble",
-        found=f"the process of {names} ended on the request, {elapsed_s:.1f} s after it was sent; the server still "
-        "says ready and will never answer",
+        found=f"the process of {names} ended on the request, {elapsed_s:.1f} s after it was sent, and no answer came "
+        f"in the {GRACE_S:g} s after that",
         hint="see what ended it; with numpy 2 and a server up to 24.10 install `numpy<2` where the models run",
     )
     error.dead = dead
