@@ -146,7 +146,7 @@ def test_doctor_odd_repository_is_one_clear_answer(tmp_path: Path, make: object,
 
 
 UNREADABLE = """
-import os, sys
+import os, sys; os.umask(0)
 from pathlib import Path
 from ensemblekit.doctor.examine import Plan, examine
 url, good, bad = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
