@@ -10,8 +10,14 @@ from .clients.http import stream_http as stream_http
 from .clients.statistics import metric_value as metric_value
 from .clients.statistics import model_statistics as model_statistics
 from .clients.statistics import time_by_step as time_by_step
+from .doctor.examine import Plan as Plan
+from .doctor.examine import examine as examine
+from .doctor.form import diagnosis_form as diagnosis_form
+from .doctor.target import probe_target as probe_target
 from .errors import CheckFailed as CheckFailed
 from .errors import KitError as KitError
+from .explain.explainer import explain_log as explain_log
+from .explain.picture import plot_explanation as plot_explanation
 from .lesson.check import check as check
 from .lesson.lesson import Lesson as Lesson
 from .lesson.lesson import open_lesson as open_lesson
@@ -24,6 +30,7 @@ from .lesson.show import show_lines as show_lines
 from .lesson.show import table as table
 from .lesson.widgets import load_panel as load_panel
 from .lesson.widgets import prompt_box as prompt_box
+from .lint.run import lint_repository as lint_repository
 from .matrix.cells import MatrixResult as MatrixResult
 from .matrix.picture import plot_matrix as plot_matrix
 from .matrix.run import run_matrix as run_matrix
