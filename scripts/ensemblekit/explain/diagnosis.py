@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ensemblekit.explain.explanation import HIDDEN, Cause, Moment, State, Unknown
 from ensemblekit.explain.happenings import Happening, Kind, with_fault
-from ensemblekit.explain.words import DEPENDS
+from ensemblekit.explain.words import DEPENDS, GENERIC
 from ensemblekit.faults.fault import Fault
 
 __all__ = ["Diagnosis", "diagnose", "moment_of"]
@@ -118,7 +118,7 @@ def _roots(seen: Sequence[Happening]) -> list[Happening]:
         if _depends(each):
             quoted = _quoted(each)
             if quoted and quoted.model not in broken:  # its own failure stands in a part that is missing
-                roots.append(quoted)
+                roots.append(_first_reason(quoted, seen))
                 broken.add(quoted.model)
         elif not _follows(each, broken):
             roots.append(_first_reason(each, seen))
@@ -163,9 +163,10 @@ def _first_reason(each: Happening, seen: Sequence[Happening]) -> Happening:
     if not _SEE_ABOVE.search(each.text):
         return each
     before = [other for other in seen if other.number < each.number and other.kind in ("exception", "printed")]
-    known = [other for other in before if other.fault and not _SEE_ABOVE.search(other.text)]
-    plain = [other for other in before if not _SEE_ABOVE.search(other.text)]
-    found = (known or plain)[:1]
+    reasons = [other for other in before if not _SEE_ABOVE.search(other.text)]
+    # words that the catalogue knows well are the reason; else the exception that came last before the failure
+    special = [other for other in reasons if other.fault and other.fault.code != GENERIC]
+    found = special[:1] or reasons[-1:]
     return replace(found[0], model=each.model) if found else replace(each, fault=None)
 
 

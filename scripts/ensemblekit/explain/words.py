@@ -11,7 +11,7 @@ from ensemblekit.faults import links
 from ensemblekit.faults.catalogue import fault, fault_in
 from ensemblekit.faults.fault import Fault
 
-__all__ = ["DEPENDS", "HARMLESS", "SERVER_FAULTS", "known_fault", "may_be_known"]
+__all__ = ["DEPENDS", "GENERIC", "HARMLESS", "SERVER_FAULTS", "known_fault", "may_be_known"]
 
 ISSUES = "https://github.com/triton-inference-server/server/issues"
 
@@ -89,7 +89,8 @@ SERVER_FAULTS = (
         "S408",
         "a package has another version than the code expects",
         r"ImportError: cannot import name '(?P<name>[^']+)' from '(?P<module>[^']+)'"
-        r"|AttributeError: module '(?P<other>[^']+)' has no attribute|undefined symbol: (?P<symbol>\S+)",
+        r"|AttributeError: module '(?P<other>[^']+)' has no attribute|undefined symbol: (?P<symbol>\S+)"
+        r"|was removed in the NumPy 2\.0 release",
         why="The code was written, or compiled, for another version of that package.",
         fix="Install the versions that belong together; for the vLLM backend its release's vLLM.",
         link=links.VLLM_BACKEND,
@@ -154,11 +155,34 @@ SERVER_FAULTS = (
     _start(
         "S416",
         "the driver is too old for this image",
-        r"(?:forward compatibility was attempted|unsupported display driver|CUDA driver version is insufficient)"
-        r"(?!.*pinned)",
+        r"forward compatibility was attempted|unsupported display driver|The NVIDIA driver on your system is too old",
         why="The CUDA of the image needs a newer driver than the host has.",
         fix="Update the driver, or take an older image; NVIDIA's support matrix names the pairs.",
         link=ISSUES,
+    ),
+    _start(
+        "S417",
+        "vLLM has too little memory for one request of full length",
+        r"max seq len \((?P<length>\d+)\).{0,40}KV cache is needed, which is larger than the available",
+        why="What is left for the cache of keys and values does not hold max_model_len tokens.",
+        fix="In model.json lower max_model_len, or raise gpu_memory_utilization (CPU: VLLM_CPU_KVCACHE_SPACE).",
+        link=links.VLLM_BACKEND,
+    ),
+    _start(
+        "S418",
+        "a GPU that is not there",
+        r"invalid or unsupported gpu id (?P<gpu>\d+)|No CUDA GPUs are available|Found no NVIDIA driver on your system"
+        r"|no CUDA-capable device is detected|Failed to infer device type",
+        why="The config or the engine asks for a GPU, and this server sees none, or not that one.",
+        fix="`nvidia-smi` must list it where the server runs (`docker run --gpus all`); CUDA_VISIBLE_DEVICES must not "
+        "hide it.",
+    ),
+    _start(
+        "S419",
+        "the GPU is held by another process alone",
+        r"CUDA-capable device\(s\) is/are busy or unavailable",
+        why="The GPU is in exclusive mode and somebody uses it.",
+        fix="Stop that process (`nvidia-smi` names it), or `nvidia-smi --compute-mode=DEFAULT`.",
     ),
 )
 DEPENDS = fault("E209")
