@@ -30,6 +30,8 @@ from .lesson.show import show_lines as show_lines
 from .lesson.show import table as table
 from .lesson.widgets import load_panel as load_panel
 from .lesson.widgets import prompt_box as prompt_box
+from .lint.findings import Finding as Finding
+from .lint.findings import LintReport as LintReport
 from .lint.run import lint_repository as lint_repository
 from .matrix.cells import MatrixResult as MatrixResult
 from .matrix.picture import plot_matrix as plot_matrix

@@ -84,6 +84,16 @@ def test_config_with_a_syntax_error_names_the_line(tmp_path: Path) -> None:
     assert finding.says == f"failed to read text proto from {tmp_path / 'model' / 'config.pbtxt'}"
 
 
+@pytest.mark.parametrize("text", ["input [\n", 'name: "', "\n\ninput {", "${"], ids=repr)
+def test_config_that_ends_too_early_is_a_finding(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    (tmp_path / "model" / "config.pbtxt").write_text(text)
+
+    (finding,) = lint_repository(tmp_path).findings
+
+    assert finding.code == ("E117" if text == "${" else "E116")
+
+
 def test_empty_folder(tmp_path: Path) -> None:
     assert refusal(tmp_path).endswith(
         "Found: an empty folder\nHint: a model repository holds one folder per model, each with its config.pbtxt"

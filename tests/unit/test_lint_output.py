@@ -127,6 +127,7 @@ def test_text_says_place_words_reason_correction_and_link() -> None:
         "model_configuration.md\n"
         "\n"
         "2 models read for Triton 24.08 (no flavour given)\n"
+        "assumed: release 24.08 (--release)\n"
         "assumed: a server of 24.08 that was built with ensembles: NVIDIA's vLLM image of it was not "
         "(--flavour vllm-image; E101)\n"
         "assumed: a Python with numpy 1.x for the Python models (--python looks into it)\n"

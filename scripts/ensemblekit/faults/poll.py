@@ -224,7 +224,8 @@ POLL_FAULTS = (
         words="{reason}",
         pattern=r"(?P<reason>'max_batch_size' must be non-negative value for (?P<model>\S+?)"
         r"|dynamic batching preferred size must be .+? for \S+|sequence batching .+? for \S+"
-        r"|default priority level must be in range .+|priority queue policy must have .+"
+        r"|unexpected data type for control .+|default priority level must be in range .+"
+        r"|priority queue policy must have .+"
         r"|Only one priority level is allowed .+|Queue policy can not have DELAY .+"
         r"|Response Cache does not currently support model .+"
         r"|unexpected 'platform' and 'backend' pair, got:.+?)(?:\"?$|\s*$)",

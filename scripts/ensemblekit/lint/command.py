@@ -14,7 +14,7 @@ from ensemblekit.lint.findings import LintReport
 from ensemblekit.lint.fix import corrections
 from ensemblekit.lint.run import lint_repository
 from ensemblekit.lint.show import as_json, as_sarif, show_report
-from ensemblekit.releases import FLAVOURS, Flavour, default_release
+from ensemblekit.releases import FLAVOURS, Flavour
 
 __all__ = ["lint"]
 
@@ -55,7 +55,7 @@ def _lint(
     repository: Path, release: str | None, flavour: str | None, python: Path | None, gpus: int | None
 ) -> LintReport:
     build = _flavour(flavour)
-    return lint_repository(repository, release=release or default_release(), flavour=build, python=python, gpus=gpus)
+    return lint_repository(repository, release=release, flavour=build, python=python, gpus=gpus)
 
 
 def _flavour(name: str | None) -> Flavour | None:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model's config as the server will see it: what Triton and the backends add to what is written."""
 
-import ast
 from dataclasses import dataclass
-from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2
 
+from ensemblekit.lint.own_tensors import own_tensors
 from ensemblekit.lint.read import ModelFolder
 
 __all__ = ["VLLM_INPUTS", "VLLM_OUTPUTS", "Model", "complete"]
@@ -86,7 +85,7 @@ def complete(folder: ModelFolder) -> Model:
         _add_vllm_tensors(config)
         whole = True
     elif config.backend == "python":
-        whole = not _completes_itself(folder, config)
+        whole = _add_own_tensors(folder, config)
     elif config.input and config.output:
         whole = True
     return Model(folder, config, whole, guessed)
@@ -127,15 +126,18 @@ def _add_vllm_tensors(config: model_config_pb2.ModelConfig) -> None:
     config.model_transaction_policy.decoupled = True
 
 
-def _completes_itself(folder: ModelFolder, config: model_config_pb2.ModelConfig) -> bool:
-    """Return whether a Python model adds tensors itself, in `auto_complete_config`."""
-    files = [folder.path / str(version) / config.default_model_filename for version in folder.versions[-1:]]
-    return any(_defines(file, "auto_complete_config") for file in files)
-
-
-def _defines(file: Path, function: str) -> bool:
-    try:
-        tree = ast.parse(file.read_text(errors="replace"))
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return any(isinstance(node, ast.FunctionDef) and node.name == function for node in ast.walk(tree))
+def _add_own_tensors(folder: ModelFolder, config: model_config_pb2.ModelConfig) -> bool:
+    """Add what a Python model adds itself, and return whether that is known in full."""
+    if not folder.versions:
+        return True
+    own = own_tensors(folder.path / str(folder.versions[-1]) / config.default_model_filename)
+    kinds = model_config_pb2.DataType
+    for tensors, added in ((config.input, own.inputs), (config.output, own.outputs)):
+        names = {tensor.name for tensor in tensors}
+        for entry in added:
+            if entry["name"] not in names and entry["data_type"] in kinds.keys():  # noqa: SIM118 - no mapping
+                tensor = tensors.add(name=entry["name"], data_type=kinds.Value(entry["data_type"]), dims=entry["dims"])
+                if entry.get("optional"):
+                    tensor.optional = True
+    config.max_batch_size = config.max_batch_size or own.max_batch_size or 0
+    return own.whole

@@ -73,7 +73,9 @@ def _shares(models: Mapping[str, Model]) -> dict[int, list[tuple[Model, float]]]
         if arguments is None:
             continue
         share = arguments.get("gpu_memory_utilization", DEFAULT_SHARE)
+        if not isinstance(share, int | float):
+            continue  # vLLM itself says what is wrong with it
         for group in groups or [model_config_pb2.ModelInstanceGroup(count=1)]:
             for device in group.gpus or [0]:
-                shares.setdefault(device, []).extend([(model, float(share))] * max(1, group.count))
+                shares.setdefault(device, []).extend([(model, share)] * max(1, group.count))
     return shares

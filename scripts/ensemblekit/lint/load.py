@@ -47,11 +47,11 @@ def check_versions(model: Model) -> Iterator[Finding]:
 
 
 def check_tensors(model: Model) -> Iterator[Finding]:
-    """Yield tensors that are declared incompletely; an ensemble's are compared with its steps' instead."""
+    """Yield tensors that are declared incompletely."""
     for kind, tensors in (("input", model.config.input), ("output", model.config.output)):
         for index, tensor in enumerate(tensors):
-            reason = _incomplete(tensor)
-            if reason and not model.ensemble:
+            reason = _incomplete(tensor) or _badly_reshaped(tensor, batches=model.config.max_batch_size > 0)
+            if reason:
                 named = f"'{tensor.name}' " if tensor.name else ""
                 yield found("E213", model.folder, (kind, index), reason=f"model {kind} {named}{reason}")
 
@@ -66,6 +66,31 @@ def _incomplete(tensor: Any) -> str:
     if any(size < 1 and size != -1 for size in tensor.dims):
         return "dimension must be integer >= 1, or -1 to indicate a variable-size dimension"
     return ""
+
+
+def _badly_reshaped(tensor: Any, *, batches: bool) -> str:
+    """Return why dims and reshape do not hold the same elements."""
+    if not tensor.HasField("reshape"):
+        return ""
+    dims, shape = list(tensor.dims), list(tensor.reshape.shape)
+    if not shape and not batches:
+        return "cannot have empty reshape for non-batching model as scalar tensors are not supported"
+    if any(size < 1 and size != -1 for size in shape):
+        return "reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension"
+    if -1 in dims and -1 in shape and dims.count(-1) != shape.count(-1):
+        return "has different number of variable-size dimensions for dims and reshape"
+    return "" if _parts(dims) == _parts(shape) else "has different size for dims and reshape"
+
+
+def _parts(shape: list[int]) -> list[int]:
+    """Return the numbers of elements between sizes that vary."""
+    parts = [1]
+    for size in shape:
+        if size == -1:
+            parts.append(1)
+        else:
+            parts[-1] *= size
+    return parts
 
 
 def check_backend(model: Model, *, gpus: int | None) -> Iterator[Finding]:

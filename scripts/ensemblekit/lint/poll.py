@@ -12,6 +12,7 @@ from ensemblekit.lint.findings import Finding
 from ensemblekit.lint.found import did_you_mean, found
 from ensemblekit.lint.graph import check_graph
 from ensemblekit.lint.read import ModelFolder
+from ensemblekit.lint.sequence import check_controls
 from ensemblekit.releases import Release
 
 __all__ = ["check_model", "check_parsing"]
@@ -37,8 +38,9 @@ def check_parsing(folder: ModelFolder, release: Release) -> Iterator[Finding]:
     """Yield why the config cannot be read as text of Triton's schema, which ends all other checks."""
     path = folder.config_path
     if folder.problem is not None:
-        template = "${" in (folder.text.splitlines() or [""])[(folder.problem.line or 1) - 1]
-        code = "E117" if template else "E116"
+        lines = folder.text.split("\n")
+        place = (folder.problem.line or 1) - 1  # the parser's place may be behind the last line
+        code = "E117" if "${" in "".join(lines[place : place + 1]) else "E116"
         yield found(code, folder, line=folder.problem.line, detail=f"{folder.problem.reason}.", path=path)
         return
     for name, releases in _LATER_FIELDS.items():
@@ -60,6 +62,7 @@ def check_model(model: Model, *, ensembles: bool) -> Iterator[Finding]:
         return
     yield from _check_platform(model, ensembles)
     yield from _check_values(model)
+    yield from check_controls(model)
     if model.config.HasField("ensemble_scheduling") and (ensembles or not model.ensemble):
         yield from _check_scheduling(model)
     elif model.ensemble and ensembles:

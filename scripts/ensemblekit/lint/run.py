@@ -16,7 +16,7 @@ from ensemblekit.lint.load import check_backend, check_tensors, check_versions, 
 from ensemblekit.lint.poll import check_model, check_parsing
 from ensemblekit.lint.read import ModelFolder, read_repository
 from ensemblekit.lint.together import check_dependencies, check_mapping, circle
-from ensemblekit.releases import Flavour, Release, get_release, has_ensembles
+from ensemblekit.releases import Flavour, Release, default_release, get_release, has_ensembles
 
 __all__ = ["lint_repository"]
 
@@ -26,7 +26,7 @@ VLLM_IMAGE_BACKENDS = frozenset({"python", "vllm"})
 def lint_repository(
     repository: Path,
     *,
-    release: str = "24.08",
+    release: str | None = None,
     flavour: Flavour | None = None,
     python: Path | None = None,
     gpus: int | None = None,
@@ -36,7 +36,7 @@ def lint_repository(
 
     Args:
         repository: The folder that holds one folder per model.
-        release: Which Triton.
+        release: Which Triton; if None, the one that the lessons use.
         flavour: Which build of it; if None, one with ensembles and any backend is assumed.
         python: The interpreter, or the folder of the environment, in which the Python models will run, to look
             for numpy 2 in; if None, this is not looked at.
@@ -46,16 +46,16 @@ def lint_repository(
     Raises:
         ParameterError: The release is unknown, or the path is not a model repository that can be read.
     """
-    target = get_release(release)
+    target = get_release(release or default_release())
     folders, broken = read_repository(repository)
     run = _Run(target, flavour, python, gpus, backends)
     findings = [found("E121", _nobody(repository), file=link, repository=repository, path=link) for link in broken]
     findings += run.check(folders)
     return LintReport(
         repository=repository,
-        release=release,
+        release=target.name,
         flavour=flavour,
-        assumed=tuple(run.assumed()),
+        assumed=(*([] if release else [f"release {target.name} (--release)"]), *run.assumed()),
         models=tuple(folder.name for folder in folders),
         findings=LintReport.in_order(findings),
     )
@@ -142,12 +142,12 @@ class _Run:
             at = ("ensemble_scheduling", "step", ("model_name", _next_in_circle(model, back)))
             yield found("E210", model.folder, at, step=back)
             return
-        missing = list(check_dependencies(model, self.models, self.failed))
-        yield from missing
-        if not any(finding.code == "E201" for finding in missing):
-            yield from check_mapping(model, self.models)
-            yield from check_streams(model, self.models)
-        yield from check_versions(model)
+        findings = list(check_dependencies(model, self.models, self.failed))
+        if not any(finding.code == "E201" for finding in findings):
+            findings += [*check_mapping(model, self.models), *check_streams(model, self.models)]
+        findings += check_versions(model)
+        # an ensemble's tensors are looked at last; incomplete ones rarely fit those of a step before
+        yield from findings or check_tensors(model)
 
     def _late(self) -> Iterator[Finding]:
         for model in self.models.values():
