@@ -18,6 +18,7 @@ from ensemblekit.doctor.target import kind_of, probe_target
 from ensemblekit.doctor.waste import wasted_by
 from ensemblekit.doctor.watch import ModelProcess, RequestHangs, is_gone, model_processes, watched
 from ensemblekit.errors import KitError, RequestError
+from ensemblekit.explain.explainer import explain_log
 from ensemblekit.explain.words import known_fault
 from ensemblekit.faults.catalogue import fault
 from ensemblekit.lesson.record import record_values
@@ -26,6 +27,7 @@ from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, rep
 from ensemblekit.preflight import preflight
 from ensemblekit.releases import default_release, get_release
 from ensemblekit.servers.attach import AttachedServer
+from ensemblekit.servers.process import TritonServer
 
 __all__ = ["DEFAULT_SERVER", "Plan", "examine"]
 
@@ -239,7 +241,7 @@ def _loaded_ensemble(server: Served) -> str:
 
 def _named(plan: Plan, error: RequestError, suspects: tuple[ModelProcess, ...], server: Served) -> Step:
     """Return the step of a request that failed, with the fault if it is known."""
-    details = [error.found, f"/v2/health/ready meanwhile: {_readiness(server)}", f"hint: {error.hint}"]
+    details = [error.found, f"/v2/health/ready meanwhile: {_readiness(server)}", *_in_log(server)]
     release = place_of(plan.server).release or plan.release or default_release()
     old = [each for each in suspects if _is_numpy_2(each.numpy)]
     known = known_fault(error.found)
@@ -252,8 +254,16 @@ def _named(plan: Plan, error: RequestError, suspects: tuple[ModelProcess, ...], 
         entry = known[0]
         details += [f"why: {entry.why}", f"fix: {entry.fix}", f"see {entry.link}"]
         return Step("request", "error", f"{entry.code} {entry.title}", tuple(details), facts={"code": entry.code})
+    details.append(f"hint: {error.hint}")
     title = "no answer will come" if _hangs(error) else "no good answer, for a reason that the catalogue does not know"
     return Step("request", "error", title, tuple(details), facts={"code": "", "hangs": _hangs(error)})
+
+
+def _in_log(server: Served) -> list[str]:
+    """Return what the log of a server that was started here mentions."""
+    if not isinstance(server, TritonServer):
+        return []
+    return [f"its log, line {each.line}: {each.says}" for each in explain_log(server.log_path).notices]
 
 
 def _readiness(server: Served) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Watch a request: a Python model's process may die on it while the server says ready, and the answer never comes.
 
-Measured on 24.08 with numpy 2: the process ends without a word in the log, becomes a zombie of the server, and
-the request waits for ever.
+Measured on 24.08 with numpy 2: the process ends with one printed line of C++ (`what(): ...`), becomes a zombie of
+the server, and the request waits for ever.
 """
 
 import re
