@@ -15,7 +15,8 @@ from ensemblekit.servers.probe import probe_ensembles
 
 __all__ = ["probe_image", "read_image"]
 
-CORE = "/opt/tritonserver/lib/libtritonserver.so"  # in NVIDIA's images and in those of build.py
+# where the core library lies: in NVIDIA's images and those of build.py, and in images made from the wheel
+FOLDERS = ("/opt/tritonserver/lib", "/nvidia_pytriton.libs")
 COPY_TIMEOUT_S = 120.0
 
 
@@ -58,16 +59,16 @@ def _copy_core(engine: ContainerEngine, image: str, folder: Path) -> Path:
             found=(created.stderr.strip().splitlines() or ["no message"])[-1],
             hint=f"`{engine.name} pull {image}` first",
         )
-    container, core = created.stdout.strip().splitlines()[-1], folder / Path(CORE).name
+    container = created.stdout.strip().splitlines()[-1]
     try:
-        # -L: the name may be a link
-        copied = engine.ask("cp", "-L", f"{container}:{CORE}", str(core), timeout_s=COPY_TIMEOUT_S)
+        for place in FOLDERS:
+            engine.ask("cp", f"{container}:{place}/.", str(folder), timeout_s=COPY_TIMEOUT_S)
+            if found := sorted(file for file in folder.glob("libtritonserver*.so*") if file.is_file()):
+                return found[0]
     finally:
         engine.ask("rm", "-f", container)
-    if copied.returncode != 0 or not core.is_file():
-        raise FetchError(
-            f"read the image {image}",
-            found=f"no {CORE} in it",
-            hint="leave --static out: the server itself is then asked",
-        )
-    return core
+    raise FetchError(
+        f"read the image {image}",
+        found=f"no libtritonserver in {' or '.join(FOLDERS)} of it",
+        hint="leave --static out: the server itself is then asked",
+    )
