@@ -15,8 +15,14 @@ from .clients.http import stream_http as stream_http
 from .clients.statistics import metric_value as metric_value
 from .clients.statistics import model_statistics as model_statistics
 from .clients.statistics import time_by_step as time_by_step
+from .doctor.examine import Plan as Plan
+from .doctor.examine import examine as examine
+from .doctor.form import diagnosis_form as diagnosis_form
+from .doctor.target import probe_target as probe_target
 from .errors import CheckFailed as CheckFailed
 from .errors import KitError as KitError
+from .explain.explainer import explain_log as explain_log
+from .explain.picture import plot_explanation as plot_explanation
 from .lesson.check import check as check
 from .lesson.lesson import Lesson as Lesson
 from .lesson.lesson import open_lesson as open_lesson

@@ -228,14 +228,17 @@ def _add_groups() -> None:
     from ensemblekit.bench.command import bench
     from ensemblekit.buildplan.command import app as build_plan
     from ensemblekit.bundle.command import app as bundle
-    from ensemblekit.workaround.command import app as workaround
+    from ensemblekit.doctor.command import doctor
+    from ensemblekit.doctor.probe_command import probe
+    from ensemblekit.explain.command import explain
     from ensemblekit.lint.command import lint
+    from ensemblekit.workaround.command import app as workaround
 
     app.add_typer(build_plan, name="build-plan")
     app.add_typer(bundle, name="bundle")
     app.add_typer(workaround, name="workaround")
-    app.command()(bench)
-    app.command()(lint)
+    for command in (bench, probe, lint, explain, doctor):
+        app.command()(command)
 
 
 _add_groups()

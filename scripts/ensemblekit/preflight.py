@@ -49,16 +49,20 @@ class Row:
     required: bool = False
 
 
-def preflight() -> tuple[Row, ...]:
+def preflight(*, network: bool = True) -> tuple[Row, ...]:
     """Look at this machine and return the findings; takes a few seconds, most of it waiting for registries.
+
+    Args:
+        network: Whether to ask the registries, the container engine and the usual ports too.
 
     Raises:
         OSError: The cache folder cannot be made.
     """
     checks: tuple[Callable[[], Row], ...] = (
-        _system, _python, _stub_library, _cpu, _memory, _disk, _shared_memory, gpu_row, _ports, _engine, _pypi, _ngc,
+        _system, _python, _stub_library, _cpu, _memory, _disk, _shared_memory, gpu_row,
     )  # fmt: skip
-    return tuple(check() for check in checks)
+    around: tuple[Callable[[], Row], ...] = (_ports, _engine, _pypi, _ngc)
+    return tuple(check() for check in (*checks, *(around if network else ())))
 
 
 def _system() -> Row:

@@ -2,17 +2,15 @@
 """`ensemblekit bundle create`: from the command line to the plan, with progress."""
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from ensemblekit.bundle.contents import LEFT_OUT, Device, choose, layers_for, normal, read_have, read_pins
-from ensemblekit.bundle.create import Plan, create_bundle
-from ensemblekit.bundle.parts import parse_size
 from ensemblekit.errors import ParameterError
-from ensemblekit.releases import get_release
+
+if TYPE_CHECKING:
+    from ensemblekit.bundle.create import Plan
 
 __all__ = ["app"]
 
@@ -40,6 +38,12 @@ def create(
     everything: Annotated[bool, typer.Option(help="Carry also what text generation never imports.")] = False,
 ) -> None:
     """Write the kit, its locked packages, servers and weights as parts; there, run `python3 unpack.py FOLDER`."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    from ensemblekit.bundle.contents import LEFT_OUT, normal
+    from ensemblekit.bundle.create import create_bundle
+    from ensemblekit.bundle.parts import parse_size
+
     plan = _plan(python, device, have, tuple(release or ("24.08", "24.10")), lab=lab,
                  left_out={*map(normal, leave_out or ()), *(() if everything else LEFT_OUT)})  # fmt: skip
     size = parse_size(part_size)
@@ -67,12 +71,16 @@ def create(
 
 def _plan(
     python: str, device: str, have: Path | None, releases: tuple[str, ...], *, lab: bool, left_out: set[str]
-) -> Plan:
+) -> "Plan":
     """Check the options and choose the contents.
 
     Raises:
         ParameterError: One of them is not legal.
     """
+    from ensemblekit.bundle.contents import Device, choose, layers_for, read_have, read_pins
+    from ensemblekit.bundle.create import Plan
+    from ensemblekit.releases import get_release
+
     if python not in PYTHONS or device not in get_args(Device) or (device, python) == ("cuda", "3.11"):
         raise ParameterError(
             f"make a bundle for Python {python} and device {device}",

@@ -2,25 +2,33 @@
 """Triton's log as data: lines, the events of a start, and a form in which two logs can be compared."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 __all__ = [
+    "EntryReader",
     "LogLine",
     "ModelLoad",
+    "Printed",
     "missing_library",
     "model_loads",
     "normalise",
     "parse_log",
     "poll_errors",
+    "read_entries",
     "read_log",
     "tail",
 ]
 
-# e.g. E0924 01:19:21.672113 29385 model_repository_manager.cc:1460] "Poll failed for ..."
-_LINE = re.compile(r"^([IWEF])(\d{4} \d\d:\d\d:\d\d\.\d{6}) +(\d+) ([\w.]+\.(?:cc|h|cpp)):(\d+)\] (.*)$")
+# Triton's two formats, and that of gRPC within it, for example
+#   E0924 01:19:21.672113 29385 model_repository_manager.cc:1460] "Poll failed for ..."
+#   2024-09-24T01:19:21Z E 29385 model_repository_manager.cc:1460] "Poll failed for ..."   (--log-format=ISO8601)
+_LINE = re.compile(
+    r"(?:([IWEF])(\d{4}) (\d\d:\d\d:\d\d\.\d{6,9})|\d{4}-(\d\d-\d\d)T(\d\d:\d\d:\d\d(?:\.\d+)?)Z ([IWEF]))"
+    r" +(\d+) ([\w.-]+\.(?:cc|h|cpp|cu)):(\d+)\] ?(.*)$"
+)
 _POLL = re.compile(r"^Poll failed for model directory '([^']*)': (.*)$")
 _LOADING = re.compile(r"^loading: (.+):(\d+)$")
 _LOADED = re.compile(r"^successfully loaded '([^']+)'")
@@ -30,12 +38,14 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # the dynamic linker's words, of the server itself or of the stub of a Python model
 _LIBRARY = re.compile(r"^(\S+): error while loading shared libraries: ([^:\s]+): ", re.MULTILINE)
 STUB_NAME = "triton_python_backend_stub"
+LONGEST_MESSAGE = 400  # lines of one quoted message; a traceback through a framework has about 100
+DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 TAIL_LINES = 50  # enough for the server's option table and the lines before it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LogLine:
-    """One entry of a Triton log; `time_s` counts from the first entry of the log."""
+    """One entry of a Triton log; `time_s` counts from the first entry of the log, `number` is the line's, from 1."""
 
     level: str
     time_s: float
@@ -43,6 +53,15 @@ class LogLine:
     file: str
     line: int
     message: str
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """A line of a log that is no entry of Triton's: a model's print, a table's row, a banner."""
+
+    text: str
+    number: int
 
 
 @dataclass(frozen=True)
@@ -77,32 +96,83 @@ def tail(path: Path, lines: int = TAIL_LINES) -> tuple[str, ...]:
 def parse_log(text: str) -> tuple[LogLine, ...]:
     r"""Return the entries of a log in order; what a model printed by itself is no entry.
 
-    A line that is no entry continues the one before it when it belongs to a quoted message or a table.
+    A line that is no entry continues the one before it when it belongs to a quoted message.
 
     >>> line = parse_log("E1124 01:19:21.672113 29385 server.cc:1] \"no\"")[0]
     >>> line.level, line.file, line.message
     ('E', 'server.cc', 'no')
     """
-    entries: list[LogLine] = []
-    start: datetime | None = None
-    open_quote = False
-    for raw in text.splitlines():
-        match = _LINE.match(raw)
-        if match:
-            level, stamp, pid, file, number, message = match.groups()
-            when = datetime.strptime(f"2024{stamp}", "%Y%m%d %H:%M:%S.%f")  # a leap year: 0229 is a date
-            start = start or when
-            open_quote = message.startswith('"') and not (len(message) > 1 and message.endswith('"'))
-            entries.append(
-                LogLine(level, (when - start).total_seconds(), int(pid), file, int(number), _unquote(message))
-            )
-        elif entries and open_quote:
-            last = entries[-1]
-            open_quote = not raw.endswith('"')
-            entries[-1] = LogLine(
-                last.level, last.time_s, last.pid, last.file, last.line, _unquote(f"{last.message}\n{raw}")
-            )
-    return tuple(entries)
+    return tuple(entry for entry in read_entries(text.splitlines()) if isinstance(entry, LogLine))
+
+
+def read_entries(lines: Iterable[str]) -> Iterator[LogLine | Printed]:
+    """Yield the entries of a log and what stands between them, line by line, holding one entry at a time.
+
+    Text before an entry on its line (a print without a line's end, a container engine's prefix) is no part of it.
+    """
+    reader = EntryReader()
+    for number, raw in enumerate(lines, 1):
+        yield from reader.push(raw, number)
+    yield from reader.flush()
+
+
+class EntryReader:
+    """Puts entries together from lines that come one by one."""
+
+    def __init__(self) -> None:
+        """Begin with nothing held."""
+        self._start_s: float | None = None
+        self._held: LogLine | None = None  # a quoted message that goes on in the next line
+
+    @property
+    def holds(self) -> bool:
+        """Whether an entry waits for its next line."""
+        return self._held is not None
+
+    def push(self, raw: str, number: int) -> Iterator[LogLine | Printed]:
+        """Take a line and yield what is complete now."""
+        match = _LINE.match(raw) or (_LINE.search(raw) if "] " in raw and ":" in raw else None)
+        if match is None:
+            if self._held is None:
+                yield Printed(raw, number)
+                return
+            message = f"{self._held.message}\n{raw}"
+            self._held = replace(self._held, message=message)
+            if raw.endswith('"') or number - self._held.number > LONGEST_MESSAGE:
+                yield from self.flush()
+            return
+        yield from self.flush()
+        if match.start():
+            yield Printed(raw[: match.start()], number)
+        when = _seconds(match[2] or match[4], match[3] or match[5])
+        self._start_s = when if self._start_s is None else self._start_s
+        message = match[10]
+        goes_on = message.startswith('"') and not (len(message) > 1 and message.endswith('"'))
+        entry = LogLine(
+            match[1] or match[6], when - self._start_s, int(match[7]), match[8], int(match[9]),
+            message if goes_on else _unquote(message), number,
+        )  # fmt: skip
+        if goes_on:
+            self._held = entry
+        else:
+            yield entry
+
+    def flush(self) -> Iterator[LogLine]:
+        """Yield the entry that is held, if there is one: nothing will complete it."""
+        held, self._held = self._held, None
+        if held is not None:
+            yield replace(held, message=_unquote(held.message))
+
+
+def _seconds(day: str, clock: str) -> float:
+    """Return the seconds since the year began, of a leap year: the log's own year may have a 29th of February."""
+    return _day_s(day) + int(clock[:2]) * 3600 + int(clock[3:5]) * 60 + float(clock[6:])
+
+
+@lru_cache(maxsize=8)
+def _day_s(day: str) -> int:
+    month, date = int(day[:2]), int(day[-2:])
+    return (sum(DAYS_OF_MONTH[: month - 1]) + date - 1) * 86400
 
 
 def _unquote(message: str) -> str:

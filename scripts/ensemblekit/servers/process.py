@@ -224,6 +224,10 @@ class TritonServer:
         """Stop the server and all its processes; stopping a stopped server does nothing."""
         self._end(STOP_WORD)
 
+    def kill(self) -> None:
+        """Stop the server without waiting for requests that are under way; doing so again does nothing."""
+        self._end(STOP_AT_ONCE)
+
     def _end(self, word: bytes) -> None:
         process, self._process = self._process, None
         if process is None:

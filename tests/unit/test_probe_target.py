@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a probe's target means, and one clear answer for each that is none."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ensemblekit.doctor.disk import SCHEDULER, find_server, reads_as_ensembles
+from ensemblekit.doctor.target import kind_of, probe_target
+from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
+from ensemblekit.servers.emulation import PLATFORM_CONSTANT, REPLACED_CONSTANT
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        ("24.08", "release"),
+        ("24.08/vllm-image", "release"),
+        ("/opt/tritonserver", "disk"),
+        ("./server", "disk"),
+        ("127.0.0.1:8000", "url"),
+        ("triton.example:8000", "url"),
+        ("http://triton.example/", "url"),
+        ("nvcr.io/nvidia/tritonserver:24.08-vllm-python-py3", "image"),
+        ("localhost/ensemblekit/tritonserver:24.08-custom-build", "image"),
+        ("localhost:5000/tritonserver", "image"),
+        ("tritonserver", "image"),
+    ],
+)
+def test_kind_of_target(target: str, kind: str) -> None:
+    assert kind_of(target) == kind
+
+
+@pytest.mark.parametrize("target", ["", "a b", "24.08/vllm-image/more words"])
+def test_kind_of_nonsense_names_the_four_kinds(target: str) -> None:
+    with pytest.raises(ParameterError, match="no release/flavour, no path, no image name and no URL"):
+        kind_of(target)
+
+
+def test_probe_unknown_release_lists_the_known() -> None:
+    with pytest.raises(ParameterError, match=r"24\.07, 24\.08"):
+        probe_target("19.01/vllm-image")
+
+
+def test_probe_unknown_flavour_lists_the_known() -> None:
+    with pytest.raises(ParameterError, match="base-plus-vllm"):
+        probe_target("24.08/vanilla")
+
+
+@pytest.fixture
+def odd_paths(tmp_path: Path) -> Path:
+    """A folder with what is no server."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "noise").write_bytes(bytes(range(256)) * 64)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    shutil.copy("/bin/true", tmp_path / "no-run-bit")
+    (tmp_path / "no-run-bit").chmod(0o644)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("empty", "none of bin/tritonserver"),
+        ("absent", "No such file"),
+        ("text", "not a Linux program"),
+        ("noise", "not a Linux program"),
+        ("loop", "symbolic links"),
+        ("no-run-bit", r"chmod \+x"),
+    ],
+)
+def test_probe_odd_path_is_one_clear_answer(odd_paths: Path, name: str, words: str) -> None:
+    with pytest.raises(UnsupportedMachine, match=words):
+        find_server(odd_paths / name)
+
+
+def test_probe_program_that_is_no_triton_says_how_it_ended() -> None:
+    with pytest.raises(KitError, match=r"it ended after .* with exit code 0"):
+        probe_target(str(Path(shutil.which("true") or "/bin/true").resolve()))
+
+
+CORE = b"\0model_repository_manager.cc\0"
+
+
+@pytest.mark.parametrize(
+    ("content", "verdict"),
+    [
+        (CORE + SCHEDULER + PLATFORM_CONSTANT, True),
+        (CORE + PLATFORM_CONSTANT, False),
+        (CORE + SCHEDULER + REPLACED_CONSTANT, False),
+        (b"another library", None),
+    ],
+    ids=["built-with", "built-without", "emulated", "not-a-core"],
+)
+def test_reads_as_ensembles_stand_in_library(tmp_path: Path, content: bytes, verdict: bool | None) -> None:
+    library = tmp_path / "libtritonserver.so"
+    library.write_bytes(content)
+
+    assert reads_as_ensembles(library)[0] is verdict
