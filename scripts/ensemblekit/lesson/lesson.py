@@ -3,6 +3,7 @@
 
 import atexit
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,7 @@ class Lesson:
         Raises:
             FetchError: The pinned model cannot be fetched.
             RepositoryError: The repository cannot be staged.
+            UnsupportedMachine: ENGINE is vllm, and vLLM is not installed.
             UnsupportedMachine: More GPUs are asked for than are visible.
             OutOfGpuMemory: Less memory of a GPU is free than the model needs.
         """
@@ -79,6 +81,12 @@ class Lesson:
     def _source(self, parts: int) -> ModelSource | None:
         if self.settings.engine == "stand-in":
             return None
+        if self.settings.provider == "embedded" and find_spec("vllm") is None:
+            raise UnsupportedMachine(
+                "run llm with vLLM",
+                found="vLLM is not installed in this environment",
+                hint='use ENGINE "stand-in", or install vLLM with `scripts/run` (without --quick)',
+            )
         source = ensure_checkpoint(self.settings.model, progress=Progress("weights"))
         return splittable_checkpoint(source, parts) if source.local and parts > 1 else source
 
