@@ -26,6 +26,8 @@ from .lesson.plots import plot_start_phases as plot_start_phases
 from .lesson.plots import plot_start_timeline as plot_start_timeline
 from .lesson.plots import plot_statistics as plot_statistics
 from .lesson.plots import plot_tokens as plot_tokens
+from .lesson.providers import prepare_base_plus_vllm as prepare_base_plus_vllm
+from .lesson.providers import provider_or_embedded as provider_or_embedded
 from .lesson.show import show_lines as show_lines
 from .lesson.show import table as table
 from .lesson.widgets import load_panel as load_panel

@@ -92,7 +92,10 @@ def run(
         ),
     ] = None,
     release: Annotated[str | None, typer.Option(help="Same as -p RELEASE: for example 24.08.")] = None,
-    provider: Annotated[str | None, typer.Option(help="Same as -p PROVIDER: embedded or attach.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Same as -p PROVIDER: embedded, container or attach.")] = None,
+    container_engine: Annotated[
+        str | None, typer.Option(help="For PROVIDER container: docker or podman; found by itself if left out.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Same as -p DEVICE: auto, cpu or cuda.")] = None,
     model: Annotated[str | None, typer.Option(help="Same as -p MODEL: a checkpoint folder or a hub id.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.", min=1)] = DEFAULT_CELL_TIMEOUT_S,
@@ -102,7 +105,9 @@ def run(
 ) -> None:
     """Execute the lessons in order and write a report; exit code 0 only if every one did what it should."""
     from ensemblekit.batch.command import execute
+    from ensemblekit.servers.engine import choose_engine
 
+    choose_engine(container_engine)
     shortcuts = {"RELEASE": release, "PROVIDER": provider, "DEVICE": device, "MODEL": model}
     given = _merge(
         [_split(pair) for pair in parameter or []],
@@ -183,11 +188,18 @@ def serve(
         str, typer.Option(help="The pinned model, a checkpoint folder, or a hub id.")
     ] = "smollm2-135m-instruct",
     timeout: Annotated[float, typer.Option(help="Seconds the server may take to load.", min=1)] = 600.0,
+    provider: Annotated[str, typer.Option(help="embedded (PyPI wheels) or container.")] = "embedded",
+    container_engine: Annotated[
+        str | None, typer.Option(help="For PROVIDER container: docker or podman; found by itself if left out.")
+    ] = None,
 ) -> None:
     """Start a server on the staged model repository and keep it until Ctrl-C."""
     from ensemblekit.batch.serve import serve_forever
+    from ensemblekit.servers.engine import choose_engine
 
+    choose_engine(container_engine)
     parameters = {"RELEASE": release, "FLAVOUR": flavour, "ENGINE": engine, "DEVICE": device, "MODEL": model}
+    parameters["PROVIDER"] = provider
     serve_forever(parameters, ready_timeout_s=timeout)
 
 
@@ -199,10 +211,15 @@ def matrix(
         list[str] | None, typer.Option(help="embedded or container; may be given again. Default: both.")
     ] = None,
     engine: Annotated[str, typer.Option(help="stand-in: seconds a cell; vllm: a minute a cell.")] = "stand-in",
+    container_engine: Annotated[
+        str | None, typer.Option(help="For PROVIDER container: docker or podman; found by itself if left out.")
+    ] = None,
 ) -> None:
     """Run every release and flavour and compare with the release table; exit code 1 if one is unexpected."""
     from ensemblekit.matrix.command import matrix_command
+    from ensemblekit.servers.engine import choose_engine
 
+    choose_engine(container_engine)
     providers = provider or ["embedded", "container"]
     raise typer.Exit(matrix_command(release or [], flavour or [], providers, engine))
 
@@ -214,8 +231,10 @@ def _add_groups() -> None:
     from ensemblekit.doctor.probe_command import probe
     from ensemblekit.explain.command import explain
     from ensemblekit.lint.command import lint
+    from ensemblekit.workaround.command import app as workaround
 
     app.add_typer(bundle, name="bundle")
+    app.add_typer(workaround, name="workaround")
     for command in (bench, probe, lint, explain, doctor):
         app.command()(command)
 

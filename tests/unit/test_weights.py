@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three kinds of MODEL, and the pinned checkpoint's making, without torch."""
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -138,3 +139,18 @@ def test_conversion_that_fails_leaves_nothing_and_shows_why(
     assert raised.value.log_tail == ("No module named gguf",)
     assert "scripts/run" in raised.value.hint
     assert [entry.name for entry in (a_cache / "checkpoints").iterdir()] == ["conversion.log"]
+
+
+def test_checkpoint_says_everything_under_the_names_of_transformers_4_too(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"dtype": "bfloat16", "rope_parameters": {"rope_theta": 100000.0}}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+
+    weights._convert_gguf.add_older_names(tmp_path)
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert (config["rope_theta"], config["torch_dtype"]) == (100000.0, "bfloat16")
+    assert config["rope_parameters"] == {"rope_theta": 100000.0}
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["chat_template"] == "{{ messages }}"

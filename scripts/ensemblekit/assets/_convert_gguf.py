@@ -6,6 +6,7 @@ Usage: _convert_gguf.py GGUF_FILE TARGET_FOLDER
 Each line on stdout is one phase, for the caller to show as progress.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -42,6 +43,27 @@ def convert(gguf: Path, target: Path) -> None:
     say("writing the checkpoint")
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    add_older_names(target)
+
+
+def add_older_names(target: Path) -> None:
+    """Say again what transformers 5 wrote, under the names of 4.x: the images of 2024 hold 4.45 at most.
+
+    Without them 4.x knows neither the tokenizer's class nor its chat template, and takes the base of the
+    rotary embedding for 10000 without a word: the model then answers nonsense.
+
+    Raises:
+        OSError: A file is missing.
+        KeyError: The configuration has no rotary embedding.
+    """
+    config = json.loads((target / "config.json").read_text())
+    config |= {"rope_theta": config["rope_parameters"]["rope_theta"], "torch_dtype": config["dtype"]}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tokenizer = json.loads((target / "tokenizer_config.json").read_text())
+    tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    tokenizer["chat_template"] = (target / "chat_template.jinja").read_text()
+    tokenizer["model_input_names"] = ["input_ids", "attention_mask"]
+    (target / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2) + "\n")
 
 
 def say(phase: str) -> None:

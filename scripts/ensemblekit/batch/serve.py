@@ -11,6 +11,7 @@ from ensemblekit.errors import ServerExited
 from ensemblekit.lesson.lesson import Lesson
 from ensemblekit.lesson.settings import check_settings
 from ensemblekit.paths import RUN_DIR_VARIABLE, new_run_id, runs_dir
+from ensemblekit.servers.container import container_hint
 from ensemblekit.servers.process import TritonServer
 
 __all__ = ["serve_forever"]
@@ -40,10 +41,14 @@ def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float) -> N
         _say(console, server)
         while server.running:
             time.sleep(WATCH_S)
+        code = server.exit_code
     finally:
         lesson.stop()
     raise ServerExited(
-        "keep the server running", found="it ended by itself", hint="read its log", log_path=server.log_path
+        "keep the server running",
+        found=f"it ended by itself with exit code {code}",
+        hint=container_hint(code, "") or "read its log",
+        log_path=server.log_path,
     )
 
 

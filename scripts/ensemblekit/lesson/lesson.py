@@ -41,6 +41,7 @@ class Lesson:
         self.run_dir = current_run_dir()
         self._servers: dict[str, TritonServer] = {}
         self._current: Server | None = None
+        self._images: dict[str, Value] = {}
 
     @property
     def release(self) -> Release:
@@ -125,9 +126,9 @@ class Lesson:
             return install_embedded(release, flavour, folder)
         gpu = self.settings.engine == "vllm" and self.settings.resolved_device == "cuda"
         with Progress("image") as progress:
-            return install_container(
-                release, flavour, self.run_dir.name, gpu=gpu, progress=lambda _line: progress.tick()
-            )
+            made = install_container(release, flavour, self.run_dir.name, gpu=gpu, progress=progress.tick)
+        self._images[made.image] = made.digest
+        return made
 
     def probe(self, *, release: str | None = None, flavour: Flavour | None = None) -> Probe:
         """Ask a server whether it knows ensembles, without models of its own; takes about 0.3 s.
@@ -206,6 +207,8 @@ class Lesson:
             "engine": self.settings.engine,
             "device": self.settings.resolved_device,
         }
+        if self._images:  # by digest: a tag may name another image tomorrow
+            context["images"] = self._images
         record_values(self.name, context | values)
         return values
 

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Provider `container`: a Triton server in an image, run in the foreground so that log and exit code are its own."""
+"""Provider `container`: a Triton server in an image, run in the foreground so that log and exit code are its own.
+
+The `run` is a command line of its own and not python-on-whales' `run`: the reaper has to be the parent of the
+engine's client, so that the container ends with the kernel, however that ends; and a container that fails at
+once must leave its exit code and its whole log, which a detached one may lose.
+"""
 
 import json
 import os
@@ -15,10 +20,11 @@ from pathlib import Path
 from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.gpu import visible_gpu
 from ensemblekit.releases import Flavour, Release
-from ensemblekit.servers.engine import ContainerEngine, ensure_image, find_engine
+from ensemblekit.servers.engine import ContainerEngine, find_engine
+from ensemblekit.servers.images import ensure_image, no_progress
 from ensemblekit.servers.ports import LOOPBACK
 
-__all__ = ["ContainerInstallation", "image_of", "install_container"]
+__all__ = ["BUILT_IMAGES", "ContainerInstallation", "base_image", "container_hint", "image_of", "install_container"]
 
 IMAGES_VARIABLE = "ENSEMBLEKIT_IMAGES"  # a mirror's name for nvcr.io/nvidia/tritonserver
 NETWORK_VARIABLE = "ENSEMBLEKIT_CONTAINER_NETWORK"  # "host": where an engine cannot publish ports
@@ -30,14 +36,42 @@ SHARED_MEMORY = "1g"  # NVIDIA's own advice; the default of 64 MB is little for 
 STACK_BYTES = 67108864  # NVIDIA's own advice, 64 MiB
 STOP_TIMEOUT_S = 1  # for `rm -f` alone: a stop in order goes through the foreground process
 OF_THIS_HOST = ("VLLM_CACHE_ROOT",)  # a folder that the container does not have
+BACKENDS = "/opt/tritonserver/backends"  # in NVIDIA's images
+LIST_TIMEOUT_S = 120.0  # a first start of an image on a slow disk
+# podman asks for a million open files and processes; where this process may not, it is refused ("rlimit type 7").
+# Some hosts refuse more than 32768 processes although their own limit says more.
+PODMAN_LIMIT = 1048576
+LOWERED = (("nofile", resource.RLIMIT_NOFILE, PODMAN_LIMIT), ("nproc", resource.RLIMIT_NPROC, 16384))
+KILLED = 137  # 128 + SIGKILL
+REFUSED = (125, 126, 127)  # of the engine itself, of the runtime, no such program in the image
+REFUSALS = (
+    (("no such device", "cdi", "nvidia"), "is NVIDIA's container toolkit installed and set up for this engine?"),
+    (("rlimit",), f"lower the limits, for example {ARGUMENTS_VARIABLE}='--ulimit=nofile=1024 --ulimit=nproc=1024'"),
+    (
+        ("netavark", "cni", "iptables", "nftables", "bridge", "aardvark"),
+        f"this host's engine cannot publish ports: set {NETWORK_VARIABLE}=host",
+    ),
+    (("cgroup", "systemd", "dbus"), "env/containers/README.md tells what podman needs without systemd"),
+    (("address already in use", "port is already allocated"), "stop what listens there, or leave the port out"),
+)
 CDI_FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
 
 
 def image_of(release: Release, flavour: Flavour) -> str:
-    """Return the image of a release and flavour: NVIDIA's own, or one that was built here."""
+    """Return the image of a release and flavour: NVIDIA's own, or one that was built here.
+
+    >>> from ensemblekit.releases import get_release
+    >>> image_of(get_release("24.08"), "base-plus-vllm")
+    'localhost/ensemblekit/tritonserver:24.08-base-plus-vllm'
+    """
     if flavour == "vllm-image":
         return f"{os.environ.get(IMAGES_VARIABLE, NVIDIA_IMAGES)}:{release.name}-vllm-python-py3"
     return f"{BUILT_IMAGES}:{release.name}-{flavour}"
+
+
+def base_image(release: Release) -> str:
+    """Return NVIDIA's base image of a release: ensembles, no vLLM backend."""
+    return f"{os.environ.get(IMAGES_VARIABLE, NVIDIA_IMAGES)}:{release.name}-py3"
 
 
 @dataclass(frozen=True)
@@ -90,6 +124,26 @@ class ContainerInstallation:
             *options,
         ]
 
+    def backend_folders(self) -> dict[str, tuple[str, ...]]:
+        """Return the backends in the image, by name, each with its files.
+
+        Raises:
+            UnsupportedMachine: The engine did not run the image.
+        """
+        words = ("run", "--rm", "--pull=never", "--network=none", f"--label={RUN_LABEL}={self.run_id}")
+        listing = ("--entrypoint=find", self.image, BACKENDS, "-mindepth", "1", "-maxdepth", "2", "-printf", "%P\n")
+        done = self.engine.ask(*words, *_limits(self.engine), *listing, timeout_s=LIST_TIMEOUT_S)
+        if done.returncode != 0:
+            raise UnsupportedMachine(
+                f"list the backends of {self.image}",
+                found=(done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1],
+                hint=container_hint(done.returncode, done.stderr) or "is that an image of Triton?",
+            )
+        found = dict[str, list[str]]()
+        for name, _, file in (line.partition("/") for line in sorted(done.stdout.splitlines())):
+            found.setdefault(name, []).extend([file] if file else [])
+        return {name: tuple(files) for name, files in found.items()}
+
     def _gpu_arguments(self) -> list[str]:
         if not self.gpu:
             return []
@@ -104,7 +158,7 @@ def install_container(
     gpu: bool = False,
     image: str | None = None,
     engine: ContainerEngine | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = no_progress,
 ) -> ContainerInstallation:
     """Return a server that runs in a container; its image is pulled if it is not here.
 
@@ -115,7 +169,7 @@ def install_container(
         gpu: Whether the container gets all GPUs.
         image: Another image than the flavour's own.
         engine: The engine, found by itself if None.
-        progress: Called with each line of a pull.
+        progress: Called twice a second while an image is pulled.
 
     Raises:
         UnsupportedMachine: No engine, none that runs, or no GPU although one is asked for.
@@ -165,9 +219,16 @@ def _weights(repository: Path) -> tuple[Path, ...]:
 
 def _limits(engine: ContainerEngine) -> list[str]:
     """Return NVIDIA's advised limits; podman passes on only what this process itself may set."""
-    if engine.name == "podman" and not _may_lock_memory():
-        return [f"--ulimit=stack={STACK_BYTES}"]
-    return ["--ulimit=memlock=-1", f"--ulimit=stack={STACK_BYTES}"]
+    advised = [f"--ulimit=stack={STACK_BYTES}"]
+    if engine.name == "docker":
+        return ["--ulimit=memlock=-1", *advised]
+    if _may_lock_memory():
+        advised.append("--ulimit=memlock=-1")
+    for name, kind, enough in LOWERED:
+        hard = resource.getrlimit(kind)[1]
+        if hard != resource.RLIM_INFINITY and hard < PODMAN_LIMIT:
+            advised.append(f"--ulimit={name}={min(hard, enough)}:{min(hard, enough)}")
+    return advised
 
 
 def _may_lock_memory() -> bool:
@@ -177,3 +238,16 @@ def _may_lock_memory() -> bool:
     except (OSError, subprocess.SubprocessError, ValueError):
         return False
     return True
+
+
+def container_hint(exit_code: int | None, log: str) -> str | None:
+    """Return what to do about a container that the engine did not start or did not keep, None if it did both."""
+    if exit_code == KILLED:
+        return "the container was killed from outside, or for want of memory (`dmesg | tail`); start it again"
+    if exit_code not in REFUSED:
+        return None
+    last = next((line for line in reversed(log.splitlines()) if line.strip()), "").lower()
+    for words, hint in REFUSALS:
+        if any(word in last for word in words):
+            return hint
+    return "the engine itself refused to run the container; the log's last line says why"

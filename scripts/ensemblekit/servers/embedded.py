@@ -43,6 +43,15 @@ class EmbeddedInstallation:
         """The command to run when the server has ended: none."""
         return []
 
+    def backend_folders(self) -> dict[str, tuple[str, ...]]:
+        """Return the backends, by name, each with its files.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        folders = sorted(self.backends.iterdir())
+        return {folder.name: tuple(sorted(file.name for file in folder.iterdir())) for folder in folders}
+
     def command(
         self,
         repository: Path,

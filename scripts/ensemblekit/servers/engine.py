@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The container engine, docker or podman: found by itself, asked for images, with one clear error for each refusal."""
+"""The container engine, docker or podman: found by itself, and asked with one clear error for each refusal."""
 
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ensemblekit.errors import FetchError, KitError, ParameterError, UnsupportedMachine
+from ensemblekit.errors import ParameterError, UnsupportedMachine
 
-__all__ = ["ENGINE_VARIABLE", "ContainerEngine", "ensure_image", "find_engine"]
+if TYPE_CHECKING:
+    from python_on_whales import DockerClient, Image
+
+__all__ = ["ENGINES", "ENGINE_VARIABLE", "ContainerEngine", "choose_engine", "find_engine"]
 
 ENGINE_VARIABLE = "ENSEMBLEKIT_ENGINE"
 ENGINES = ("docker", "podman")
 ASK_TIMEOUT_S = 30.0  # an engine that answers does so in a second
-UNPACK_FACTOR = 1.3  # a layer's archive and its files are on the disk at once while a pull unpacks
-GB = 10**9
-NO_NETWORK = ("no such host", "dial tcp", "connection refused", "i/o timeout", "unreachable", "TLS handshake")
-NO_LOGIN = ("unauthorized", "authentication required", "denied")
-NO_TAG = ("manifest unknown", "not found", "not known")
+HINT_RESTRICTED = "env/containers/README.md tells what podman needs without systemd"
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class ContainerEngine:
 
     def ask(self, *words: str, timeout_s: float | None = ASK_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         """Return what the engine's command line answers, whatever its exit code.
+
+        For questions that an engine in trouble leaves without an answer: python-on-whales waits without limit.
 
         Raises:
             UnsupportedMachine: It does not answer in time.
@@ -43,24 +44,61 @@ class ContainerEngine:
                 hint=f"try `{self.name} info` by hand, then restart the engine",
             ) from error
 
+    @property
+    def client(self) -> "DockerClient":
+        """The engine's images, containers and volumes as Python objects."""
+        from python_on_whales import DockerClient  # a second to import, and only containers need it
+
+        return DockerClient(client_call=[self.name], client_type="docker" if self.name == "docker" else "podman")
+
     def has_image(self, image: str) -> bool:
         """Return whether the image is on this machine."""
-        return self.ask("image", "inspect", image).returncode == 0
+        return self.client.image.exists(image)
+
+    def inspect(self, image: str) -> "Image":
+        """Return an image that is on this machine.
+
+        Raises:
+            python_on_whales.exceptions.NoSuchImage: It is not.
+        """
+        return self.client.image.inspect(image)
 
     def digest(self, image: str) -> str:
-        """Return the registry's digest of an image, or its own id if it was made here."""
-        template = "{{if .RepoDigests}}{{index .RepoDigests 0}}{{else}}{{.Id}}{{end}}"
-        return self.ask("image", "inspect", "--format", template, image).stdout.strip()
+        """Return the registry's digest of an image (`name@sha256:...`), or its own id if it was made here."""
+        found = self.inspect(image)
+        return next(iter(found.repo_digests), "") or found.id
 
     def label(self, image: str, name: str) -> str:
         """Return a label of an image, empty without it."""
-        return self.ask("image", "inspect", "--format", f'{{{{index .Config.Labels "{name}"}}}}', image).stdout.strip()
+        config = self.inspect(image).config
+        return ((config.labels if config else None) or {}).get(name, "")
 
-    def free_bytes(self) -> int | None:
-        """Return the free space where images go, None if that is on another machine."""
+    def storage(self) -> Path | None:
+        """Return the folder where images go, None if that is on another machine."""
         template = "{{.DockerRootDir}}" if self.name == "docker" else "{{.Store.GraphRoot}}"
         folder = Path(self.ask("info", "--format", template).stdout.strip() or "/nonexistent")
-        return shutil.disk_usage(folder).free if folder.is_dir() else None
+        return folder if folder.is_dir() else None
+
+
+def choose_engine(name: str | None) -> None:
+    """Let this process and its kernels use one engine, as the command line's option says; None leaves it open.
+
+    Raises:
+        ParameterError: It is neither docker nor podman.
+    """
+    if name is not None:
+        _checked(name)
+        os.environ[ENGINE_VARIABLE] = name
+
+
+def _checked(name: str) -> str:
+    if name not in ENGINES:
+        raise ParameterError(
+            f"use the container engine {name!r}",
+            found="the kit drives docker and podman",
+            hint=f"say `--container-engine podman`, set {ENGINE_VARIABLE} to docker or podman, or leave both out",
+        )
+    return name
 
 
 def find_engine(choice: str | None = None) -> ContainerEngine:
@@ -74,13 +112,7 @@ def find_engine(choice: str | None = None) -> ContainerEngine:
         UnsupportedMachine: No engine is installed, or none of them runs.
     """
     choice = choice or os.environ.get(ENGINE_VARIABLE)
-    if choice and choice not in ENGINES:
-        raise ParameterError(
-            f"use the container engine {choice!r}",
-            found="the kit drives docker and podman",
-            hint=f"set {ENGINE_VARIABLE} to docker or podman, or leave it out",
-        )
-    names = [choice] if choice else list(ENGINES)
+    names = [_checked(choice)] if choice else list(ENGINES)
     installed = [name for name in names if shutil.which(name)]
     if not installed:
         raise UnsupportedMachine(
@@ -97,66 +129,14 @@ def find_engine(choice: str | None = None) -> ContainerEngine:
     raise UnsupportedMachine(
         "reach the container engine",
         found="; ".join(f"{name} does not answer: {text}" for name, text in answers.items()),
-        hint="start it (`sudo systemctl start docker`), see that you may use it "
-        "(`sudo usermod -aG docker $USER`), or use PROVIDER 'embedded'",
+        hint=_start_hint(next(iter(answers))),
     )
 
 
-def ensure_image(
-    engine: ContainerEngine, image: str, size_gb: float, *, progress: Callable[[str], None] | None = None
-) -> None:
-    """Pull an image unless it is here; the disk it needs is asked for first.
-
-    Args:
-        engine: The engine.
-        image: Its name and tag.
-        size_gb: Size of the unpacked image.
-        progress: Called with each line of the pull.
-
-    Raises:
-        FetchError: No network, no login, no such tag, too little disk, or not an image that can be pulled.
-    """
-    if engine.has_image(image):
-        return
-    if image.startswith("localhost/"):
-        raise FetchError(
-            f"use the image {image}",
-            found="it has not been built on this machine",
-            hint="`ensemblekit workaround build` makes base-plus-vllm; custom-build comes from upstream's build.py",
-        )
-    _require_disk(engine, image, size_gb)
-    process = subprocess.Popen(
-        [engine.name, "pull", image], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+def _start_hint(name: str) -> str:
+    if name == "podman":
+        return f"try `podman info` by hand ({HINT_RESTRICTED}), or use PROVIDER 'embedded'"
+    return (
+        "start it (`sudo systemctl start docker`), see that you may use it (`sudo usermod -aG docker $USER`), "
+        "or use PROVIDER 'embedded'"
     )
-    lines = list[str]()
-    for line in process.stdout or ():
-        lines.append(line.strip())
-        if progress:
-            progress(line.strip())
-    if process.wait() != 0:
-        raise _pull_error(engine, image, lines)
-
-
-def _require_disk(engine: ContainerEngine, image: str, size_gb: float) -> None:
-    free, needed = engine.free_bytes(), size_gb * UNPACK_FACTOR * GB
-    if free is not None and free < needed:
-        raise FetchError(
-            f"pull {image}",
-            found=f"{free / GB:.1f} GB free where {engine.name} keeps images; it needs {needed / GB:.1f} GB",
-            hint=f"free some with `{engine.name} system prune`, or use PROVIDER 'embedded', which needs 1 GB",
-        )
-
-
-def _pull_error(engine: ContainerEngine, image: str, lines: list[str]) -> KitError:
-    text = "\n".join(lines).lower()
-    if any(word.lower() in text for word in NO_NETWORK):
-        hint = "is the registry reachable from here? Behind a proxy, the engine has its own proxy setting"
-    elif any(word in text for word in NO_TAG):
-        hint = "is the tag right? `ensemblekit releases` lists the releases; ENSEMBLEKIT_IMAGES names the repository"
-    elif any(word in text for word in NO_LOGIN):
-        hint = f"log in first: `{engine.name} login {image.split('/')[0]}`"
-    elif "no space left" in text:
-        hint = f"free some disk with `{engine.name} system prune`"
-    else:
-        hint = f"try `{engine.name} pull {image}` by hand"
-    return FetchError(f"pull {image}", found=(lines or ["no message"])[-1], hint=hint)

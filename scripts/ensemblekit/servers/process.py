@@ -21,7 +21,7 @@ import httpx
 from ensemblekit.errors import RepositoryError, ServerError, ServerExited, ServerNotReady, ServerStuck
 from ensemblekit.servers import _reaper
 from ensemblekit.servers._reaper import ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
-from ensemblekit.servers.container import ContainerInstallation
+from ensemblekit.servers.container import ContainerInstallation, container_hint
 from ensemblekit.servers.embedded import EmbeddedInstallation
 from ensemblekit.servers.logs import TAIL_LINES, read_log, stub_without_library, tail
 from ensemblekit.servers.outcome import Kind, StartOutcome, outcome_of
@@ -37,10 +37,6 @@ logger = logging.getLogger(__name__)
 READY_TIMEOUT_S = 600.0  # a first start on a slow disk compiles and loads weights
 POLL_S = 0.1
 ASK_TIMEOUT_S = 2.0  # one readiness question
-CONTAINER_HINTS = {
-    125: "the engine itself refused to run the container; the log's last line says why",
-    137: "the container was killed from outside, or for want of memory (`dmesg | tail`); start it again",
-}
 STOP_AT_ONCE = b""  # to the reaper, a pipe that closes without the word means a short grace
 
 
@@ -137,6 +133,11 @@ class TritonServer:
     def start_phases(self) -> dict[str, float]:
         """Where the seconds of the last start went, by phase; see `ensemblekit.servers.phases`."""
         return start_phases(read_log(self.log_path), self.started_s)
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the process ended by itself, None while it runs and after `stop`."""
+        return self._process.poll() if self._process else None
 
     @property
     def command(self) -> list[str]:
@@ -309,8 +310,10 @@ def _hint(outcome: StartOutcome, installation: Installation, reason: Reason | No
         return f"install the system package that holds {library}, or name its folder in LD_LIBRARY_PATH"
     if reason:
         return reason.hint
-    if isinstance(installation, ContainerInstallation) and outcome.exit_code in CONTAINER_HINTS:
-        return CONTAINER_HINTS[outcome.exit_code]
+    if isinstance(installation, ContainerInstallation) and (
+        hint := container_hint(outcome.exit_code, read_log(outcome.log_path))
+    ):
+        return hint
     if outcome.kind == "timeout":
         return "read the log's end; a slow disk or a first download of weights may need a larger READY_TIMEOUT_S"
     return "read the first line of the log that begins with E: later ones are often its consequence"

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which form of a lesson runs here: with containers where they can be had, else embedded, and one line says so."""
+
+from ensemblekit.errors import UnsupportedMachine
+from ensemblekit.lesson.show import Progress
+from ensemblekit.releases import get_release
+from ensemblekit.servers.container import image_of
+from ensemblekit.servers.engine import find_engine
+from ensemblekit.workaround.base_plus_vllm import build_image
+
+__all__ = ["prepare_base_plus_vllm", "provider_or_embedded"]
+
+
+def provider_or_embedded(provider: str) -> str:
+    """Return PROVIDER as it is; without a container engine `embedded`, with one line that says so.
+
+    Args:
+        provider: The lesson's PROVIDER.
+
+    Raises:
+        ParameterError: The engine that is asked for is unknown.
+    """
+    if provider == "container":
+        try:
+            find_engine()
+        except UnsupportedMachine as error:
+            print(
+                f"No container engine: {error.found}. This page runs its embedded form: the same server, "
+                "out of its PyPI wheel."
+            )
+            return "embedded"
+    return provider
+
+
+def prepare_base_plus_vllm(provider: str, release: str, *, engine: str) -> str:
+    """Return PROVIDER for a server with workaround 1; with containers its image is built first, unless it is here.
+
+    With the Python stand-in for `llm`, an image without vLLM is enough: nothing is downloaded into it.
+
+    Args:
+        provider: The lesson's PROVIDER.
+        release: Its RELEASE.
+        engine: Its ENGINE.
+
+    Raises:
+        ParameterError: The release is unknown.
+        KitError: The image cannot be built; see `ensemblekit.workaround.base_plus_vllm.build_image`.
+    """
+    provider, row = provider_or_embedded(provider), get_release(release)
+    if provider == "container" and not find_engine().has_image(image_of(row, "base-plus-vllm")):
+        with Progress("building the image") as progress:
+            if engine == "stand-in":
+                built = build_image(row, backend="kit", vllm="none", progress=progress.tick)
+            else:
+                built = build_image(row, progress=progress.tick)
+        print(f"built {built.image} in {built.seconds:.0f} s")
+    return provider
