@@ -2,12 +2,12 @@
 """The probe of an image: a container of it is asked, or its core library is read; both leave nothing."""
 
 import pytest
-from tests.containers.engine import STAND_INS, Podman
 
 from ensemblekit.doctor.target import probe_target
 from ensemblekit.errors import FetchError
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import image_of
+from tests.containers.engine import STAND_INS, Podman
 
 WITHOUT = image_of(get_release("24.08"), "vllm-image").rpartition(":")[2]
 IMAGES = {f"{STAND_INS}:{WITHOUT}": False, f"{STAND_INS}:24.08-py3": True}
