@@ -1,3 +1,8 @@
+from .buildplan.attempts import try_configurations as try_configurations
+from .buildplan.plan import make_plan as make_plan
+from .buildplan.prerequisites import check_prerequisites as check_prerequisites
+from .buildplan.show import compared as compared
+from .buildplan.show import shell_script as shell_script
 from .clients.generate import Answer as Answer
 from .clients.generate import ask as ask
 from .clients.generate import ask_many as ask_many
@@ -21,6 +26,7 @@ from .explain.picture import plot_explanation as plot_explanation
 from .lesson.check import check as check
 from .lesson.lesson import Lesson as Lesson
 from .lesson.lesson import open_lesson as open_lesson
+from .lesson.lesson import usable_provider as usable_provider
 from .lesson.plots import draw_pipeline as draw_pipeline
 from .lesson.plots import plot_start_phases as plot_start_phases
 from .lesson.plots import plot_start_timeline as plot_start_timeline
@@ -47,3 +53,5 @@ from .servers.outcome import ENSEMBLE_REFUSED as ENSEMBLE_REFUSED
 from .servers.outcome import StartOutcome as StartOutcome
 from .servers.probe import Probe as Probe
 from .servers.process import TritonServer as TritonServer
+from .upgrade import check_upgrade as check_upgrade
+from .upgrade import compare_releases as compare_releases

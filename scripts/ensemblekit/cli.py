@@ -145,6 +145,21 @@ def weights(
 
 
 @app.command()
+def exercises(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 if one is not current.")] = False,
+) -> None:
+    """Make the workshop's exercises from their solutions: notebooks/solutions to notebooks/exercises."""
+    from ensemblekit.batch.exercises import exercises_dir, outdated_exercises, solutions_dir, write_exercises
+
+    outdated = outdated_exercises(solutions_dir(), exercises_dir())
+    if not check:
+        write_exercises(solutions_dir(), exercises_dir())
+    verb = "outdated" if check else "written"
+    typer.echo("\n".join(f"{verb}: {name}" for name in outdated) or "Every exercise is current.")
+    raise typer.Exit(EXIT_FAILED if check and outdated else 0)
+
+
+@app.command()
 def preflight() -> None:
     """Show what this machine can run; exit code 1 if something required is missing."""
     from ensemblekit.preflight import preflight as look
@@ -226,6 +241,7 @@ def matrix(
 
 def _add_groups() -> None:
     from ensemblekit.bench.command import bench
+    from ensemblekit.buildplan.command import app as build_plan
     from ensemblekit.bundle.command import app as bundle
     from ensemblekit.doctor.command import doctor
     from ensemblekit.doctor.probe_command import probe
@@ -233,6 +249,7 @@ def _add_groups() -> None:
     from ensemblekit.lint.command import lint
     from ensemblekit.workaround.command import app as workaround
 
+    app.add_typer(build_plan, name="build-plan")
     app.add_typer(bundle, name="bundle")
     app.add_typer(workaround, name="workaround")
     for command in (bench, probe, lint, explain, doctor):

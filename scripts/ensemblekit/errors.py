@@ -13,6 +13,7 @@ KitError
 │   ├── ServerNotReady    the server still ran, but was not ready within its time
 │   └── PortBusy          something else already listens on the port
 ├── RequestError          a server answered a request with an error, or not at all
+├── BuildError            a build with upstream's build.py did not go as planned
 └── CheckFailed           something that a lesson says must hold did not hold
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = [
+    "BuildError",
     "CheckFailed",
     "FetchError",
     "KitError",
@@ -115,6 +117,10 @@ class PortBusy(ServerError):  # noqa: N818 - names what happened
 
 class RequestError(KitError):
     """A server answered a request with an error, or did not answer in time."""
+
+
+class BuildError(KitError):
+    """A build with upstream's build.py did not go as planned."""
 
 
 class CheckFailed(KitError):  # noqa: N818 - the statement that failed

@@ -13,9 +13,11 @@ from ensemblekit.paths import repo_root
 __all__ = [
     "FLAVOURS",
     "FLAVOUR_TEXT",
+    "Driver",
     "Flavour",
     "Release",
     "default_release",
+    "driver_for",
     "get_release",
     "has_ensembles",
     "list_releases",
@@ -47,6 +49,16 @@ class Release(BaseModel):
     numpy_2_safe: bool
 
 
+class Driver(BaseModel):
+    """The NVIDIA driver that a CUDA version needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    minimum: str
+    data_center: tuple[str, ...]
+    tested: str
+
+
 class _Table(BaseModel):
     """The file as a whole."""
 
@@ -54,6 +66,7 @@ class _Table(BaseModel):
 
     default: str
     releases: dict[str, dict[str, str | float | bool]]
+    drivers: dict[str, Driver]
 
 
 @cache
@@ -99,6 +112,18 @@ def get_release(name: str) -> Release:
         found=f"the releases in env/releases.toml are {', '.join(r.name for r in list_releases())}",
         hint="choose one of these, for example `-p RELEASE 24.08` (in quotes inside a notebook)",
     )
+
+
+def driver_for(release: Release) -> Driver:
+    """Return the driver that the CUDA of a release's images needs.
+
+    Raises:
+        KeyError: The table has no driver for that CUDA; a test asks for every release.
+
+    >>> driver_for(get_release("24.08")).minimum
+    '560'
+    """
+    return _table().drivers[".".join(release.cuda.split(".")[:2])]
 
 
 def has_ensembles(release: Release, flavour: Flavour) -> bool:

@@ -8,8 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from ensemblekit.batch.exercises import exercises_dir, outdated_exercises, solutions_dir
 from ensemblekit.paths import repo_root
-from tests.notebooks.conftest import NOTEBOOKS
+from tests.notebooks.conftest import LESSONS, NOTEBOOKS, SOLUTIONS
 
 TAGS = {
     "parameters", "nbval-check-output", "nbval-ignore-output", "nbval-skip", "skip-execution", "solution",
@@ -37,7 +38,8 @@ def _headings(cells: Cells) -> list[str]:
 
 
 def test_notebooks_are_found() -> None:
-    assert len(NOTEBOOKS) >= 7
+    assert len(LESSONS) >= 7
+    assert len(SOLUTIONS) >= 3
 
 
 def test_title_names_the_device_it_needs(cells: Cells) -> None:
@@ -139,7 +141,20 @@ def test_kernel_name_is_python3(notebook: Path) -> None:
 
 def test_readme_lists_exactly_the_notebooks() -> None:
     listed = re.findall(r"\(notebooks/([\w]+\.ipynb)\)", (repo_root() / "README.md").read_text())
-    assert sorted(set(listed)) == [path.name for path in NOTEBOOKS]
+    assert sorted(set(listed)) == [path.name for path in LESSONS]
+
+
+def test_solution_marks_the_cells_to_solve_and_no_others() -> None:
+    for path in SOLUTIONS:
+        cells = nbformat.read(path, as_version=4).cells
+        assert any("solution" in _tags(cell) for cell in _code(cells)), path.name
+        for cell in _code(cells):
+            assert ("solution" in _tags(cell)) == ("# solution" in cell.source.splitlines()), cell.source
+
+
+def test_exercises_are_what_their_solutions_make() -> None:
+    outdated = outdated_exercises(solutions_dir(), exercises_dir())
+    assert not outdated, f"run `ensemblekit exercises`: {', '.join(outdated)}"
 
 
 @pytest.mark.parametrize("name", ["pypi", "files.pythonhosted"])

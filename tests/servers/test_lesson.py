@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.errors import KitError
+from ensemblekit.errors import KitError, UnsupportedMachine
+from ensemblekit.lesson import lesson as lesson_module
 from ensemblekit.lesson.lesson import Lesson, open_lesson
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from tests.conftest import DATA
@@ -66,3 +67,15 @@ def test_lesson_start_that_fails_is_readable(lesson: Lesson) -> None:
     assert lines[0] == "Could not get Triton 24.08 ready within 60 s."
     assert lines[-1].startswith("Hint: ")
     assert not server.running
+
+
+def test_lesson_with_vllm_where_none_is_installed_fetches_nothing_and_names_the_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RUN_DIR_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(lesson_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(lesson_module, "ensure_checkpoint", lambda *given, **more: pytest.fail("fetched weights"))
+    made = open_lesson("lesson_test", ENGINE="vllm", FLAVOUR="base-plus-vllm")
+
+    with pytest.raises(UnsupportedMachine, match=r"(?s)vLLM is not installed.*Hint: use ENGINE \"stand-in\""):
+        made.repository()

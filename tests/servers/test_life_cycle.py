@@ -3,7 +3,9 @@
 
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,6 +32,7 @@ from ensemblekit.servers.ports import is_free
 from ensemblekit.servers.process import ServerOptions, TritonServer
 from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
 
+BARE_PATH = "/usr/local/bin:/usr/bin:/bin"
 DETECTED_S = 20.0  # a server that waits for ever is noticed and stopped within this, not after its whole timeout
 
 pytestmark = pytest.mark.server
@@ -259,3 +262,23 @@ def test_release_with_the_flag_answers_through_the_ensemble(
     server = make_server(DATA / "decoupled_repository", release, flavour).start(START_TIMEOUT_S)
 
     assert ask(server, "Hello", sampling_parameters={"words": 2}).text == "Hello 0 Hello 1 "
+
+
+def test_shell_command_typed_into_a_bare_shell_starts_the_server(
+    make_server: ServerMaker, report_repository: Path, tmp_path: Path
+) -> None:
+    server = make_server(report_repository, extra=("--exit-timeout-secs=1",))
+
+    with (
+        (tmp_path / "typed.log").open("wb") as log,
+        subprocess.Popen(
+            ["sh", "-c", server.shell_command], env={"PATH": BARE_PATH}, stdout=log, stderr=log, start_new_session=True
+        ) as typed,
+    ):
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (answers := server.answers()) and typed.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if typed.poll() is None:
+            os.killpg(typed.pid, signal.SIGTERM)
+
+    assert answers, (tmp_path / "typed.log").read_text()[-2000:]

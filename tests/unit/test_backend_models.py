@@ -134,6 +134,12 @@ def test_stand_in_takes_a_word_for_a_token(stand_in: Any) -> None:
     assert response.text("text_output") == "(stand-in) You"
 
 
+def test_stand_in_refuses_a_misspelt_parameter_by_name(stand_in: Any) -> None:
+    (response,) = answers(stand_in, text_input=PROMPT, sampling_parameters='{"temprature": 0.5}')
+
+    assert response.error.message == 'unknown sampling parameter "temprature"'
+
+
 def test_stand_in_unasked_puts_the_prompt_in_front(stand_in: Any) -> None:
     (response,) = answers(stand_in, text_input="Hi")
 

@@ -13,6 +13,7 @@ import pytest
 from ensemblekit.bench.figures import BenchResult, Round, percentile
 from ensemblekit.bench.load import LoadGenerator
 from ensemblekit.bench.plan import LOADS, BenchPlan, Load, check_loads, check_targets, prompts, request_body
+from ensemblekit.bench.profile import shares_of
 from ensemblekit.bench.report import HEADER, cross_check_text, describe, plot_bench, plot_latency, rows
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
@@ -193,3 +194,13 @@ def test_load_generator_sends_all_with_so_many_at_once_to_a_fake_server(a_fake_s
     assert 2 <= a_fake_server.most <= 4
     assert sum(answer[3] == 0 for answer in answers) == 1
     assert all(answer[2] - answer[0] >= 0.05 for answer in answers)
+
+
+def test_profile_names_threads_and_counts_a_function_once_a_stack() -> None:
+    raw = 'thread (0x1): "loop";run (a.py:1);run (a.py:7) 3\nthread (0x2): "io";wait (c.py:3) 1\n'
+
+    found = shares_of(raw)
+
+    assert found["samples"] == 4
+    assert [(thread["name"], thread["share"]) for thread in found["threads"]] == [("loop", 0.75), ("io", 0.25)]
+    assert found["threads"][0]["functions"] == {"run (a.py)": 1.0}

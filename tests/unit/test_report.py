@@ -24,7 +24,8 @@ def a_notebook(folder: Path, name: str) -> None:
         "noise()", metadata={"tags": ["hide-output"]}, outputs=[v4.new_output("stream", text="secret noise")]
     )
     markdown = v4.new_markdown_cell(
-        "# A title\n\nSee [the next](02_second.ipynb#there), [another](05_absent.ipynb) and `code`."
+        "# A title\n\nSee [the next](02_second.ipynb#there), [another](05_absent.ipynb) and `code`.\n\n"
+        "<details><summary>Answer</summary>\n\nIt is *this*.\n</details>"
     )
     folder.mkdir(parents=True, exist_ok=True)
     write(v4.new_notebook(cells=[markdown, plain, picture, widget, hidden]), folder / f"{name}.ipynb")
@@ -106,7 +107,7 @@ def test_index_shows_outcome_time_records_and_logs(a_run: Run) -> None:
     assert "1 of 3 lessons passed in 1 min 22 s" in text
     assert '<a href="01_first.html">The first</a>' in text
     assert "03_third.html" not in text
-    assert "<dt>wasted s</dt><dd>5.123</dd>" in text
+    assert "<dt>wasted, s</dt><dd>5.123</dd>" in text
     assert "<dd>a, b</dd>" in text
     assert "Could not &lt;do&gt; it." in text
     assert 'href="../servers/01_first/server.log"' in text
@@ -120,6 +121,12 @@ def test_page_shows_inputs_outputs_pictures_and_neighbours(a_run: Run) -> None:
     assert f"data:image/png;base64,{PIXEL[:20]}" in text
     assert '<a href="02_second.html">The second →</a>' in text
     assert '<a href="02_second.html#there">the next</a>, another and' in text
+
+
+def test_page_folds_the_answers_to_its_questions(a_run: Run) -> None:
+    (details,) = re.findall(r"<details>(.*?)</details>", pages(a_run)["01_first.html"], re.DOTALL)
+
+    assert "<p>It is <em>this</em>.</p>" in details
 
 
 def test_page_leaves_out_widgets_and_hidden_outputs(a_run: Run) -> None:

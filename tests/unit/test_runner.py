@@ -230,3 +230,16 @@ def test_parameters_cells_of_all_lessons_can_be_read() -> None:
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False)])
 def test_truth_values_are_read_as_words(text: str, value: bool) -> None:
     assert Parameter("X", "bool", False, "").parse(text) is value
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        pytest.param({"PROVIDER": "dockr"}, "dockr", id="unknown-provider"),
+        pytest.param({"FLAVOUR": "base"}, "base", id="unknown-flavour"),
+        pytest.param({"PROVIDER": "attach"}, "URL", id="attach-without-url"),
+    ],
+)
+def test_distribute_refuses_before_a_kernel_starts_what_the_lesson_would(given: dict[str, str], named: str) -> None:
+    with pytest.raises(ParameterError, match=named):
+        distribute(choose_lessons(["06"]), given, quick=True)

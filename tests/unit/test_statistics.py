@@ -16,3 +16,10 @@ def test_time_by_step_is_the_mean_of_the_requests_between_two_readings() -> None
 
     assert round(steps["a"], 6) == 0.2
     assert round(sum(steps.values()), 6) == 1.0
+
+
+def test_time_by_step_that_counts_more_than_the_whole_leaves_nothing_for_generating() -> None:
+    before = {"a": _row("a", 0, 0.0), "ensemble": _row("ensemble", 0, 0.0)}
+    after = {"a": _row("a", 1, 0.4), "ensemble": _row("ensemble", 1, 0.3)}
+
+    assert time_by_step(before, after)["generating"] == 0.0

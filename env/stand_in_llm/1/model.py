@@ -8,6 +8,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 DEFAULT_MAX_TOKENS = 16  # vLLM's own default; a word counts as a token here
+# vLLM's names of sampling parameters: a misspelt one is an error here too, the others change nothing
+KNOWN = """
+n best_of presence_penalty frequency_penalty repetition_penalty temperature top_p top_k min_p seed stop
+stop_token_ids bad_words ignore_eos max_tokens min_tokens logprobs prompt_logprobs skip_special_tokens
+spaces_between_special_tokens include_stop_str_in_output truncate_prompt_tokens logit_bias allowed_token_ids
+"""
 USER_MESSAGE = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 
 
@@ -37,7 +43,11 @@ class TritonPythonModel:
         if stream and exclude is not None and not exclude:
             raise ValueError("stream with exclude_input_in_output=false is not supported")
         text = read(request, "sampling_parameters", b"").decode("utf-8") or request.parameters() or "{}"
-        words = answer_to(prompt, json.loads(text).get("max_tokens", DEFAULT_MAX_TOKENS))
+        given = json.loads(text)
+        for name in given:
+            if name not in KNOWN.split():
+                raise ValueError(f'unknown sampling parameter "{name}"')
+        words = answer_to(prompt, given.get("max_tokens", DEFAULT_MAX_TOKENS))
         if stream:
             return [response(word) for word in words]
         return [response(("" if exclude else prompt) + "".join(words))]

@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 
 from ensemblekit.errors import ParameterError
+from ensemblekit.lesson.settings import Settings, check_settings
 from ensemblekit.paths import repo_root
 from ensemblekit.releases import get_release
 
@@ -183,4 +184,17 @@ def _for_lesson(lesson: Lesson, given: Mapping[str, str], quick: bool) -> dict[s
         del values["RELEASE"]
     if quick and "ENGINE" in lesson.parameters:
         values["ENGINE"] = STAND_IN
+    if values:
+        _check_now(lesson, values)
     return values
+
+
+def _check_now(lesson: Lesson, values: Mapping[str, Any]) -> None:
+    """Refuse what the lesson itself would refuse, before a kernel is started for it.
+
+    Raises:
+        ParameterError: A value is not one of the legal ones.
+    """
+    defaults = {name: parameter.default for name, parameter in lesson.parameters.items()}
+    known = {name.upper() for name in Settings.model_fields}
+    check_settings(**{name: value for name, value in {**defaults, **values}.items() if name in known})

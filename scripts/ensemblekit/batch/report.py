@@ -29,6 +29,7 @@ WIDGET_TYPE = "application/vnd.jupyter.widget-view+json"
 CONTEXT_KEYS = ("release", "flavour", "provider", "engine", "device")  # the same in every record: one column
 KEY_RECORDS = 6  # the index shows so many; all of them stand in records/
 NOTEBOOK_LINK = re.compile(r'<a href="(?:\./)?(\d\d_[^"/#]+)\.ipynb(#[^"]*)?">(.*?)</a>', re.DOTALL)
+UNITS = {"s": "s", "ms": "ms", "gib": "GiB", "mib": "MiB", "tokens": "tokens"}
 LONG_VALUE = 60  # characters; longer records are for the JSON file
 
 
@@ -73,6 +74,7 @@ def _templates() -> Environment:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["duration"] = _duration
+    environment.filters["label"] = _label
     return environment
 
 
@@ -83,6 +85,17 @@ def _duration(seconds: float) -> str:
     ('7.2 s', '2 min 15 s')
     """
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def _label(name: str) -> str:
+    """Return the name of a record as a reader wants it, its unit behind a comma.
+
+    >>> _label("ready_s"), _label("memory_gib"), _label("exit_code")
+    ('ready, s', 'memory, GiB', 'exit code')
+    """
+    words = name.split("_")
+    unit = UNITS.get(words[-1]) if len(words) > 1 else None
+    return f"{' '.join(words[:-1])}, {unit}" if unit else " ".join(words)
 
 
 def _neighbours(
@@ -104,7 +117,8 @@ def _body(executed: Path, names: Collection[str]) -> tuple[str, str]:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = _shown_outputs(cell)
-    exporter = HTMLExporter(template_name="basic", embed_images=True, anchor_link_text="")
+    # embed_images would have each piece of HTML "repaired" by itself, so that <details> closes before its answer
+    exporter = HTMLExporter(template_name="basic", embed_images=False, anchor_link_text="")
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(repo_root() / "notebooks")}})
     body = NOTEBOOK_LINK.sub(partial(_page_link, names), body)
     return body, HtmlFormatter(style="default", nobackground=True).get_style_defs(".highlight")

@@ -68,17 +68,18 @@ def bench(
 
 def _show_all(measure: Callable[["Progress"], "BenchResult"], folder: Path) -> None:
     from ensemblekit.bench.report import save_picture
+    from ensemblekit.bench.run import RECORD
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         result = measure(_progress(console, bars))
-    record, picture = result.save(folder / "bench.json"), save_picture(result, folder / "bench.png")
+    picture = save_picture(result, folder / "bench.png")
     for name in result.loads:
         _show(result, name)
     if result.cross_check:
         _show_cross_check(result)
-    console.print(f"Record: {record}\nPicture: {picture}", highlight=False, soft_wrap=True)
+    console.print(f"Record: {folder / RECORD}\nPicture: {picture}", highlight=False, soft_wrap=True)
 
 
 def _progress(console: Console, bars: Bars) -> "Progress":

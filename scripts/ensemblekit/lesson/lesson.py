@@ -3,6 +3,7 @@
 
 import atexit
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,22 +13,23 @@ from IPython.display import Markdown, display
 
 from ensemblekit.assets.split import splittable_checkpoint
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import ParameterError, UnsupportedMachine
 from ensemblekit.lesson.record import Value, record_values
-from ensemblekit.lesson.settings import Settings, check_settings
+from ensemblekit.lesson.settings import Provider, Settings, check_settings
 from ensemblekit.lesson.show import Progress, quick_banner
 from ensemblekit.paths import current_run_dir
-from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
+from ensemblekit.releases import Flavour, Release, get_release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
 from ensemblekit.servers.attach import AttachedServer
-from ensemblekit.servers.container import ContainerInstallation, install_container
+from ensemblekit.servers.container import ContainerInstallation, image_of, install_container
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.emulation import EMULATION_TEXT
+from ensemblekit.servers.engine import find_engine
 from ensemblekit.servers.outcome import StartOutcome
 from ensemblekit.servers.probe import Probe, probe_ensembles
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
 
-__all__ = ["Lesson", "Server", "open_lesson"]
+__all__ = ["Lesson", "Server", "open_lesson", "usable_provider"]
 
 Server = TritonServer | AttachedServer
 
@@ -62,6 +64,7 @@ class Lesson:
         Raises:
             FetchError: The pinned model cannot be fetched.
             RepositoryError: The repository cannot be staged.
+            UnsupportedMachine: ENGINE is vllm, and vLLM is not installed.
             UnsupportedMachine: More GPUs are asked for than are visible.
             OutOfGpuMemory: Less memory of a GPU is free than the model needs.
         """
@@ -78,6 +81,12 @@ class Lesson:
     def _source(self, parts: int) -> ModelSource | None:
         if self.settings.engine == "stand-in":
             return None
+        if self.settings.provider == "embedded" and find_spec("vllm") is None:
+            raise UnsupportedMachine(
+                "run llm with vLLM",
+                found="vLLM is not installed in this environment",
+                hint='use ENGINE "stand-in", or install vLLM with `scripts/run` (without --quick)',
+            )
         source = ensure_checkpoint(self.settings.model, progress=Progress("weights"))
         return splittable_checkpoint(source, parts) if source.local and parts > 1 else source
 
@@ -121,8 +130,10 @@ class Lesson:
             environment=staged.environment,
         )
 
-    def _installation(self, release: Release, flavour: Flavour, folder: Path) -> Installation:
-        if self.settings.provider != "container":
+    def _installation(
+        self, release: Release, flavour: Flavour, folder: Path, provider: Provider | None = None
+    ) -> Installation:
+        if (provider or self.settings.provider) != "container":
             return install_embedded(release, flavour, folder)
         gpu = self.settings.engine == "vllm" and self.settings.resolved_device == "cuda"
         with Progress("image") as progress:
@@ -130,19 +141,22 @@ class Lesson:
         self._images[made.image] = made.digest
         return made
 
-    def probe(self, *, release: str | None = None, flavour: Flavour | None = None) -> Probe:
+    def probe(
+        self, *, release: str | None = None, flavour: Flavour | None = None, provider: Provider | None = None
+    ) -> Probe:
         """Ask a server whether it knows ensembles, without models of its own; takes about 0.3 s.
 
         Args:
             release: Another release than RELEASE.
             flavour: Another flavour than FLAVOUR.
+            provider: Another provider than PROVIDER.
 
         Raises:
             KitError: The server cannot be had, or did not answer.
         """
         settings = check_settings(RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour)
         folder = self._folder(f"probe-{settings.release}-{settings.flavour}")
-        return probe_ensembles(self._installation(settings.release_row, settings.flavour, folder), folder)
+        return probe_ensembles(self._installation(settings.release_row, settings.flavour, folder, provider), folder)
 
     def attempt_start(self, server: TritonServer) -> StartOutcome:
         """Start a server and return how that ended, with a progress line while it loads.
@@ -257,6 +271,33 @@ def open_lesson(name: str, *, needs: Literal["", "no-ensemble"] = "", **paramete
     if settings.engine == "stand-in":
         display(Markdown(quick_banner()))
     return lesson
+
+
+def usable_provider(provider: str, release: str, flavour: Flavour) -> str:
+    """Return PROVIDER as it is; where containers cannot be had, `embedded`, with one line that says so.
+
+    An image of NVIDIA that is not here yet is no reason: it is pulled. One that has to be built first is.
+
+    Args:
+        provider: The lesson's PROVIDER.
+        release: Its RELEASE.
+        flavour: Its FLAVOUR.
+
+    Raises:
+        ParameterError: The release, or the engine that is asked for, is unknown.
+    """
+    if provider != "container":
+        return provider
+    try:
+        engine, image = find_engine(), image_of(get_release(release), flavour)
+    except UnsupportedMachine as error:
+        reason = f"No container engine: {error.found}."
+    else:
+        if engine.has_image(image) or not image.startswith("localhost/"):
+            return provider
+        reason = f"The image {image} has not been built on this machine."
+    print(f"{reason} This page runs its embedded form: the same server, out of its PyPI wheel.")
+    return "embedded"
 
 
 def _require_failure(name: str, settings: Settings) -> None:

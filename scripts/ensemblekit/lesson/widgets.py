@@ -10,13 +10,20 @@ import ipywidgets as widgets
 from ensemblekit.clients.generate import Served, stream
 from ensemblekit.errors import KitError
 from ensemblekit.lesson.lesson import Lesson
-from ensemblekit.servers.logs import model_loads, parse_log, read_log
+from ensemblekit.servers.logs import model_loads, parse_log, poll_errors, read_log
 from ensemblekit.servers.process import TritonServer
 
 __all__ = ["load_panel", "prompt_box"]
 
 PANEL_REFRESH_S = 0.3
-STATE_COLOUR = {"loading": "#3b7dd8", "ready": "#76b900", "unloaded": "#f2a33a", "failed": "#d33f49"}
+STATE_COLOUR = {
+    "loading": "#3b7dd8",
+    "ready": "#76b900",
+    "unloaded": "#f2a33a",
+    "failed": "#d33f49",
+    "refused": "#d33f49",
+}
+WHOLE_LABEL = {"description_width": "initial"}  # the default cuts "temperature" off
 PANEL_LINES = 6
 
 
@@ -57,12 +64,16 @@ _TASKS: set[asyncio.Future[None]] = set()  # asyncio keeps only weak references 
 
 
 def _states(server: TritonServer) -> str:
-    rows = []
-    for load in model_loads(parse_log(read_log(server.log_path))):
+    lines = parse_log(read_log(server.log_path))
+    rows = [_state(message.split("'")[1], "refused") for message in poll_errors(lines)]
+    for load in model_loads(lines):
         state = "loading" if load.loaded_s is None else "ready" if load.unloaded_s is None else "unloaded"
-        state = "failed" if load.failure else state
-        rows.append(f'<span style="color:{STATE_COLOUR[state]}">&#9632;</span> {escape(load.model)}: {state}')
+        rows.append(_state(load.model, "failed" if load.failure else state))
     return "<br>".join(rows) or "starting"
+
+
+def _state(model: str, state: str) -> str:
+    return f'<span style="color:{STATE_COLOUR[state]}">&#9632;</span> {escape(model)}: {state}'
 
 
 def _last_lines(server: TritonServer) -> str:
@@ -76,10 +87,10 @@ def prompt_box(server: Served, model: str = "ensemble") -> widgets.VBox:
     Raises:
         Nothing: errors are shown in the box.
     """
-    question = widgets.Textarea("What is the capital of France?", layout={"width": "100%"})
-    temperature = widgets.FloatSlider(0.0, min=0.0, max=1.5, step=0.1, description="temperature")
-    top_p = widgets.FloatSlider(1.0, min=0.05, max=1.0, step=0.05, description="top_p")
-    max_tokens = widgets.IntSlider(64, min=1, max=512, description="max_tokens")
+    question = widgets.Textarea("What is the capital of France?", layout={"width": "auto"})
+    temperature = widgets.FloatSlider(0.0, min=0.0, max=1.5, step=0.1, description="temperature", style=WHOLE_LABEL)
+    top_p = widgets.FloatSlider(1.0, min=0.05, max=1.0, step=0.05, description="top_p", style=WHOLE_LABEL)
+    max_tokens = widgets.IntSlider(64, min=1, max=512, description="max_tokens", style=WHOLE_LABEL)
     answer, send = widgets.HTML(), widgets.Button(description="Ask", button_style="success")
 
     def parameters() -> dict[str, float]:

@@ -41,7 +41,7 @@ def check_parsing(folder: ModelFolder, release: Release) -> Iterator[Finding]:
         lines = folder.text.split("\n")
         place = (folder.problem.line or 1) - 1  # the parser's place may be behind the last line
         code = "E117" if "${" in "".join(lines[place : place + 1]) else "E116"
-        yield found(code, folder, line=folder.problem.line, detail=f"{folder.problem.reason}.", path=path)
+        yield found(code, folder, line=folder.problem.line, detail=f"{folder.problem.reason.rstrip('.')}.", path=path)
         return
     for name, releases in _LATER_FIELDS.items():
         if release.name in releases and re.search(rf"^[^#\"]*\b{name}\b", folder.text, re.MULTILINE):

@@ -97,7 +97,7 @@ def read_repository(repository: Path) -> tuple[tuple[ModelFolder, ...], tuple[Pa
         raise _unusable(
             repository,
             f"a {CONFIG_NAME} beside the folders: this is one model, not a repository",
-            f"give the folder above it: `ensemblekit lint {repository.parent}`",
+            f"give the folder above it: `ensemblekit lint {repository.absolute().parent}`",
         )
     if not folders and not broken:
         what = f"{len(entries)} files and no folder" if entries else "an empty folder"
@@ -129,7 +129,7 @@ def _entries(repository: Path) -> list[Path]:
 def _not_a_folder(path: Path) -> ParameterError:
     size = path.stat().st_size
     if path.name == CONFIG_NAME:
-        hint = f"give the repository, two folders up: `ensemblekit lint {path.parent.parent}`"
+        hint = f"give the repository, two folders up: `ensemblekit lint {path.absolute().parent.parent}`"
     elif path.suffix == ".log":
         hint = f"for a log there is `ensemblekit explain {path}`; lint wants the folder that holds the models"
     else:

@@ -32,7 +32,8 @@ def show_report(report: LintReport, console: Console, *, notes: bool = True) -> 
         if notes or finding.severity != "note":
             _show_finding(finding, report, console)
     target = f"{report.release} {report.flavour or '(no flavour given)'}"
-    console.print(f"{len(report.models)} models read for Triton {escape(target)}", highlight=False)
+    models = f"{len(report.models)} model{'' if len(report.models) == 1 else 's'}"
+    console.print(f"{models} read for Triton {escape(target)}", highlight=False)
     for sentence in report.assumed:
         console.print(f"assumed: {sentence}", highlight=False, markup=False, soft_wrap=True)
     console.print(_summary(report), highlight=False)

@@ -55,7 +55,8 @@ def _watch(child: "subprocess.Popen[bytes]") -> float | None:
 
 def _descendants() -> list[psutil.Process]:
     # as a sub-reaper, this process is the ancestor of all that came of the command, re-parented or not
-    return psutil.Process().children(recursive=True)
+    found: list[psutil.Process] = psutil.Process().children(recursive=True)
+    return found
 
 
 def _end(child: "subprocess.Popen[bytes]", grace_s: float | None, after: list[str]) -> None:

@@ -152,8 +152,11 @@ class TritonServer:
 
     @property
     def shell_command(self) -> str:
-        """The command line as a reader could type it."""
-        return shlex.join(self.command).replace(" --", " \\\n  --")
+        """The command line as a reader could type it, with the variables that the server needs."""
+        contained = isinstance(self.installation, ContainerInstallation)  # its variables are among the arguments
+        variables = {} if contained else self.installation.environment | self.environment
+        words = [_assignment(name, value) for name, value in variables.items()]
+        return " \\\n".join([*words, shlex.join(self.command).replace(" --", " \\\n  --")])
 
     def start(self, timeout_s: float = READY_TIMEOUT_S, on_poll: Callable[[Self], None] | None = None) -> Self:
         """Start the server and return it once it is ready.
@@ -276,6 +279,18 @@ class TritonServer:
     ) -> None:
         """Stop."""
         self.stop()
+
+
+def _assignment(name: str, value: str) -> str:
+    """Return a variable as a shell takes it before a command; what only leads the reader's own stays short.
+
+    >>> _assignment("PATH", f"/kit/bin:{os.environ['PATH']}"), _assignment("A", "b c")
+    ('PATH=/kit/bin:"$PATH"', "A='b c'")
+    """
+    own = os.environ.get(name, "")
+    if own and value.endswith(os.pathsep + own):
+        return f'{name}={shlex.quote(value.removesuffix(own))}"${name}"'
+    return f"{name}={shlex.quote(value)}"
 
 
 def _error(outcome: StartOutcome, installation: Installation, timeout_s: float) -> ServerError:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the exercise notebooks from the solutions: what a participant has to find is taken out, its names stay.
+
+In a solution, a code cell tagged `solution` has a line `# solution`. What stands above it stays; of what
+stands below it, the exercise keeps the names that other cells use and the heads of functions, each with `...`.
+"""
+
+import ast
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from ensemblekit.errors import RepositoryError
+from ensemblekit.paths import repo_root
+
+__all__ = ["exercise_from", "exercises_dir", "outdated_exercises", "solutions_dir", "write_exercises"]
+
+TAG, MARK = "solution", "# solution"
+DROPPED_TAGS = (TAG, "nbval-check-output")  # an exercise has no outputs to compare with
+SEE_SOLUTION = "**Done, or stuck?** Compare with [the solution](../solutions/{name})."
+
+
+def solutions_dir() -> Path:
+    """Return the folder of the solutions, which are written by hand."""
+    return repo_root() / "notebooks" / "solutions"
+
+
+def exercises_dir() -> Path:
+    """Return the folder of the exercises, which are made from the solutions."""
+    return repo_root() / "notebooks" / "exercises"
+
+
+def exercise_from(solution: NotebookNode, name: str) -> NotebookNode:
+    """Return the exercise of a solution.
+
+    Args:
+        solution: The solved notebook; it stays as it is.
+        name: Its file name, for the link and for errors.
+
+    Raises:
+        RepositoryError: A code cell tagged `solution` has no line `# solution`.
+    """
+    exercise = nbformat.from_dict(solution)
+    exercise.cells = [_open_cell(cell, solution, name) for cell in solution.cells if not _tells(cell)]
+    ending = nbformat.v4.new_markdown_cell(SEE_SOLUTION.format(name=name), id="see-solution")
+    exercise.cells.append(ending)
+    return exercise
+
+
+def _tells(cell: NotebookNode) -> bool:
+    return cell.cell_type == "markdown" and TAG in cell.metadata.get("tags", [])
+
+
+def _open_cell(cell: NotebookNode, solution: NotebookNode, name: str) -> NotebookNode:
+    made = nbformat.from_dict(cell)
+    tags = cell.metadata.get("tags", [])
+    kept = [tag for tag in tags if tag not in DROPPED_TAGS]
+    made.metadata = nbformat.from_dict({"tags": kept} if kept else {})
+    if cell.cell_type == "code":
+        made.outputs, made.execution_count = [], None
+        if TAG in tags:
+            others = [one.source for one in solution.cells if one.cell_type == "code" and one is not cell]
+            made.source = _without_answer(cell.source, {word for source in others for word in _names_in(source)}, name)
+    return made
+
+
+def _names_in(source: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+
+
+def _without_answer(source: str, used: set[str], name: str) -> str:
+    lines = source.splitlines()
+    if MARK not in lines:
+        raise RepositoryError(
+            f"make the exercise of {name}",
+            found=f"a cell tagged `{TAG}` has no line `{MARK}`: {lines[0] if lines else '(empty)'}",
+            hint=f"put the line `{MARK}` above what a participant has to find",
+        )
+    at = lines.index(MARK)
+    answer = "\n".join(lines[at + 1 :])
+    heads = [head for statement in ast.parse(answer).body for head in _heads(statement, answer, used)]
+    return "\n".join([*lines[:at], *(heads or ["..."])])
+
+
+def _heads(statement: ast.stmt, source: str, used: set[str]) -> list[str]:
+    """Return what an exercise shows of a statement: `name = ...`, or a function without its body."""
+    if isinstance(statement, ast.FunctionDef):
+        documented = isinstance(statement.body[0], ast.Expr) and isinstance(statement.body[0].value, ast.Constant)
+        last = (statement.body[0].end_lineno or 0) if documented else statement.body[0].lineno - 1
+        return [*source.splitlines()[statement.lineno - 1 : last], "    ..."]
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    plain = [target for target in targets if isinstance(target, ast.Name | ast.Tuple)]
+    names = [node.id for target in plain for node in ast.walk(target) if isinstance(node, ast.Name)]
+    return [f"{name} = ..." for name in names if name in used]
+
+
+def _made(solutions: Path) -> dict[str, str]:
+    """Return the text of every exercise, by file name."""
+    texts = {}
+    for path in sorted(solutions.glob("*.ipynb")):
+        exercise = exercise_from(nbformat.read(path, as_version=4), path.name)
+        texts[path.name] = nbformat.writes(exercise) + "\n"
+    return texts
+
+
+def write_exercises(solutions: Path, exercises: Path) -> list[Path]:
+    """Write the exercise of every solution, remove those without one, and return the files.
+
+    Raises:
+        RepositoryError: A solution cannot be turned into an exercise.
+        OSError: The folder cannot be written.
+    """
+    made = _made(solutions)
+    exercises.mkdir(exist_ok=True)
+    for stale in exercises.glob("*.ipynb"):
+        if stale.name not in made:
+            stale.unlink()
+    for name, text in made.items():
+        (exercises / name).write_text(text)
+    return [exercises / name for name in made]
+
+
+def outdated_exercises(solutions: Path, exercises: Path) -> list[str]:
+    """Return the names of exercises that are not what their solutions make now.
+
+    Raises:
+        RepositoryError: A solution cannot be turned into an exercise.
+        OSError: A file cannot be read.
+    """
+    made = _made(solutions)
+    there = {path.name: path.read_text() for path in exercises.glob("*.ipynb")}
+    return sorted(name for name in made.keys() | there.keys() if made.get(name) != there.get(name))

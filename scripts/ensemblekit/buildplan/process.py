@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of a build as a process that dies with this one, its output in a log."""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ensemblekit.servers import _reaper
+from ensemblekit.servers._reaper import ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
+
+__all__ = ["last_line", "percent_of", "run_logged"]
+
+POLL_S = 0.1
+TAIL_BYTES = 4096  # holds a last line
+# what make, the classic builder and BuildKit say of how far they are
+_PERCENT = re.compile(r"^\[\s*(\d{1,3})%\]")
+_STEPS = re.compile(r"^(?:Step |#\d+ \[(?:[\w -]*? )?)(\d+)/(\d+)")
+PLAIN_PROGRESS = {"BUILDKIT_PROGRESS": "plain"}  # lines, not a screen that redraws itself
+
+
+def run_logged(
+    command: Sequence[str],
+    log: Path,
+    *,
+    folder: Path,
+    after: Sequence[str] = (),
+    on_poll: Callable[[], None] | None = None,
+) -> int:
+    """Run a command with its output appended to a log, and return its exit code.
+
+    Whatever ends this call (an interrupt, the death of this process) ends the command and all that came of it.
+
+    Args:
+        command: The command line.
+        log: The log, appended to.
+        folder: Where the command runs.
+        after: A command to run once it has ended, however it ended.
+        on_poll: Called about ten times a second.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    words = ["--after", json.dumps(list(after))] if after else []
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            # the prefix names shared memory to remove, which a build leaves none of
+            [sys.executable, "-P", _reaper.__file__, f"ensemblekit-build-{secrets.token_hex(4)}-", *words, *command],
+            stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder,
+            env=os.environ | PLAIN_PROGRESS, start_new_session=True,
+        )  # fmt: skip
+    try:
+        while process.poll() is None:
+            if on_poll:
+                on_poll()
+            time.sleep(POLL_S)
+    except BaseException:
+        _stop(process)
+        raise
+    if process.stdin:
+        process.stdin.close()
+    return process.returncode
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    if process.stdin:
+        with contextlib.suppress(OSError):
+            process.stdin.write(STOP_WORD)
+            process.stdin.close()
+    try:
+        process.wait(STOP_GRACE_S + 4 * ORPHAN_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that says something, empty without one."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def percent_of(line: str) -> int | None:
+    """Return how far a build tool says it is, in percent; None if the line does not say.
+
+    >>> percent_of("[ 42%] Building CXX object src/main.cc.o"), percent_of("Step 3/12 : RUN apt-get update")
+    (42, 25)
+    >>> percent_of("#9 [stage-1 4/8] COPY . .")
+    50
+    """
+    if match := _PERCENT.match(line):
+        return min(100, int(match[1]))
+    if (match := _STEPS.match(line)) and int(match[2]):
+        return min(100, 100 * int(match[1]) // int(match[2]))
+    return None
