@@ -267,6 +267,14 @@ def test_explain_log_of_two_starts_explains_the_last_and_keeps_the_other_cause()
     assert [cause.code for cause in found.earlier] == ["E101"]
 
 
+def test_explain_model_that_failed_and_was_loaded_later_is_mentioned_only() -> None:
+    first = GENUINE.read_text().splitlines()[0]
+    later = f"I{STAMP} model_lifecycle.cc:839] \"successfully loaded 'ensemble'\""
+    found = explain_lines([first, later, f'I{STAMP} http_server.cc:1] "Started HTTPService at 0.0.0.0:8000"'])
+
+    assert (found.state, found.causes, [each.code for each in found.notices]) == ("ready", (), ["E101"])
+
+
 def test_explain_good_start_has_no_cause() -> None:
     lines = [
         f'I{STAMP} model_lifecycle.cc:472] "loading: pre:0"',

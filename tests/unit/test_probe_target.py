@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.doctor.disk import SCHEDULER, find_server, reads_as_ensembles
+from ensemblekit.doctor.disk import SCHEDULER, reads_as_ensembles
 from ensemblekit.doctor.target import kind_of, probe_target
 from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
 from ensemblekit.servers.emulation import PLATFORM_CONSTANT, REPLACED_CONSTANT
@@ -73,7 +73,12 @@ def odd_paths(tmp_path: Path) -> Path:
 )
 def test_probe_odd_path_is_one_clear_answer(odd_paths: Path, name: str, words: str) -> None:
     with pytest.raises(UnsupportedMachine, match=words):
-        find_server(odd_paths / name)
+        probe_target(str(odd_paths / name))
+
+
+def test_probe_static_needs_no_run_bit(odd_paths: Path) -> None:
+    with pytest.raises(UnsupportedMachine, match="no libtritonserver beside"):
+        probe_target(str(odd_paths / "no-run-bit"), static=True)
 
 
 def test_probe_program_that_is_no_triton_says_how_it_ended() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.servers.emulation import PLATFORM_CONSTANT, REPLACED_CONSTANT
 
-__all__ = ["ServerOnDisk", "find_server", "reads_as_ensembles"]
+__all__ = ["ServerOnDisk", "find_server", "reads_as_ensembles", "require_run_bit"]
 
 ELF = b"\x7fELF"
 # where the program lies under a root: NVIDIA's, an image's file system, the wheel's, a build's install folder
@@ -84,6 +84,14 @@ def _require_program(binary: Path) -> None:
             found="a file, but not a Linux program",
             hint="give the program `tritonserver`; a wheel or an archive has to be unpacked first",
         )
+
+
+def require_run_bit(binary: Path) -> None:
+    """Raise if the program may not be run.
+
+    Raises:
+        UnsupportedMachine: It may not.
+    """
     if not os.access(binary, os.X_OK):
         raise UnsupportedMachine(
             f"use the server {binary}",

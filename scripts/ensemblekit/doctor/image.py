@@ -52,7 +52,7 @@ def read_image(image: str) -> ProbeAnswer:
 
 
 def _copy_core(engine: ContainerEngine, image: str, folder: Path) -> Path:
-    created = engine.ask("create", "--pull=never", image)
+    created = engine.ask("create", "--pull=never", image, "tritonserver")  # never started
     if created.returncode != 0:
         raise FetchError(
             f"read the image {image}",

@@ -4,6 +4,7 @@
 import base64
 import json
 import time
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -16,7 +17,6 @@ __all__ = ["ask_server", "server_about"]
 
 ASK_TIMEOUT_S = 5.0
 EXCERPT = 120  # characters of an answer that is not Triton's
-LATE_EXTENSION = "model_repository"
 # The load API takes a config and files along with the request, so nothing is written to the server's repository.
 # It wants at least one file; an ensemble needs none, so that its content does not matter.
 FILES = {"file:1/ensemblekit": base64.b64encode(b"probe").decode()}
@@ -53,45 +53,44 @@ def ask_server(url: str, *, allow_load: bool = False) -> ProbeAnswer:
     """
     begin = time.monotonic()
     base = url if "://" in url else f"http://{url}"
-    with httpx.Client(base_url=base.rstrip("/"), timeout=ASK_TIMEOUT_S, trust_env=False) as client:
-        about = server_about(client, url)
-        extensions = ", ".join(about["extensions"])
-        evidence = [f"Triton {about['version']}; its extensions ({extensions}) do not say whether it knows ensembles"]
-        verdict, found = _loaded_ensembles(client)
+    try:
+        with httpx.Client(base_url=base.rstrip("/"), timeout=ASK_TIMEOUT_S, trust_env=False) as client:
+            verdict, evidence, hint = _asked(client, url, allow_load=allow_load)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise RequestError(
+            f"ask the server at {url}",
+            found=f"{type(error).__name__}: {error}",
+            hint=f"is it running, and is this its HTTP port (8000 by default)? Try `curl -i {base}/v2`",
+        ) from error
+    hint = "" if verdict else FIX if verdict is False else hint
+    return ProbeAnswer(url, verdict, "asked", tuple(evidence), time.monotonic() - begin, hint)
+
+
+def _asked(client: httpx.Client, url: str, *, allow_load: bool) -> tuple[bool | None, list[str], str]:
+    about = server_about(client, url)
+    extensions = ", ".join(about["extensions"])
+    evidence = [f"Triton {about['version']}; its extensions ({extensions}) do not say whether it knows ensembles"]
+    verdict, found = _loaded_ensembles(client)
+    evidence += found
+    hint = "add --allow-load: a throw-away ensemble is offered to it, and nothing stays loaded"
+    if verdict is None and allow_load:
+        verdict, found, hint = _offer(client)
         evidence += found
-        hint = "add --allow-load: a throw-away ensemble is offered to it, and nothing stays loaded"
-        if verdict is None and allow_load:
-            verdict, found, hint = _offer(client)
-            evidence += found
-    return ProbeAnswer(
-        url,
-        verdict,
-        "asked",
-        tuple(evidence),
-        time.monotonic() - begin,
-        "" if verdict else FIX if verdict is False else hint,
-    )
+    return verdict, evidence, hint
 
 
 def server_about(client: httpx.Client, url: str) -> dict[str, Any]:
     """Return the server's own description (`/v2`).
 
     Raises:
-        RequestError: Nothing answers there, or something that is no Triton server.
+        RequestError: What answers is no Triton server.
+        httpx.HTTPError: Nothing answers.
     """
-    try:
-        answer = client.get("/v2")
+    answer = client.get("/v2")
+    with suppress(ValueError):
         about = answer.json()
         if answer.status_code == httpx.codes.OK and isinstance(about, dict) and "extensions" in about:
             return about
-    except httpx.HTTPError as error:
-        raise RequestError(
-            f"ask the server at {url}",
-            found=f"{type(error).__name__}: {error}",
-            hint=f"is it running, and is this its HTTP port (8000 by default)? Try `curl -i {client.base_url}/v2`",
-        ) from error
-    except ValueError:
-        pass
     raise RequestError(
         f"ask the server at {url}",
         found=f"something answers, but not a Triton server's HTTP endpoint: HTTP {answer.status_code} "

@@ -194,10 +194,21 @@ def _tensors(config: Config, values: Mapping[str, Any]) -> list[triton.InferInpu
             continue
         shape = _dims(tensor) if math.prod(_dims(tensor)) == len(values[name]) else [len(values[name])]
         shape = [1, *shape] if batched else shape
-        array = np.array(values[name], dtype=triton_to_np_dtype(kind)).reshape(shape)
+        array = _array(name, values[name], kind).reshape(shape)
         tensors.append(triton.InferInput(name, shape, kind))
         tensors[-1].set_data_from_numpy(array)
     return tensors
+
+
+def _array(name: str, values: list[Any], kind: str) -> Any:
+    dtype = triton_to_np_dtype(kind)
+    try:
+        if dtype is not None:
+            return np.array(values, dtype=dtype)
+        found = f"numpy has no type for {kind}"
+    except (TypeError, ValueError, OverflowError) as error:
+        found = str(error)
+    raise ParameterError(f"send {values} as {name} ({kind})", found=found, hint="give a value of its type: --request")
 
 
 def _stream(

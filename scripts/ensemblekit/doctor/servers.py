@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemblekit.doctor.disk import find_server
+from ensemblekit.doctor.disk import find_server, require_run_bit
 from ensemblekit.doctor.steps import Step
 from ensemblekit.doctor.target import Kind, kind_of
 from ensemblekit.errors import ParameterError
@@ -87,6 +87,7 @@ class Place:
         if self.kind == "image":
             return install_container(release, self.flavour or FLAVOURS[0], "doctor", image=self.target)
         found = find_server(Path(self.target).expanduser())
+        require_run_bit(found.binary)
         backends = found.binary.resolve().parent.parent / "backends"
         return EmbeddedInstallation(release, "custom-build", found.binary, backends, found.environment, emulated=False)
 

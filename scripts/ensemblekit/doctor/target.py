@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ensemblekit.doctor.answer import FIX, ProbeAnswer, from_probe
-from ensemblekit.doctor.disk import ServerOnDisk, find_server, reads_as_ensembles
+from ensemblekit.doctor.disk import ServerOnDisk, find_server, reads_as_ensembles, require_run_bit
 from ensemblekit.errors import ParameterError, UnsupportedMachine
 from ensemblekit.servers.quick_probe import probe_binary
 
@@ -106,6 +106,7 @@ def server_of_release(target: str) -> ServerOnDisk:
 
 
 def _start(target: str, server: ServerOnDisk) -> ProbeAnswer:
+    require_run_bit(server.binary)
     with tempfile.TemporaryDirectory(prefix="ensemblekit-probe-") as folder:
         return from_probe(target, probe_binary(server.binary, Path(folder), environment=server.environment))
 

@@ -63,9 +63,10 @@ def diagnose(seen: Sequence[Happening], unknown: Sequence[Unknown], *, whole: bo
         whole: Whether the beginning of the start is there, where refused configs are named.
     """
     seen = _told_apart(seen)
-    roots = _roots(seen)
+    roots, healed = _healed(_roots(seen), seen)
     causes = [_cause(each) if whole or not _is_absent(each) else _half_seen(each) for each in roots]
-    notices = _unique([_cause(each) for each in seen if each.kind == "printed" and each not in roots])
+    mentioned = [each for each in seen if each.kind == "printed" and each not in roots]
+    notices = _unique([_cause(each) for each in (*healed, *mentioned)])
     notices = [each for each in notices if each.code not in {cause.code for cause in causes}]
     state = _state(seen)
     return Diagnosis(
@@ -123,6 +124,13 @@ def _roots(seen: Sequence[Happening]) -> list[Happening]:
         elif not _follows(each, broken):
             roots.append(_first_reason(each, seen))
     return roots
+
+
+def _healed(roots: Sequence[Happening], seen: Sequence[Happening]) -> tuple[list[Happening], list[Happening]]:
+    """Return the failures that stand, and those of models that were loaded later after all."""
+    loaded = {each.model: each.number for each in seen if each.kind == "loaded"}
+    healed = [each for each in roots if each.model and loaded.get(each.model, 0) > each.number]
+    return [each for each in roots if each not in healed], healed
 
 
 def _depends(each: Happening) -> bool:

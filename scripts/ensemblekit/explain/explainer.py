@@ -39,10 +39,17 @@ class Explainer:
     def feed(self, raw: str) -> list[Happening]:
         """Take the next line of the log and return what it says, mostly nothing."""
         self._lines += 1
-        if not self._reader.holds and not self._recognise.in_trace and _says_nothing(raw):
-            self._entries += raw.startswith("I")
+        if self._idle(raw):
             return []
-        return self._take(self._reader.push(self._strip(raw), self._lines))
+        line = self._strip(raw)
+        return [] if line != raw and self._idle(line) else self._take(self._reader.push(line, self._lines))
+
+    def _idle(self, line: str) -> bool:
+        """Return whether a line can be passed over, and count it."""
+        if self._reader.holds or self._recognise.in_trace or not _says_nothing(line):
+            return False
+        self._entries += line.startswith("I")
+        return True
 
     def _take(self, items: Iterable[LogLine | Printed]) -> list[Happening]:
         new = list[Happening]()

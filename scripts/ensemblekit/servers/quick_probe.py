@@ -24,6 +24,7 @@ PROBE_MODEL = "ensemblekit_probe"
 PROBE_TIMEOUT_S = 30.0  # it takes 0.1 s; a machine under load, or one with slow disks, may take longer
 POLL_S = 0.004  # the whole start takes 40 to 100 ms
 LAST_LINES = 12
+PORT_TAKEN, PORT_TRIES = "already in use", 3
 REAPER = Path(__file__).with_name("_reaper.py")  # a program, run by path: importing it would cost psutil
 BAD_REQUEST = 400
 # An ensemble whose only step does not exist. A server that knows ensembles answers 400: the model is not
@@ -117,12 +118,16 @@ def probe_binary(binary: Path, folder: Path, *, environment: Mapping[str, str]) 
         OSError: The program cannot be run.
     """
     repository = write_probe(folder)
-    options = list(LEAN_OPTIONS)
+    options, tries = list(LEAN_OPTIONS), PORT_TRIES
     while True:
         try:
             return _probe_once(binary, repository, folder / "server.log", options, environment)
         except ServerExited as error:
-            match = _UNKNOWN_OPTION.search("\n".join(error.log_tail) or read_log(folder / "server.log"))
+            words = "\n".join(error.log_tail)
+            if PORT_TAKEN in words and tries > 1:  # between the choice of a free port and its use
+                tries -= 1
+                continue
+            match = _UNKNOWN_OPTION.search(words)
             if not match or match[1] not in options:
                 raise
             options.remove(match[1])
