@@ -1,3 +1,7 @@
+from .bench.report import bench_table as bench_table
+from .bench.report import cross_check_text as cross_check_text
+from .bench.report import plot_bench as plot_bench
+from .bench.report import plot_latency as plot_latency
 from .buildplan.attempts import try_configurations as try_configurations
 from .buildplan.plan import make_plan as make_plan
 from .buildplan.prerequisites import check_prerequisites as check_prerequisites
@@ -26,6 +30,8 @@ from .explain.picture import plot_explanation as plot_explanation
 from .lesson.check import check as check
 from .lesson.lesson import Lesson as Lesson
 from .lesson.lesson import open_lesson as open_lesson
+from .lesson.measure import measure_cost as measure_cost
+from .lesson.measure import recorded_bench as recorded_bench
 from .lesson.plots import draw_pipeline as draw_pipeline
 from .lesson.plots import plot_start_phases as plot_start_phases
 from .lesson.plots import plot_start_timeline as plot_start_timeline

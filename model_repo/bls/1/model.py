@@ -33,9 +33,13 @@ class TritonPythonModel:
         """Send the responses to one request, or the one error that kept it from being answered."""
         sender = request.get_response_sender()
         try:
-            async for piece in self.pieces(request):
-                sender.send(pb_utils.InferenceResponse([piece]))
-            sender.send(flags=FINAL)
+            if streams(request):
+                async for piece in self.pieces(request):
+                    sender.send(pb_utils.InferenceResponse([piece]))
+                sender.send(flags=FINAL)
+            else:  # in one message: two in close succession can make Triton's gRPC endpoint lose the second
+                (piece,) = [piece async for piece in self.pieces(request)]
+                sender.send(pb_utils.InferenceResponse([piece]), flags=FINAL)
         except Failed as failure:
             sender.send(pb_utils.InferenceResponse(error=failure.args[0]), flags=FINAL)
 
@@ -55,6 +59,12 @@ class TritonPythonModel:
 
 
 PREPARED = ["text_input", "sampling_parameters", "stream", "exclude_input_in_output"]
+
+
+def streams(request):
+    """Return whether the request asks for its answer in pieces."""
+    tensor = pb_utils.get_input_tensor_by_name(request, "stream")
+    return tensor is not None and bool(tensor.as_numpy().reshape(-1)[0])
 
 
 async def ask(model, inputs, outputs, *, decoupled=False):

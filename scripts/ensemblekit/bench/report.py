@@ -4,14 +4,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from IPython.display import Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ensemblekit.bench.figures import BenchResult
 from ensemblekit.bench.plan import TARGETS
+from ensemblekit.lesson.show import table
 
 __all__ = [
     "HEADER",
+    "bench_table",
     "cross_check_text",
     "describe",
     "plot_bench",
@@ -78,6 +81,13 @@ def without_empty(table: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """
     kept = [column for column in range(len(HEADER)) if any(row[column] for row in table)]
     return [tuple(row[column] for column in kept) for row in (HEADER, *table)]
+
+
+def bench_table(result: BenchResult, load: str | None = None) -> Markdown:
+    """Return what was measured with a load as a Markdown table, with a line on what, and when."""
+    header, *body = without_empty(rows(result, load))
+    shown = table(body, header)
+    return Markdown(f"{shown.data}\n\n{describe(result, load)}; times in ms")
 
 
 def cross_check_text(result: BenchResult) -> str:
