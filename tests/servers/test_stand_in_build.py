@@ -96,6 +96,7 @@ def test_stand_in_build_that_fails_in_the_middle_says_so_once_and_resumes_there(
     assert code == 1, errors
     assert stand_in.states == ["done", "done", "done", "failed", *["waiting"] * 4]
     assert "4/8 cmake_build: begins, attempt 1" in output
+    assert "done before" not in output
     assert errors.count("Could not ") == errors.count("Hint: ") == 1
     assert "finish stage 4 of 8 of the build, cmake_build" in errors
     assert "file_10.cc:7:1: error: 'ensemble' was not declared" in errors

@@ -169,7 +169,6 @@ class Build:
         if self.plan.source:
             record = self.meter.stages["clone"]
             record.state, record.made = "done", made_by("clone", None, self.build)
-            self.watcher.skipped("clone", record)
             return
         shutil.rmtree(self.source, ignore_errors=True)  # half a clone
         self._do("clone", self.plan.clone, folder=self.work)
