@@ -26,7 +26,6 @@ from .explain.picture import plot_explanation as plot_explanation
 from .lesson.check import check as check
 from .lesson.lesson import Lesson as Lesson
 from .lesson.lesson import open_lesson as open_lesson
-from .lesson.lesson import usable_provider as usable_provider
 from .lesson.plots import draw_pipeline as draw_pipeline
 from .lesson.plots import plot_start_phases as plot_start_phases
 from .lesson.plots import plot_start_timeline as plot_start_timeline
@@ -34,6 +33,7 @@ from .lesson.plots import plot_statistics as plot_statistics
 from .lesson.plots import plot_tokens as plot_tokens
 from .lesson.providers import prepare_base_plus_vllm as prepare_base_plus_vllm
 from .lesson.providers import provider_or_embedded as provider_or_embedded
+from .lesson.providers import usable_provider as usable_provider
 from .lesson.show import show_lines as show_lines
 from .lesson.show import table as table
 from .lesson.widgets import load_panel as load_panel

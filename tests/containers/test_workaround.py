@@ -52,6 +52,20 @@ def test_command_builds_probes_and_removes(podman: Podman) -> None:
     assert podman.state() == before
 
 
+def test_removal_of_one_release_keeps_the_other(podman: Podman) -> None:
+    older, newer = get_release("24.08"), get_release("24.10")
+    base = f"{STAND_INS}:24.08-py3"
+    kept = build_image(newer, base=base, backend="kit", vllm="none")
+    gone = build_image(older, base=base, backend="kit", vllm="none")
+
+    removed = remove_image(older)
+
+    assert podman.run("image", "exists", kept.image, check=False).returncode == 0
+    assert podman.run("image", "exists", gone.image, check=False).returncode == 1
+    assert gone.image in removed.images
+    remove_image(newer)
+
+
 def test_base_without_ensembles_is_found_by_the_probe(podman: Podman) -> None:
     runner, base = CliRunner(), f"{STAND_INS}:24.08-vllm-python-py3"
 

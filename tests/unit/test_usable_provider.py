@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.lesson.lesson import usable_provider
+from ensemblekit.lesson.providers import usable_provider
 from tests.conftest import DATA
 
 

@@ -13,23 +13,22 @@ from IPython.display import Markdown, display
 
 from ensemblekit.assets.split import splittable_checkpoint
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
-from ensemblekit.errors import ParameterError, UnsupportedMachine
+from ensemblekit.errors import ParameterError
 from ensemblekit.lesson.record import Value, record_values
 from ensemblekit.lesson.settings import Provider, Settings, check_settings
 from ensemblekit.lesson.show import Progress, quick_banner
 from ensemblekit.paths import current_run_dir
-from ensemblekit.releases import Flavour, Release, get_release, has_ensembles, list_releases
+from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
 from ensemblekit.servers.attach import AttachedServer
-from ensemblekit.servers.container import ContainerInstallation, image_of, install_container
+from ensemblekit.servers.container import ContainerInstallation, install_container
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.emulation import EMULATION_TEXT
-from ensemblekit.servers.engine import find_engine
 from ensemblekit.servers.outcome import StartOutcome
 from ensemblekit.servers.probe import Probe, probe_ensembles
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
 
-__all__ = ["Lesson", "Server", "open_lesson", "usable_provider"]
+__all__ = ["Lesson", "Server", "open_lesson"]
 
 Server = TritonServer | AttachedServer
 
@@ -271,33 +270,6 @@ def open_lesson(name: str, *, needs: Literal["", "no-ensemble"] = "", **paramete
     if settings.engine == "stand-in":
         display(Markdown(quick_banner()))
     return lesson
-
-
-def usable_provider(provider: str, release: str, flavour: Flavour) -> str:
-    """Return PROVIDER as it is; where containers cannot be had, `embedded`, with one line that says so.
-
-    An image of NVIDIA that is not here yet is no reason: it is pulled. One that has to be built first is.
-
-    Args:
-        provider: The lesson's PROVIDER.
-        release: Its RELEASE.
-        flavour: Its FLAVOUR.
-
-    Raises:
-        ParameterError: The release, or the engine that is asked for, is unknown.
-    """
-    if provider != "container":
-        return provider
-    try:
-        engine, image = find_engine(), image_of(get_release(release), flavour)
-    except UnsupportedMachine as error:
-        reason = f"No container engine: {error.found}."
-    else:
-        if engine.has_image(image) or not image.startswith("localhost/"):
-            return provider
-        reason = f"The image {image} has not been built on this machine."
-    print(f"{reason} This page runs its embedded form: the same server, out of its PyPI wheel.")
-    return "embedded"
 
 
 def _require_failure(name: str, settings: Settings) -> None:

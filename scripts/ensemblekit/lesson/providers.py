@@ -3,12 +3,14 @@
 
 from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.lesson.show import Progress
-from ensemblekit.releases import get_release
+from ensemblekit.releases import Flavour, get_release
 from ensemblekit.servers.container import image_of
 from ensemblekit.servers.engine import find_engine
 from ensemblekit.workaround.base_plus_vllm import build_image
 
-__all__ = ["prepare_base_plus_vllm", "provider_or_embedded"]
+__all__ = ["prepare_base_plus_vllm", "provider_or_embedded", "usable_provider"]
+
+EMBEDDED_FORM = "This page runs its embedded form: the same server, out of its PyPI wheel."
 
 
 def provider_or_embedded(provider: str) -> str:
@@ -24,11 +26,28 @@ def provider_or_embedded(provider: str) -> str:
         try:
             find_engine()
         except UnsupportedMachine as error:
-            print(
-                f"No container engine: {error.found}. This page runs its embedded form: the same server, "
-                "out of its PyPI wheel."
-            )
+            print(f"No container engine: {error.found}. {EMBEDDED_FORM}")
             return "embedded"
+    return provider
+
+
+def usable_provider(provider: str, release: str, flavour: Flavour) -> str:
+    """Return PROVIDER as it is; `embedded`, with one line that says so, without an engine or the image built here.
+
+    An image of NVIDIA that is not here yet is no reason: it is pulled.
+
+    Args:
+        provider: The lesson's PROVIDER.
+        release: Its RELEASE.
+        flavour: Its FLAVOUR.
+
+    Raises:
+        ParameterError: The release, or the engine that is asked for, is unknown.
+    """
+    provider, image = provider_or_embedded(provider), image_of(get_release(release), flavour)
+    if provider == "container" and image.startswith("localhost/") and not find_engine().has_image(image):
+        print(f"The image {image} has not been built on this machine. {EMBEDDED_FORM}")
+        return "embedded"
     return provider
 
 

@@ -26,7 +26,8 @@ NO_VLLM = "none"
 VLLM_GB = 10.0  # torch 2.3.1 for CUDA, NVIDIA's libraries and vLLM, unpacked
 BACKEND_GB = 0.1
 LOG_TAIL_LINES = 20
-NO_NETWORK = ("urlopen error", "Could not find a version", "Temporary failure in name resolution", "NewConnectionError")
+# of urllib, of the resolver, and of pip, which tries others before it says that there are no versions at all
+NO_NETWORK = ("urlopen error", "Temporary failure in name resolution", "NewConnectionError", "(from versions: none)")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _command(
 
 def _build_error(image: str, log: Path) -> KitError:
     lines = tail(log, LOG_TAIL_LINES)
-    found = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+    said = [line.strip() for line in lines if line.strip()]
+    found = next((line for line in reversed(said) if line.startswith("ERROR: ")), said[-1] if said else "no message")
     text = "\n".join(lines)
     if any(word in text for word in NO_NETWORK):
         hint = "is the network reachable inside a build? Behind a proxy, the engine has its own proxy setting"
@@ -129,10 +131,7 @@ def remove_image(release: Release) -> Removed:
     """
     engine = find_engine()
     client = engine.client
-    mine: list[tuple[Literal["label"], str]] = [
-        ("label", f"{LABEL}={FLAVOUR}"),
-        ("label", f"ensemblekit.release={release.name}"),
-    ]
+    mine: list[tuple[Literal["label"], str]] = [("label", _label(release))]
     containers = client.container.list(all=True, filters=mine)
     for container in containers:
         client.container.remove(container, force=True, volumes=True)
@@ -147,14 +146,19 @@ def remove_image(release: Release) -> Removed:
     return Removed(tuple(c.name for c in containers), tuple(images), tuple(v.name for v in volumes))
 
 
+def _label(release: Release) -> str:
+    """Return the label of all that the build makes: one, since podman takes images with any of several."""
+    return f"{LABEL}={FLAVOUR}-{release.name}"
+
+
 def _remove_images(engine: ContainerEngine, release: Release) -> list[str]:
     """Remove the tagged image, which takes its layers along, then what an interrupted build left."""
     removed, image = list[str](), image_of(release, FLAVOUR)
     if engine.has_image(image):
         engine.client.image.remove(image)
         removed.append(image)
-    left = ("image", "ls", "--all", "--quiet", f"--filter=label={LABEL}={FLAVOUR}")
-    while names := engine.ask(*left, f"--filter=label=ensemblekit.release={release.name}").stdout.split():
+    left = ("image", "ls", "--all", "--quiet", f"--filter=label={_label(release)}")
+    while names := engine.ask(*left).stdout.split():
         if engine.ask("image", "rm", "--force", names[0]).returncode != 0:
             break
         removed.append(names[0])
