@@ -3,6 +3,7 @@
 
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,7 @@ def main() -> None:
     """Run the command line; the kit's own errors end it with one message and no traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill must stop kernels and servers too
     try:
+        _add_commands(sys.argv[1:])
         app(_join_pairs(sys.argv[1:]))
     except KitError as error:
         if _debug:
@@ -239,24 +241,30 @@ def matrix(
     raise typer.Exit(matrix_command(release or [], flavour or [], providers, engine))
 
 
-def _add_groups() -> None:
-    from ensemblekit.bench.command import bench
-    from ensemblekit.buildplan.command import app as build_plan
-    from ensemblekit.bundle.command import app as bundle
-    from ensemblekit.doctor.command import doctor
-    from ensemblekit.doctor.probe_command import probe
-    from ensemblekit.explain.command import explain
-    from ensemblekit.lint.command import lint
-    from ensemblekit.workaround.command import app as workaround
-
-    app.add_typer(build_plan, name="build-plan")
-    app.add_typer(bundle, name="bundle")
-    app.add_typer(workaround, name="workaround")
-    for command in (bench, probe, lint, explain, doctor):
-        app.command()(command)
+# commands and groups that live elsewhere: each in a module `command` or so, under its name or as `app`
+COMMANDS = {
+    "bench": "ensemblekit.bench.command",
+    "probe": "ensemblekit.doctor.probe_command",
+    "lint": "ensemblekit.lint.command",
+    "explain": "ensemblekit.explain.command",
+    "doctor": "ensemblekit.doctor.command",
+}
+GROUPS = {
+    "build-plan": "ensemblekit.buildplan.command",
+    "bundle": "ensemblekit.bundle.command",
+    "workaround": "ensemblekit.workaround.command",
+}
 
 
-_add_groups()
+def _add_commands(words: list[str]) -> None:
+    """Add the one of these that is asked for, or all: what each of them imports costs a probe more than the probe."""
+    asked = next((word for word in words if not word.startswith("-")), "")
+    for name in [asked] if asked in COMMANDS | GROUPS else [*COMMANDS, *GROUPS]:
+        if name in COMMANDS:
+            app.command(name)(getattr(import_module(COMMANDS[name]), name))
+        else:
+            app.add_typer(import_module(GROUPS[name]).app, name=name)
+
 
 if __name__ == "__main__":
     main()
