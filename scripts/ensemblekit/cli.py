@@ -3,6 +3,7 @@
 
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,8 @@ from ensemblekit.errors import KitError, ParameterError
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
+app: typer.Typer  # with all commands; made on first use, see __getattr__
+_app = typer.Typer(
     help="Reproduce Triton 24.08's ensemble failure, work around it, and infer through the ensemble.",
     no_args_is_help=True,
     add_completion=False,
@@ -31,7 +33,8 @@ def main() -> None:
     """Run the command line; the kit's own errors end it with one message and no traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill must stop kernels and servers too
     try:
-        app(_join_pairs(sys.argv[1:]))
+        _add_commands(sys.argv[1:])
+        _app(_join_pairs(sys.argv[1:]))
     except KitError as error:
         if _debug:
             raise
@@ -65,7 +68,7 @@ def _split(pair: str) -> tuple[str, str]:
     return name, value
 
 
-@app.callback()
+@_app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -73,7 +76,7 @@ def _options(
     _debug = debug
 
 
-@app.command()
+@_app.command()
 def run(
     quick: Annotated[
         bool, typer.Option("--quick", help="In a minute: a Python stand-in for llm; no vLLM, no weights.")
@@ -129,7 +132,7 @@ def _merge(pairs: list[tuple[str, str]], shortcuts: dict[str, str]) -> dict[str,
     return given
 
 
-@app.command()
+@_app.command()
 def weights(
     model: Annotated[
         str, typer.Option(help="The pinned model, a checkpoint folder, or a hub id.")
@@ -144,7 +147,7 @@ def weights(
     typer.echo(source.engine_model)
 
 
-@app.command()
+@_app.command()
 def exercises(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 if one is not current.")] = False,
 ) -> None:
@@ -159,7 +162,7 @@ def exercises(
     raise typer.Exit(EXIT_FAILED if check and outdated else 0)
 
 
-@app.command()
+@_app.command()
 def preflight() -> None:
     """Show what this machine can run; exit code 1 if something required is missing."""
     from ensemblekit.preflight import preflight as look
@@ -173,7 +176,7 @@ def preflight() -> None:
     raise typer.Exit(EXIT_FAILED if any(row.required and not row.fine for row in rows) else 0)
 
 
-@app.command()
+@_app.command()
 def releases() -> None:
     """List the Triton releases the lessons know."""
     from ensemblekit.releases import default_release, list_releases
@@ -193,7 +196,7 @@ def _yes(value: bool) -> str:
     return "[green]yes" if value else "[red]no"
 
 
-@app.command()
+@_app.command()
 def serve(
     release: Annotated[str, typer.Option(help="Which Triton.")] = "24.08",
     flavour: Annotated[str, typer.Option(help="vllm-image, base-plus-vllm or custom-build.")] = "base-plus-vllm",
@@ -218,7 +221,7 @@ def serve(
     serve_forever(parameters, ready_timeout_s=timeout)
 
 
-@app.command()
+@_app.command()
 def matrix(
     release: Annotated[list[str] | None, typer.Option(help="A release; may be given again. Default: all.")] = None,
     flavour: Annotated[list[str] | None, typer.Option(help="A flavour; may be given again. Default: all.")] = None,
@@ -239,24 +242,42 @@ def matrix(
     raise typer.Exit(matrix_command(release or [], flavour or [], providers, engine))
 
 
-def _add_groups() -> None:
-    from ensemblekit.bench.command import bench
-    from ensemblekit.buildplan.command import app as build_plan
-    from ensemblekit.bundle.command import app as bundle
-    from ensemblekit.doctor.command import doctor
-    from ensemblekit.doctor.probe_command import probe
-    from ensemblekit.explain.command import explain
-    from ensemblekit.lint.command import lint
-    from ensemblekit.workaround.command import app as workaround
+# commands and groups that live elsewhere: each in a module `command` or so, under its name or as `app`
+COMMANDS = {
+    "bench": "ensemblekit.bench.command",
+    "probe": "ensemblekit.doctor.probe_command",
+    "lint": "ensemblekit.lint.command",
+    "explain": "ensemblekit.explain.command",
+    "doctor": "ensemblekit.doctor.command",
+}
+GROUPS = {
+    "build-plan": "ensemblekit.buildplan.command",
+    "bundle": "ensemblekit.bundle.command",
+    "workaround": "ensemblekit.workaround.command",
+}
+_added = set[str]()
 
-    app.add_typer(build_plan, name="build-plan")
-    app.add_typer(bundle, name="bundle")
-    app.add_typer(workaround, name="workaround")
-    for command in (bench, probe, lint, explain, doctor):
-        app.command()(command)
+
+def _add_commands(words: list[str]) -> None:
+    """Add the one of these that is asked for, or all: what each of them imports costs a probe more than the probe."""
+    asked = next((word for word in words if not word.startswith("-")), "")
+    for name in [asked] if asked in COMMANDS | GROUPS else [*COMMANDS, *GROUPS]:
+        if name in _added:
+            continue
+        _added.add(name)
+        if name in COMMANDS:
+            _app.command(name)(getattr(import_module(COMMANDS[name]), name))
+        else:
+            _app.add_typer(import_module(GROUPS[name]).app, name=name)
 
 
-_add_groups()
+def __getattr__(name: str) -> typer.Typer:
+    """Return `app` with all commands, for who imports it instead of calling `main`."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _add_commands([])
+    return _app
+
 
 if __name__ == "__main__":
     main()

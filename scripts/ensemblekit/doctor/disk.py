@@ -52,12 +52,13 @@ def find_server(path: Path) -> ServerOnDisk:
     Raises:
         UnsupportedMachine: There is none, or it is no Linux program.
     """
-    if path.is_dir():
-        binary = next((path / place for place in PLACES if (path / place).is_file()), None)
+    if os.path.isdir(path):  # unlike Path.is_dir, no error where this user may not look
+        binary = next((path / place for place in PLACES if os.path.isfile(path / place)), None)
         if binary is None:
             raise UnsupportedMachine(
                 f"find a Triton server in {path}",
-                found=f"none of {', '.join(PLACES)} in it",
+                found=f"none of {', '.join(PLACES)} in it"
+                f"{'' if os.access(path, os.R_OK | os.X_OK) else ', or no right to look into it'}",
                 hint="give the folder that holds bin/tritonserver (/opt/tritonserver in NVIDIA's images), or the "
                 "program itself",
             )

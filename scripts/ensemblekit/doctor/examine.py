@@ -22,7 +22,7 @@ from ensemblekit.explain.explainer import explain_log
 from ensemblekit.explain.words import known_fault
 from ensemblekit.faults.catalogue import fault
 from ensemblekit.lesson.record import record_values
-from ensemblekit.lint import LintReport, lint_repository
+from ensemblekit.lint import Finding, LintReport, lint_repository
 from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, repo_root, runs_dir
 from ensemblekit.preflight import preflight
 from ensemblekit.releases import default_release, get_release
@@ -166,10 +166,7 @@ def _lint(plan: Plan, into: list[LintReport]) -> Step:
     )
     into.append(report)
     shown = [finding for finding in report.findings if finding.severity != "note"]
-    details = tuple(
-        f"{finding.severity} {finding.code} {finding.place}\n{finding.title}: {finding.why}\nfix: {finding.fix}"
-        for finding in shown
-    )
+    details = tuple(map(_finding, shown))
     notes = len(report.of("note"))
     counted = f"{len(report.models)} models read, {len(report.errors)} errors, {len(report.of('warning'))} warnings"
     state: State = "error" if report.errors else "warning" if shown else "ok"
@@ -178,6 +175,12 @@ def _lint(plan: Plan, into: list[LintReport]) -> Step:
         "lint", state, f"{first}{counted}, {notes} notes", details,
         facts={"release": release, "codes": [finding.code for finding in shown], "models": list(report.models)},
     )  # fmt: skip
+
+
+def _finding(finding: Finding) -> str:
+    follows = " (follows from another)" if finding.consequence else ""
+    head = f"{finding.severity} {finding.code} {finding.place}{follows}"
+    return f"{head}\n{finding.title}: {finding.why}\nfix: {finding.fix}"
 
 
 def _start_and_ask(course: _Course) -> None:

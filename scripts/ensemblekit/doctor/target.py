@@ -90,11 +90,17 @@ def server_of_release(target: str) -> ServerOnDisk:
         FetchError: Its wheel cannot be fetched.
         UnsupportedMachine: It cannot run here.
     """
-    from ensemblekit.releases import FLAVOURS, get_release, has_ensembles
+    from ensemblekit.releases import FLAVOURS, get_release, has_ensembles, list_releases
     from ensemblekit.servers.embedded import SERVER, check_machine, server_tree
 
     match = _RELEASE.match(target)
     name, flavour = (match[1], match[2] or FLAVOURS[0]) if match else (target, FLAVOURS[0])
+    if name not in (known := [row.name for row in list_releases()]):
+        raise ParameterError(
+            f"probe {target}",
+            found=f"no release {name} in the kit's table",
+            hint=f"it has {', '.join(known)}; of another release give the server's files, its image or its URL",
+        )
     release = get_release(name)
     if flavour not in FLAVOURS:
         raise ParameterError(

@@ -155,6 +155,8 @@ class Explanation:
         facts = [f"Triton {self.triton}" if self.triton else "", size]
         facts += [f"{self.starts} starts, the last one is explained"] if self.starts > 1 else []
         rows = [self.headline[:1].upper() + self.headline[1:] + ".", f"({', '.join(filter(None, facts))})"]
+        if self.state == "not a log":
+            rows.append("Hint: give what tritonserver wrote to its standard error, or `docker logs CONTAINER 2>&1`.")
         for cause in self.causes:
             rows += ["", str(cause)]
         for cause in self.earlier:
