@@ -13,7 +13,7 @@ from IPython.display import Markdown, display
 
 from ensemblekit.assets.split import splittable_checkpoint
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import ParameterError, UnsupportedMachine
 from ensemblekit.lesson.record import Value, record_values
 from ensemblekit.lesson.settings import Provider, Settings, check_settings
 from ensemblekit.lesson.show import Progress, quick_banner
