@@ -4,11 +4,8 @@
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from ensemblekit.batch.serve import serve_forever
@@ -24,9 +21,7 @@ from tests.containers.engine import STAND_INS, Podman
 
 BASE = f"{STAND_INS}:24.08-py3"
 START_TIMEOUT_S = 120.0
-REGISTRY_START_S = 30.0
 SMALL_DISK = "64m"
-PASSWORD_FILE = "reader:$2y$05$WJ8RYVbrDXxjyYQFyYpdruFTGBgMGBBuYn3wbKBUUQYWfMjFsCDxO\n"  # bcrypt, of no use anywhere
 
 
 def text_of(error: BaseException) -> list[str]:
@@ -97,51 +92,6 @@ def test_image_absent_without_a_network_asks_for_the_registry(monkeypatch: pytes
     assert lines[0] == "Could not pull registry.invalid/tritonserver:24.08-vllm-python-py3."
     assert "registry.invalid" in lines[1]
     assert lines[-1].startswith("Hint: is the registry reachable from here?")
-
-
-@pytest.fixture
-def registry(request: pytest.FixtureRequest, tmp_path: Path, podman: Podman) -> Iterator[str]:
-    """A real registry on loopback (Debian's docker-registry), empty; with a password if the test asks for one."""
-    (port,) = free_ports(1)
-    locked = getattr(request, "param", "") == "locked"
-    (tmp_path / "htpasswd").write_text(PASSWORD_FILE)
-    access = f"auth: {{htpasswd: {{realm: kit, path: {tmp_path}/htpasswd}}}}\n" if locked else ""
-    config = tmp_path / "registry.yml"
-    config.write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/registry}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n{access}"
-    )
-    process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/v2/")
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + REGISTRY_START_S
-    while True:
-        try:
-            httpx.get(url, timeout=2, trust_env=False)
-        except httpx.TransportError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return
-
-
-@pytest.fixture
-def insecure(registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The registry, allowed to speak plain HTTP, and named to the kit as the place of NVIDIA's images."""
-    settings = tmp_path / "registries.conf"
-    settings.write_text(f'[[registry]]\nlocation = "{registry}"\ninsecure = true\n')
-    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(settings))
-    monkeypatch.setenv("ENSEMBLEKIT_IMAGES", f"{registry}/tritonserver")
-    return registry
 
 
 def test_wrong_tag_points_to_the_release_table(insecure: str) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Workaround 1 from its Containerfile, on the stand-in base: built, probed, served, asked, removed without a trace."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,34 @@ def test_removal_of_one_release_keeps_the_other(podman: Podman) -> None:
     assert podman.run("image", "exists", gone.image, check=False).returncode == 1
     assert gone.image in removed.images
     remove_image(newer)
+
+
+def test_base_that_the_build_pulled_is_removed_with_it(insecure: str, podman: Podman, tmp_path: Path) -> None:
+    """The image in the registry is an empty one: the build fails on it, and leaves nothing all the same."""
+    before, base = podman.state(), f"{insecure}/tritonserver:24.08-py3"
+    (tmp_path / "empty").mkdir()
+    podman.run("import", shutil.make_archive(str(tmp_path / "empty"), "tar", tmp_path / "empty"), base)
+    podman.run("push", base)
+    podman.run("rmi", base)
+
+    with pytest.raises(KitError, match=r"Could not build"):
+        build_image(get_release("24.08"), backend="kit", vllm="none")
+    removed = remove_image(get_release("24.08"))
+
+    assert base in removed.images
+    assert podman.state() == before
+
+
+def test_base_that_could_not_be_had_is_not_removed_later(podman: Podman) -> None:
+    base = "registry.invalid/tritonserver:24.08-py3"
+    with pytest.raises(KitError, match=r"Could not pull"):
+        build_image(get_release("24.08"), base=base, backend="kit", vllm="none")
+    podman.run("tag", f"{STAND_INS}:24.08-py3", base)  # the user brings it in another way
+
+    remove_image(get_release("24.08"))
+
+    podman.run("untag", base, base)  # with one name alone, podman takes every name
+    assert podman.run("image", "exists", f"{STAND_INS}:24.08-py3", check=False).returncode == 0
 
 
 def test_base_without_ensembles_is_found_by_the_probe(podman: Podman) -> None:

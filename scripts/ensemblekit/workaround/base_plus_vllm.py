@@ -87,8 +87,10 @@ def build_image(
     engine, base = find_engine(), base or base_image(release)
     vllm = vllm or (KIT_VLLM if backend == "kit" else f"vllm=={release.vllm}")
     image = image_of(release, FLAVOUR)
-    _remember(release, base, was_here=engine.has_image(base))
+    was_here = engine.has_image(base)
     ensure_image(engine, base, release.vllm_image_gb, progress=progress)
+    if not was_here:
+        _remember(release, base, engine.inspect(base).id)
     require_disk(engine, f"build {image}", BACKEND_GB if vllm == NO_VLLM else VLLM_GB)
     log, begin = log_of("build", image), time.monotonic()
     if follow(_command(engine, release, image, base, backend, vllm), log, progress) != 0:
@@ -139,8 +141,8 @@ def remove_image(release: Release) -> Removed:
     for volume in volumes:
         client.volume.remove(volume)
     images = _remove_images(engine, release)
-    base = _forget(release)
-    if base and engine.has_image(base):
+    base, identity = _forget(release)
+    if base and engine.has_image(base) and engine.inspect(base).id == identity:
         client.image.remove(base)
         images.append(base)
     return Removed(tuple(c.name for c in containers), tuple(images), tuple(v.name for v in volumes))
@@ -169,20 +171,18 @@ def _note(release: Release) -> Path:
     return cache_dir() / "workaround" / f"{release.name}.json"
 
 
-def _remember(release: Release, base: str, *, was_here: bool) -> None:
-    """Note whether the build brings the base image: only then does the removal take it away."""
+def _remember(release: Release, base: str, identity: str) -> None:
+    """Note that the build brought this base image: only then does the removal take it away."""
     note = _note(release)
-    if was_here or note.is_file():
-        return
     note.parent.mkdir(exist_ok=True)
-    note.write_text(json.dumps({"base": base}) + "\n")
+    note.write_text(json.dumps({"base": base, "id": identity}) + "\n")
 
 
-def _forget(release: Release) -> str | None:
-    """Return the base image that the build brought, None if it was here before."""
+def _forget(release: Release) -> tuple[str, str]:
+    """Return name and id of the base image that the build brought, empty if it was here before."""
     note = _note(release)
     if not note.is_file():
-        return None
-    base: str = json.loads(note.read_text())["base"]
+        return "", ""
+    values = json.loads(note.read_text())
     note.unlink()
-    return base
+    return values["base"], values["id"]
