@@ -11,7 +11,7 @@ from ensemblekit.bench.run import ONE_GPU, RECORD, STAND_IN, run_bench
 from ensemblekit.errors import ParameterError
 
 pytestmark = pytest.mark.server
-LOADS = ("http whole greedy", "grpc streamed greedy")
+LOADS = ("http whole greedy", "http streamed greedy")
 
 
 def test_bench_asks_every_target_with_every_load_and_keeps_what_it_has_on_the_way(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from ensemblekit.bench.figures import BenchResult
-from ensemblekit.bench.plan import LOADS, BenchPlan, Target
+from ensemblekit.bench.plan import BenchPlan, Target
 from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
 from ensemblekit.errors import ParameterError
 from ensemblekit.lesson.lesson import Lesson
@@ -42,7 +42,7 @@ def measure_cost(lesson: Lesson, *, clients: int, rounds: int, max_tokens: int) 
         tuple(dict.fromkeys((1, clients))),
         rounds,
         1 if stand_in else max_tokens,
-        tuple(name for name in LOADS if name in ("http whole greedy", "grpc whole greedy")),
+        ("http whole greedy", "http streamed greedy"),
     )
     device = STAND_IN if stand_in else settings.resolved_device
     with Progress("measuring") as progress:
