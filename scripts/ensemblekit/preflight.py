@@ -16,6 +16,7 @@ from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.gpu import Gpu, visible_gpus, why_unusable
 from ensemblekit.paths import cache_dir
 from ensemblekit.servers.embedded import check_machine, libpython_folder
+from ensemblekit.servers.engine import find_engine
 from ensemblekit.servers.ports import holder_of, is_free
 
 __all__ = ["Row", "gpu_row", "preflight"]
@@ -159,16 +160,11 @@ def _ports() -> Row:
 
 
 def _engine() -> Row:
-    for name in ("docker", "podman"):
-        if shutil.which(name):
-            fine = _run(name, "info") is not None
-            return Row(
-                "container engine",
-                f"{name} {'runs' if fine else 'is installed but not running'}",
-                fine,
-                _WITHOUT_ENGINE,
-            )
-    return Row("container engine", "none", fine=False, without=_WITHOUT_ENGINE)
+    try:
+        found, fine = f"{find_engine().name} runs", True
+    except UnsupportedMachine as error:
+        found, fine = error.found, False
+    return Row("container engine", found, fine, _WITHOUT_ENGINE)
 
 
 _WITHOUT_ENGINE = "NVIDIA's own images cannot be run; the same servers come from PyPI"

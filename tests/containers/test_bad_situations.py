@@ -26,6 +26,7 @@ SMALL_DISK = "64m"
 
 def text_of(error: BaseException) -> list[str]:
     """The lines of an error: what was attempted first, the hint last."""
+    print(error)
     lines = str(error).splitlines()
     assert lines[0].startswith("Could not ")
     assert lines[1].startswith("Found: ")

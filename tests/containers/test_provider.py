@@ -14,6 +14,7 @@ import pytest
 
 from ensemblekit.clients.generate import ask
 from ensemblekit.lesson.lesson import open_lesson
+from ensemblekit.preflight import preflight
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import install_container
 from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
@@ -28,6 +29,7 @@ ANSWER = f"(stand-in) You asked: {QUESTION}"
 PARENT = """
 import sys, time
 from pathlib import Path
+from ensemblekit.preflight import preflight
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import install_container
 from ensemblekit.servers.process import TritonServer
@@ -143,3 +145,10 @@ def test_parent_killed_leaves_no_container(
     while podman.state() != before and time.monotonic() < deadline:
         time.sleep(0.5)
     assert podman.state() == before
+
+
+def test_preflight_finds_the_engine_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ENSEMBLEKIT_ENGINE")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")  # a docker client may be here, without its daemon
+
+    assert [row.found for row in preflight() if row.name == "container engine"] == ["podman runs"]
