@@ -7,9 +7,9 @@ class TritonPythonModel:
             pb_utils.InferenceResponse(
                 [
                     pb_utils.Tensor(
-                        "text_output" if "main" in __file__ else "text_input",
+                        "text_output" if "main_app" in __file__ else "text_input",
                         pb_utils.get_input_tensor_by_name(
-                            r, "text_input" if "main" in __file__ else "chat_input"
+                            r, "text_input" if "main_app" in __file__ else "chat_input"
                         ).as_numpy(),
                     )
                 ]
