@@ -44,6 +44,20 @@ def test_prompts_of_two_rounds_share_none() -> None:
     assert not set(prompts(50, 1)) & set(prompts(50, 2))
 
 
+def test_no_two_rounds_of_any_load_and_target_ask_the_same() -> None:
+    plan = BenchPlan(loads=tuple(LOADS), rounds=3)
+
+    seeds = [
+        plan.seed(number, load, concurrency, target)
+        for number in range(plan.rounds + 1)
+        for load in LOADS.values()
+        for concurrency in plan.concurrencies
+        for target in plan.targets
+    ]
+
+    assert len(set(seeds)) == len(seeds)
+
+
 def a_result(speeds: dict[str, list[float]]) -> BenchResult:
     """A result of one concurrency with the given speeds, warm-up first."""
     rounds = [

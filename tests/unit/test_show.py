@@ -12,6 +12,15 @@ def test_quick_banner_says_that_vllm_did_not_run() -> None:
     assert "No vLLM" in quick_banner()
 
 
+@pytest.mark.parametrize("installed", [True, False], ids=["full", "quick"])
+def test_quick_banner_says_nothing_of_vllm_was_installed_only_where_that_is_so(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ensemblekit.lesson.show.find_spec", lambda name: object() if installed else None)
+
+    assert ("installed, fetched or run" in quick_banner()) is not installed
+
+
 def test_table_with_bars_and_lines_keeps_its_columns() -> None:
     assert (table([("a|b", "c\nd")], ("x", "y")).data or "").splitlines()[-1] == "| a\\|b | c<br>d |"
 

@@ -28,6 +28,7 @@ SPREAD: tuple[Target, ...] = ("replicas", "tensor-parallel")  # the ensemble on 
 USUAL: tuple[Target, ...] = tuple(target for target in TARGETS if target not in SPREAD)
 REQUESTS_PER_CLIENT = 4  # enough that the tail, in which fewer than all clients are busy, is short
 LEAST_REQUESTS = 8
+MOST_CLIENTS = 1000  # at once; seeds are told apart by it
 SAMPLED_TEMPERATURE = 0.8
 SUBJECTS = (
     *("the sea", "a forest at night", "the history of bread", "how bridges stand", "the moon", "a small town"),
@@ -95,6 +96,11 @@ class BenchPlan:
     def requests(self, concurrency: int) -> int:
         """Return how many requests a round at this concurrency sends."""
         return max(LEAST_REQUESTS, self.requests_per_client * concurrency)
+
+    def seed(self, number: int, load: Load, concurrency: int, target: Target) -> int:
+        """Return the seed of a round's prompts: no two rounds of any load and target share one."""
+        turn = number * len(self.loads) + self.loads.index(load.name)
+        return len(self.targets) * (MOST_CLIENTS * turn + concurrency) + self.targets.index(target)
 
     def sampling(self, load: Load) -> dict[str, Any]:
         """Return the sampling parameters of every request of a load."""

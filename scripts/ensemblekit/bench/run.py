@@ -2,7 +2,7 @@
 """Runs a bench: starts the targets, lets them answer in turn, and keeps every round's figures."""
 
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -72,7 +72,6 @@ def run_bench(
     gpus: int = 1,
     cross_check: int = 0,
     profile_s: int = 0,
-    arguments: Mapping[str, Any] | None = None,
 ) -> BenchResult:
     """Start the targets one after the other, measure them in turn, and return the figures.
 
@@ -88,7 +87,6 @@ def run_bench(
         gpus: How many GPUs the targets `replicas` and `tensor-parallel` use.
         cross_check: At how many clients NVIDIA's perf_analyzer measures the ensemble too, after the last round; 0: not.
         profile_s: For how many seconds the backend's process is sampled with most clients, after that; 0: not.
-        arguments: vLLM engine arguments of every target, winning over the usual ones.
 
     Raises:
         ParameterError: A target needs vLLM, and the stand-in was asked for.
@@ -96,7 +94,7 @@ def run_bench(
     """
     source = _source(plan, device, gpus, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device) | dict(arguments or {})
+    given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device)
     with ExitStack() as stack:
         setting = _Setting(plan, device, release, folder, gpus, source, given, stack)
         _start(setting, progress)
@@ -187,8 +185,7 @@ def _rounds(setting: _Setting, generator: LoadGenerator, progress: Progress) -> 
     ]
     for at, (number, load, concurrency, target) in enumerate(steps):
         progress(f"{load.name}: {target} x {concurrency}", at, len(steps))
-        seed = len(plan.targets) * (1000 * number + concurrency) + plan.targets.index(target)
-        questions = prompts(plan.requests(concurrency), seed)
+        questions = prompts(plan.requests(concurrency), plan.seed(number, load, concurrency, target))
         ask = _ask_engine if target == "engine" else _ask_server
         answers = ask(setting, generator, template, target, load, concurrency, questions)
         yield Round.of(target, concurrency, number, plan.max_tokens, answers, load.name)

@@ -18,9 +18,9 @@ import httpx
 from ensemblekit.assets.weights import ModelSource
 from ensemblekit.bench import _engine
 from ensemblekit.errors import ServerExited, ServerNotReady
-from ensemblekit.repository.stage import ENGINE_ENVIRONMENT
+from ensemblekit.repository.stage import engine_environment
 from ensemblekit.servers import _reaper
-from ensemblekit.servers._reaper import STOP_GRACE_S, STOP_WORD
+from ensemblekit.servers._reaper import STOP_GRACE_S, end_reaper
 from ensemblekit.servers.logs import tail
 from ensemblekit.servers.ports import LOOPBACK, free_ports
 
@@ -41,6 +41,12 @@ def engine_arguments(device: str) -> dict[str, Any]:
     return dict(ENGINE_ARGUMENTS.get(device, {}))
 
 
+def _environment(source: ModelSource, device: str) -> dict[str, str]:
+    """Return the variables that Triton's engine has too, its compile cache among them."""
+    offline = {"HF_HUB_OFFLINE": "1"} if source.local else {}
+    return os.environ | engine_environment(device) | offline
+
+
 class VllmServe:
     """`vllm serve` of this environment on a loopback port, under the same reaper as the kit's Triton servers."""
 
@@ -58,8 +64,7 @@ class VllmServe:
         self.command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", source.engine_model]
         self.command += ["--served-model-name", "llm", "--host", LOOPBACK]
         self.command += ["--port", str(self.port), "--disable-uvicorn-access-log", *_as_options(arguments)]
-        offline = {"HF_HUB_OFFLINE": "1"} if source.local else {}
-        self.environment = os.environ | ENGINE_ENVIRONMENT[device] | offline
+        self.environment = _environment(source, device)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -107,12 +112,8 @@ class VllmServe:
     def stop(self) -> None:
         """Stop the server and its engine; stopping a stopped one does nothing."""
         process, self._process = self._process, None
-        if process is None or process.stdin is None:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(STOP_WORD)
-            process.stdin.close()
-        process.wait(2 * STOP_GRACE_S)
+        if process is not None:
+            end_reaper(process)
 
     def _answers(self) -> bool:
         try:
@@ -158,7 +159,7 @@ class EngineAlone:
             folder: Where its log goes.
         """
         self._first = {"arguments": arguments | {"model": source.engine_model}}
-        self._environment = os.environ | ENGINE_ENVIRONMENT[device]
+        self._environment = _environment(source, device)
         self.log_path = folder / "engine.log"
         self._process: subprocess.Popen[str] | None = None
 

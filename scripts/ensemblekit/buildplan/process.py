@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step of a build as a process that dies with this one, its output in a log."""
 
-import contextlib
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ensemblekit.servers import _reaper
-from ensemblekit.servers._reaper import ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
+from ensemblekit.servers._reaper import end_reaper
 
 __all__ = ["last_line", "percent_of", "run_logged"]
 
@@ -61,23 +60,11 @@ def run_logged(
                 on_poll()
             time.sleep(POLL_S)
     except BaseException:
-        _stop(process)
+        end_reaper(process)
         raise
     if process.stdin:
         process.stdin.close()
     return process.returncode
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.stdin:
-        with contextlib.suppress(OSError):
-            process.stdin.write(STOP_WORD)
-            process.stdin.close()
-    try:
-        process.wait(STOP_GRACE_S + 4 * ORPHAN_GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def last_line(log: Path) -> str:

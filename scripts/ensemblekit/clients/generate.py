@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from ensemblekit.errors import RequestError
 
-__all__ = ["Answer", "Served", "ask", "ask_many", "request_inputs", "stream"]
+__all__ = ["Answer", "Served", "ask", "ask_many", "request_inputs", "stream", "stream_results"]
 
 REQUEST_TIMEOUT_S = 120.0  # a long answer on two cores
 ENSEMBLE = "ensemble"
@@ -164,6 +164,26 @@ def ask(
 
 
 def _responses(server: Served, model: str, inputs: list[triton.InferInput], timeout_s: float) -> Iterator[str]:
+    try:
+        for result in stream_results(server, model, inputs, timeout_s):
+            piece, _final = _piece(result)
+            if piece is not None:
+                yield piece
+    except TimeoutError:
+        raise _no_answer(server, model, timeout_s) from None
+    except InferenceServerException as error:
+        raise _refused(server, model, error) from error
+
+
+def stream_results(
+    server: Served, model: str, inputs: list[triton.InferInput], timeout_s: float
+) -> Iterator[triton.InferResult]:
+    """Yield the responses to one request up to the last; leaving the loop early cancels it in the server.
+
+    Raises:
+        TimeoutError: None came for `timeout_s` seconds.
+        InferenceServerException: The server refused or failed.
+    """
     results: Queue[tuple[Any, InferenceServerException | None]] = Queue()
     with triton.InferenceServerClient(server.grpc_url) as client:
         client.start_stream(lambda result, error: results.put((result, error)))
@@ -176,12 +196,11 @@ def _responses(server: Served, model: str, inputs: list[triton.InferInput], time
                 try:
                     result, error = results.get(timeout=timeout_s)
                 except Empty:
-                    raise _no_answer(server, model, timeout_s) from None
+                    raise TimeoutError from None
                 if error:
-                    raise _refused(server, model, error)
-                piece, final = _piece(result)
-                if piece is not None:
-                    yield piece
+                    raise error
+                final = result.get_response().parameters["triton_final_response"].bool_param
+                yield result
         finally:
             client.stop_stream(cancel_requests=not final)
 

@@ -4,9 +4,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
-from queue import Empty, Queue
 from typing import Any
 
 import httpx
@@ -14,7 +12,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from ensemblekit.clients.generate import Served
+from ensemblekit.clients.generate import Served, stream_results
 from ensemblekit.errors import KitError, ParameterError, RequestError
 from ensemblekit.faults.catalogue import fault
 from ensemblekit.repository.config import ensemble_steps, read_config
@@ -214,24 +212,12 @@ def _array(name: str, values: list[Any], kind: str) -> Any:
 def _stream(
     server: Served, config: Config, inputs: list[triton.InferInput], timeout_s: float
 ) -> Iterator[triton.InferResult]:
-    results: Queue[tuple[Any, InferenceServerException | None]] = Queue()
-    with triton.InferenceServerClient(server.grpc_url) as client:
-        client.start_stream(lambda result, error: results.put((result, error)))
-        with suppress(InferenceServerException):  # a stream that broke says why through the callback
-            client.async_stream_infer(config["name"], inputs, enable_empty_final_response=True)
-        final = False
-        try:
-            while not final:
-                try:
-                    result, error = results.get(timeout=timeout_s)
-                except Empty:
-                    raise _failed(config, f"no response within {timeout_s:g} s") from None
-                if error:
-                    raise _failed(config, f"the server says: {error.message()}")
-                final = result.get_response().parameters["triton_final_response"].bool_param
-                yield result
-        finally:
-            client.stop_stream(cancel_requests=not final)
+    try:
+        yield from stream_results(server, config["name"], inputs, timeout_s)
+    except TimeoutError:
+        raise _failed(config, f"no response within {timeout_s:g} s") from None
+    except InferenceServerException as error:
+        raise _failed(config, f"the server says: {error.message()}") from error
 
 
 def _listed(array: Any) -> list[Any]:

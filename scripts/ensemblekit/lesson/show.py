@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
@@ -71,10 +72,11 @@ class Progress:
 
 def quick_banner() -> str:
     """Return the banner of every page that ran without vLLM, as Markdown."""
+    installed = find_spec("vllm") is not None  # a lesson may choose the stand-in in a full environment too
     return (
-        "> **Quick mode.** The model called `llm` on this page is a small Python stand-in. No "
-        "vLLM, no PyTorch and no "
-        "weights were installed, fetched or run. Triton is real, and so is everything about the ensemble."
+        "> **Quick mode.** The model called `llm` on this page is a small Python stand-in. No vLLM, no PyTorch and no "
+        f"weights were {'run for it' if installed else 'installed, fetched or run'}. Triton is real, and so is "
+        "everything about the ensemble."
     )
 
 

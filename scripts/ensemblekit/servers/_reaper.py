@@ -98,6 +98,26 @@ def _remove_environments(begin: float) -> None:
                 folder.rmdir()
 
 
+def end_reaper(process: "subprocess.Popen[bytes]", word: bytes = STOP_WORD) -> bool:
+    """From the other side of the pipe: let a reaper end its command, and return whether it did so in time.
+
+    Args:
+        process: The reaper, started with a pipe on its standard input.
+        word: `STOP_WORD`, or nothing, which means a short grace; a reaper that takes longer than both is killed.
+    """
+    if process.stdin:
+        with contextlib.suppress(OSError):
+            process.stdin.write(word)
+            process.stdin.close()
+    try:
+        process.wait(STOP_GRACE_S + 4 * ORPHAN_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+    return True
+
+
 def main() -> int:
     """Run the command, watch the pipe, end everything; return the exit code to pass on."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
