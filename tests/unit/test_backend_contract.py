@@ -82,6 +82,17 @@ def test_reports_metrics_without_the_parameter_is_false(contract: Any) -> None:
     assert contract.reports_metrics({"parameters": {}}) is False
 
 
+@pytest.mark.parametrize(("value", "wanted_s"), [("", 0.1), ("0", 0.0), ("2.5", 0.0025)])
+def test_longest_wait_follows_the_parameter(contract: Any, value: str, wanted_s: float) -> None:
+    assert contract.longest_wait_s({"parameters": {"MAX_ADMISSION_DELAY_MS": {"string_value": value}}}) == wanted_s
+
+
+@pytest.mark.parametrize("value", ["-1", "soon", "inf", "nan"])
+def test_longest_wait_that_is_none_is_refused_by_name(contract: Any, value: str) -> None:
+    with pytest.raises(ValueError, match=f"MAX_ADMISSION_DELAY_MS must be milliseconds, 0 or more, not '{value}'"):
+        contract.longest_wait_s({"parameters": {"MAX_ADMISSION_DELAY_MS": {"string_value": value}}})
+
+
 def test_engine_arguments_drop_what_vllm_has_retired(host: Any, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text('{"model": "a/b", "disable_log_requests": true, "seed": 1}')
 

@@ -2,6 +2,7 @@
 """Responses: in order, one last one, and no question to Triton after it."""
 
 import importlib
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -64,6 +65,52 @@ def test_pieces_that_wait_for_their_turn_are_sent_as_one_for_each_sequence(respo
     ((response, flags),) = job.sender.sent
     assert [text.decode() for text in response.tensors["text_output"].values] == ["a0a1a2", "b0b1b2"]
     assert flags == 1
+
+
+def test_pieces_keep_a_distance_that_grows_with_the_streams(responses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", 0.05)
+    first, second = AJob(), AJob()
+    for job in (first, second):  # two streams, 100 ms from piece to piece
+        responses.piece(job, lambda: ["a"], final=False)
+        wait_for(lambda job=job: job.sender.sent)
+    begin = time.monotonic()
+
+    responses.piece(first, lambda: ["b"], final=False)
+    responses.piece(first, lambda: ["c"], final=False)
+    responses.piece(second, lambda: ["z"], final=True)
+    wait_for(lambda: second.sender.closed)
+    last_after_s = time.monotonic() - begin
+    wait_for(lambda: len(first.sender.sent) == 2)
+
+    assert last_after_s < 0.09, "the last piece waits for nothing"
+    assert time.monotonic() - begin >= 0.09
+    assert [response.text("text_output") for response, _ in first.sender.sent] == ["a", "bc"]
+
+
+def test_last_piece_takes_along_what_keeps_its_distance(responses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", 0.05)
+    job = AJob()
+    responses.piece(job, lambda: ["a"], final=False)
+    wait_for(lambda: job.sender.sent)
+
+    responses.piece(job, lambda: ["b"], final=False)
+    time.sleep(0.01)
+    responses.piece(job, lambda: ["c"], final=True)
+    wait_for(lambda: job.sender.closed)
+    time.sleep(0.06)  # the turn that "b" would have had
+
+    assert [response.text("text_output") for response, _ in job.sender.sent] == ["a", "bc"]
+
+
+def test_piece_without_text_is_not_sent_but_the_last_one_is(responses: Any) -> None:
+    job = AJob()
+
+    responses.piece(job, lambda: [""], final=False)
+    responses.piece(AJob(), lambda: ["b"], final=True)
+    responses.piece(job, lambda: [""], final=True)
+    wait_for(lambda: job.sender.closed)
+
+    assert [(response.text("text_output"), flags) for response, flags in job.sender.sent] == [("", 1)]
 
 
 def test_error_is_the_one_and_last_response(responses: Any) -> None:

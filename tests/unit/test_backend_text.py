@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding at the end gives what vLLM's token-by-token decoding gives."""
+"""Decoding at the end, or in steps, gives what vLLM's token-by-token decoding gives."""
 
 import importlib
 from types import SimpleNamespace
@@ -62,21 +62,47 @@ def test_decode_leaves_out_the_token_that_ended_the_answer(a_maker: Any, a_byte_
     assert text == "done"
 
 
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("missing", [0, 1, 2, 3])
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_text_that_grows_in_steps_is_the_whole_text(
+    a_maker: Any, a_byte_tokenizer: Any, text: str, missing: int, step: int
+) -> None:
+    prompt = a_byte_tokenizer.encode("Say 😀:").ids
+    ids = a_byte_tokenizer.encode(text).ids
+    ids = ids[: len(ids) - missing]
+
+    growing = a_maker.growing(prompt, skip_special_tokens=True)
+    pieces = [growing.add(ids[at : at + step], last=False) for at in range(0, len(ids), step)]
+    pieces.append(growing.add([], last=True))
+
+    assert "".join(pieces) == by_token(a_byte_tokenizer, prompt, ids)
+    assert "\ufffd" not in "".join(pieces)
+
+
 @pytest.mark.parametrize(
-    ("sampling", "wanted"),
+    ("sampling", "whole", "streamed"),
     [
-        ({}, True),
-        ({"stop": ["a"]}, False),
-        ({"stop": []}, True),
-        ({"spaces_between_special_tokens": False}, False),
+        ({}, True, True),
+        ({"stop": ["a"]}, False, False),
+        ({"stop": []}, True, True),
+        ({"spaces_between_special_tokens": False}, False, False),
+        ({"n": 1, "logprobs": None}, True, True),
+        ({"n": 2}, True, False),
+        ({"n": "2"}, True, False),
+        ({"logprobs": 0}, True, False),
+        ({"prompt_logprobs": 1}, True, False),
     ],
 )
-def test_can_decode_at_end_only_without_stop_strings(a_maker: Any, sampling: dict[str, Any], wanted: bool) -> None:
-    assert a_maker.can_decode_at_end(sampling) is wanted
+def test_text_is_made_here_without_stop_strings_and_in_a_stream_of_one_sequence_only(
+    a_maker: Any, sampling: dict[str, Any], whole: bool, streamed: bool
+) -> None:
+    assert a_maker.can_decode(sampling, stream=False) is whole
+    assert a_maker.can_decode(sampling, stream=True) is streamed
 
 
 def test_another_kind_of_tokenizer_is_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     backend_support.install(monkeypatch)
     text = importlib.import_module("triton_vllm.text")
 
-    assert text.TextMaker(SimpleNamespace()).can_decode_at_end({}) is False
+    assert text.TextMaker(SimpleNamespace()).can_decode({}, stream=False) is False

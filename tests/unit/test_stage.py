@@ -2,6 +2,7 @@
 """Staging copies the repository and never edits the original."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,27 @@ def test_stage_replicas_on_two_gpus_of_a_fake_nvidia_smi_are_one_instance_a_gpu(
     assert (group.count, group.kind, list(group.gpus)) == (1, group.KIND_GPU, [0, 1])
     assert "tensor_parallel_size" not in staged_engine(staged)
     assert staged_engine(staged)["gpu_memory_utilization"] == 0.22
+
+
+@pytest.mark.parametrize(("cores", "wanted"), [(2, 1), (8, 2), (64, 4)])
+def test_stage_for_a_gpu_of_a_fake_nvidia_smi_gives_preprocess_a_process_for_every_four_cores(
+    tmp_path: Path, a_fake_nvidia_smi: Callable[..., None], monkeypatch: pytest.MonkeyPatch, cores: int, wanted: int
+) -> None:
+    a_fake_nvidia_smi()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
+
+    staged = stage_repository(tmp_path / "models", source=A_MODEL, device="cuda")
+
+    counts = {
+        model: read_config(staged.path / model).instance_group[0].count for model in ("preprocess", "postprocess")
+    }
+    assert counts == {"preprocess": wanted, "postprocess": 1}
+
+
+def test_stage_for_a_cpu_leaves_preprocess_its_one_process(tmp_path: Path) -> None:
+    staged = stage_repository(tmp_path / "models", source=A_MODEL, device="cpu")
+
+    assert read_config(staged.path / "preprocess").instance_group[0].count == 1
 
 
 def test_stage_pipeline_parallel_as_an_engine_argument_is_kind_model_with_a_fake_nvidia_smi(

@@ -9,9 +9,11 @@ stand in the model's own `<version>/model.json`. What each part does:
     triton_vllm/sampling.py    sampling parameters: from JSON and request parameters to SamplingParams
     triton_vllm/jobs.py        a Triton request as the engine needs it
     triton_vllm/engine.py      the engine, on an asyncio loop in a thread of its own
-    triton_vllm/whole.py       answers that are sent whole, past vLLM's per-token machinery
+    triton_vllm/admission.py   when new requests join the running ones
+    triton_vllm/direct.py      answers past vLLM's per-token machinery
+    triton_vllm/gathering.py   what has come of such an answer so far
     triton_vllm/responses.py   sends the answers, and notices cancelled requests
-    triton_vllm/text.py        from token ids to text, once per answer where that is possible
+    triton_vllm/text.py        from token ids to text, in as few steps as an answer has pieces
     triton_vllm/metrics.py     vLLM's metrics, through Triton's metrics endpoint
 """
 
@@ -55,6 +57,10 @@ class TritonPythonModel:
             )
         self.name = args["model_name"]
         arguments = host.read_engine_arguments(Path(pb_utils.get_model_dir()))
+        try:
+            longest_wait_s = contract.longest_wait_s(config)
+        except ValueError as error:
+            raise pb_utils.TritonModelException(str(error)) from error
         host.choose_device(args, arguments)
         host.prepare_process()
         self._log(f"importing vLLM for {arguments['model']}")
@@ -67,7 +73,7 @@ class TritonPythonModel:
         wants_metrics = contract.reports_metrics(config) and not arguments.get("disable_log_stats")
         labels = {"model": self.name, "version": args["model_version"]} if wants_metrics else None
         self.responses = Responses()
-        self.engine = Engine(arguments, self.responses, labels)
+        self.engine = Engine(arguments, self.responses, labels, longest_wait_s)
         self.reader = JobReader(self.engine)
         self._log(f"engine ready in {time.monotonic() - begin:.1f} s")
 

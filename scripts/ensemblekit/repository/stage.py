@@ -22,6 +22,7 @@ __all__ = ["ENGINE_ARGUMENTS", "ENGINE_ENVIRONMENT", "StagedRepository", "engine
 
 COMPOSING_ENGINE, BLS = "llm", "bls"
 FRACTION = "gpu_memory_utilization"
+CORES_PER_PREPROCESS, MOST_PREPROCESS = 4, 4  # beside a GPU: one process prepares about 3000 requests a second
 # What vLLM is started with. `float32` on the CPU: in bfloat16, processors with AMX round otherwise than those without,
 # and the pinned model's first token is a close call (0.1 nat), so that the same question got another greedy answer.
 # `enforce_eager` there: compiling would cost minutes and gain nothing at this size. 2048 tokens of context bound the
@@ -127,7 +128,8 @@ def stage_repository(
         OutOfGpuMemory: Less memory of a GPU is free than the model needs.
     """
     _require_vllm_on_cuda(source, device, tensor_parallel * replicas)
-    left_out = (BLS,) if original is None and not bls else ()
+    own = original is None
+    left_out = (BLS,) if own and not bls else ()
     original = original or repo_root() / "model_repo"
     if not original.is_dir() or not any(original.glob("*/config.pbtxt")):
         raise RepositoryError(
@@ -149,7 +151,7 @@ def stage_repository(
         gpus = _place(target / COMPOSING_ENGINE, gpus_per_engine(arguments), replicas)
         arguments |= _fitting(gpus, source, arguments, given)
     _fill_engine(target / COMPOSING_ENGINE, source, arguments)
-    _fill_tokenizer(target / "preprocess", source)
+    _fill_tokenizer(target / "preprocess", source, _preprocess_instances() if own and device == "cuda" else 0)
     offline = {"HF_HUB_OFFLINE": "1"} if source.local else {}
     return StagedRepository(target, engine_environment(device) | offline)
 
@@ -221,8 +223,19 @@ def _fill_engine(model: Path, source: ModelSource, arguments: dict[str, Any]) ->
         file.write_text(json.dumps(merged, indent=4) + "\n")
 
 
-def _fill_tokenizer(model: Path, source: ModelSource) -> None:
+def _fill_tokenizer(model: Path, source: ModelSource, instances: int) -> None:
+    """Write the tokenizer into the config of `preprocess`, and how many processes it has; 0 leaves their number."""
     if (model / "config.pbtxt").is_file():
         config = read_config(model)
         set_parameter(config, "tokenizer", source.tokenizer)
+        for group in config.instance_group:
+            group.count = instances or group.count
         write_config(config, model / "config.pbtxt")
+
+
+def _preprocess_instances() -> int:
+    """Return how many processes prepare requests for an engine on a GPU; each imports transformers, so few cores: one.
+
+    Only `preprocess` can have several: the pieces of one stream must pass `postprocess` in their order.
+    """
+    return max(1, min(MOST_PREPROCESS, len(os.sched_getaffinity(0)) // CORES_PER_PREPROCESS))

@@ -5,6 +5,7 @@ import json
 import locale
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ ENGINE_ARGUMENTS = "model.json"
 # Known to vLLM 0.5, where NVIDIA's samples use it; gone since, and off by default now.
 RETIRED_ARGUMENTS = ("disable_log_requests",)
 UTF8_LOCALE = "C.UTF-8"
+SWITCH_INTERVAL_S = 0.0005
 ENGINE_STARTER = Path(__file__).with_name("die_with_parent.py")
 
 
@@ -62,6 +64,9 @@ def prepare_process() -> None:
     # The stub's interpreter ignores LC_ALL and stays in the C locale: torch cannot read its own files there.
     locale.setlocale(locale.LC_CTYPE, UTF8_LOCALE)
     os.environ["LC_ALL"] = UTF8_LOCALE
+    # The engine's loop computes; the threads that read requests and send answers wait for Triton after every few lines,
+    # and would then wait for the loop for Python's usual 5 ms each time.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     # The engine must not be a fork of the stub: it would share Triton's memory and message queues.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if os.access(ENGINE_STARTER, os.X_OK):

@@ -32,7 +32,7 @@ class Job:
         params: vLLM's sampling parameters.
         stream: Whether pieces are sent as they come.
         echo: Whether the prompt is put in front of the answer.
-        decode_at_end: Whether the engine leaves the text to us, to be made once from all tokens.
+        own_text: Whether the engine leaves the text to us.
         sampling_key: The same for all requests with the same sampling parameters.
         sender: Triton's response sender.
         closed: Whether the last response is out; after that Triton has freed the request.
@@ -45,7 +45,7 @@ class Job:
     params: Any
     stream: bool
     echo: bool
-    decode_at_end: bool
+    own_text: bool
     sampling_key: str
     sender: Any
     closed: bool = False
@@ -86,8 +86,8 @@ class JobReader:
         given = _sampling_parameters(request)
         token_ids = self._engine.tokenize(prompt)
         sampling_key = json.dumps(given, sort_keys=True)
-        decode_at_end = not stream and self._engine.text.can_decode_at_end(given)
-        params = self._params(sampling_key, given, decode_at_end=decode_at_end, stream=stream)
+        own_text = self._engine.text.can_decode(given, stream=stream)
+        params = self._params(sampling_key, given, own_text=own_text, stream=stream)
         return Job(
             id=f"triton-{next(self._numbers)}",
             prompt=prompt,
@@ -95,23 +95,23 @@ class JobReader:
             params=params,
             stream=stream,
             echo=not stream and not exclude,
-            decode_at_end=decode_at_end,
+            own_text=own_text,
             sampling_key=sampling_key,
             sender=sender,
         )
 
-    def _params(self, key: str, given: dict[str, Any], *, decode_at_end: bool, stream: bool) -> Any:
-        """Return SamplingParams; those of whole answers are only read from here on, so that equal ones are shared."""
-        known = self._known.get(key) if decode_at_end else None
+    def _params(self, key: str, given: dict[str, Any], *, own_text: bool, stream: bool) -> Any:
+        """Return SamplingParams; where the text is ours they are only read from here on, and equal ones are shared."""
+        known = self._known.get(key) if own_text else None
         if known is not None:
             return known
         params = make_sampling_params(
             SamplingParams,
             given,
-            output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-            detokenize=not decode_at_end,
+            output_kind=RequestOutputKind.DELTA if stream and not own_text else RequestOutputKind.FINAL_ONLY,
+            detokenize=not own_text,
         )
-        if not decode_at_end:
+        if not own_text:
             params.skip_clone = True  # used for this request only
         elif len(self._known) < MOST_KNOWN:
             self._known[key] = params

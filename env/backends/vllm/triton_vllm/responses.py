@@ -2,12 +2,16 @@
 """Sends answers and notices cancelled requests, in threads of their own.
 
 Both are messages to the server process: about 0.1 ms each, nearly all of it waiting. On the engine's loop
-that wait would hold up every other request. When more pieces come than can be sent, the pieces of a stream that
-wait for their turn are sent as one, so that no stream falls behind.
+that wait would hold up every other request. With many streams there would be more pieces than the server and the
+models behind this one can take, and they would queue there. So a stream's pieces keep a distance that grows with the
+number of streams: what comes sooner waits, and goes out as one piece. First and last pieces never wait.
 """
 
+import heapq
+import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from triton_vllm.jobs import Job
 
 Piece = tuple[Callable[[], list[str]], bool]  # what makes its texts, and whether it is the last
+# What a piece costs the server and a Python model behind this one; 16 streams get a piece every 4 ms, 256 every 64 ms.
+PIECE_COST_S = 0.00025
 CANCEL_POLL_S = 0.4  # a cancelled request is out of the engine within a second; each question is a message
 
 
@@ -35,6 +41,10 @@ class Responses:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[Job, list[Piece]] = {}
         self._waiting_lock = threading.Lock()
+        # used by the thread that sends: when each stream had its last piece, and those that wait for their distance
+        self._sent: dict[Job, float] = {}
+        self._early: list[tuple[float, int, Job]] = []
+        self._count = itertools.count()
         self._open: dict[Job, Callable[[], None]] = {}
         self._stopped = threading.Event()
         self._threads = [
@@ -51,12 +61,11 @@ class Responses:
     def piece(self, job: "Job", make: Callable[[], list[str]], *, final: bool) -> None:
         """Send texts, one for each of the request's sequences; `make` builds them off the engine's loop."""
         with self._waiting_lock:
-            waiting = self._waiting.get(job)
-            if waiting is not None:
-                waiting.append((make, final))
-                return
-            self._waiting[job] = [(make, final)]
-        self._queue.put(lambda: self._send(job))
+            waiting = self._waiting.setdefault(job, [])
+            waiting.append((make, final))
+            known = len(waiting) > 1
+        if final or not known:
+            self._queue.put(lambda: self._turn(job, final=final))
 
     def error(self, job: "Job", message: str, code: Any) -> None:
         """Send an error as the job's last response."""
@@ -69,9 +78,20 @@ class Responses:
         for thread in self._threads:
             thread.join()
 
+    def _turn(self, job: "Job", *, final: bool) -> None:
+        """Send what a stream has, or let it keep its distance."""
+        now = time.monotonic()
+        due = 0.0 if final else self._sent.get(job, 0.0) + PIECE_COST_S * len(self._sent)
+        if due > now:
+            heapq.heappush(self._early, (due, next(self._count), job))
+        else:
+            self._send(job)
+
     def _send(self, job: "Job") -> None:
         with self._waiting_lock:
-            pieces = self._waiting.pop(job)
+            pieces = self._waiting.pop(job, None)
+        if pieces is None:  # the last piece has overtaken, and has taken all others with it
+            return
         final = pieces[-1][1]
         try:
             made = zip(*(make() for make, _ in pieces), strict=True)
@@ -80,11 +100,14 @@ class Responses:
             message = f"the answer could not be turned into text: {error!r}"
             self._close(job, lambda: send_error(job.sender, message, pb_utils.TritonError.INTERNAL))
             return
+        if not final and not any(texts):  # the tokens since the last piece end inside a character
+            return
         response = pb_utils.InferenceResponse([pb_utils.Tensor("text_output", texts)])
         if final:
             flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
             self._close(job, lambda: job.sender.send(response, flags=flags))
         elif not job.closed:
+            self._sent[job] = time.monotonic()
             job.sender.send(response)
 
     def _close(self, job: "Job", send: Callable[[], None]) -> None:
@@ -92,14 +115,26 @@ class Responses:
             if not job.closed:
                 job.closed = True
                 send()
+        self._sent.pop(job, None)
         self._open.pop(job, None)
 
     def _send_all(self) -> None:
-        while (action := self._queue.get()) is not None:
+        while (action := self._next()) is not None:
             try:
                 action()
             except Exception as error:  # one client's broken response must not end the thread
                 pb_utils.Logger.log_error(f"[vllm] sending a response failed: {error!r}")
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for what is to be done next: what is new, or a stream whose distance is kept by now."""
+        while self._early:
+            due, _number, job = self._early[0]
+            try:
+                return self._queue.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                heapq.heappop(self._early)
+                return lambda: self._send(job)
+        return self._queue.get()
 
     def _watch(self) -> None:
         while not self._stopped.wait(CANCEL_POLL_S):

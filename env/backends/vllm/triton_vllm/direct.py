@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers that are sent whole: their tokens are gathered, and nothing else is done before the last one.
+"""Answers whose tokens are gathered here, past vLLM's machinery for each of them.
 
-vLLM builds an output object for every token of every request, queues it, and wakes a task for it. An answer
-that is sent whole and decoded at its end needs none of that: a profile with 256 requests at once showed half
-of the loop's time there. Here a request goes to the engine core directly, and its tokens into a list.
+vLLM builds an output object for every token of every request, queues it, and wakes a task for it. An answer whose text
+is made here needs none of that, streamed or not: a profile with 256 requests at once showed half of the loop's time
+there, and of 256 streams the first pieces waited for most of a second behind it. Here a request goes to the engine core
+directly, and its tokens into a list, from which the thread that sends takes what there is.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -17,40 +17,33 @@ from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.stats import RequestStateStats
 
+from triton_vllm.gathering import Gathering
 from triton_vllm.jobs import Job
+from triton_vllm.text import TextMaker
 
 # One request with certain sampling parameters is a pattern for all others with the same; a few kinds are usual.
 MOST_PATTERNS = 64
 
 
-@dataclass
-class Gathering:
-    """A request in the engine, and what has come of it; the names are those of vLLM's CompletionOutput."""
-
-    job: Job
-    stats: RequestStateStats
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    index: int = 0
-
-
-class WholeAnswers:
-    """Takes requests whose answers are sent whole around vLLM's output processor."""
+class DirectAnswers:
+    """Takes requests past vLLM's output processor."""
 
     def __init__(
         self,
         llm: AsyncLLM,
-        finished: Callable[[Job, Gathering], None],
+        text: TextMaker,
+        progressed: Callable[[Gathering], None],
         failed: Callable[[Job, BaseException], None],
     ) -> None:
         """Stand in front of this engine's output processor.
 
         Args:
             llm: The engine.
-            finished: Called on the engine's loop with a job and its whole answer.
+            text: Makes the texts.
+            progressed: Called on the engine's loop when there is something to send: the end, and of a stream a piece.
             failed: Called on the engine's loop with a job that gets none, and why.
         """
-        self._llm, self._finished, self._failed = llm, finished, failed
+        self._llm, self._text, self._progressed, self._failed = llm, text, progressed, failed
         self._open: dict[str, Gathering] = {}
         self._patterns: dict[str, EngineCoreRequest] = {}
         self._supported_tasks: Any = None
@@ -61,15 +54,16 @@ class WholeAnswers:
 
     @staticmethod
     def takes(job: Job) -> bool:
-        """Return whether a job's answer can be gathered: one sequence, no probabilities, decoded at its end."""
+        """Return whether a job's answer can be gathered: one sequence, no probabilities, the text ours."""
         params = job.params
         plain = params.n == 1 and params.logprobs is None and params.prompt_logprobs is None
-        return job.decode_at_end and plain
+        return job.own_text and plain
 
     def accept(self, jobs: list[Job]) -> Coroutine[Any, Any, None]:
         """Take charge of jobs and return what sends them to the engine core; from now on they can be cancelled."""
-        now = time.time()
-        self._open.update({job.id: Gathering(job, RequestStateStats(arrival_time=now)) for job in jobs})
+        for job in jobs:
+            text = self._text.growing(job.token_ids, skip_special_tokens=job.params.skip_special_tokens)
+            self._open[job.id] = Gathering(job, text, RequestStateStats(arrival_time=time.time()))
         return self._admit(jobs)
 
     async def _admit(self, jobs: list[Job]) -> None:
@@ -133,9 +127,11 @@ class WholeAnswers:
                 continue
             if stats is not None:
                 self._count(gathering, output, timestamp or 0.0, stats)
-            gathering.token_ids += output.new_token_ids
+            news = gathering.add(output.new_token_ids, output.finish_reason)
             if output.finish_reason is not None:
                 self._finish(self._open.pop(output.request_id), output.finish_reason, stats)
+            elif news:
+                self._progressed(gathering)
         return self._process(others, timestamp, stats, *args, **more)
 
     def _count(self, gathering: Gathering, output: Any, timestamp: float, stats: Any) -> None:
@@ -152,14 +148,13 @@ class WholeAnswers:
 
     def _finish(self, gathering: Gathering, reason: FinishReason, stats: Any) -> None:
         job = gathering.job
-        gathering.finish_reason = str(reason)
         if stats is not None:
             prompt, limit = len(job.token_ids), job.params.max_tokens
             stats.update_from_finished_request(reason, job.id, prompt, limit, gathering.stats)
         if reason in (FinishReason.ABORT, FinishReason.ERROR):
             self._failed(job, RuntimeError(f"the engine ended the request early ({reason})"))
         else:
-            self._finished(job, gathering)
+            self._progressed(gathering)
 
     def _propagate_error(self, error: Exception) -> None:
         """Tell the clients of all our requests that the engine has stopped."""

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has come of one answer so far: filled on the engine's loop, emptied by the thread that sends."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import FinishReason
+    from vllm.v1.metrics.stats import RequestStateStats
+
+    from triton_vllm.jobs import Job
+    from triton_vllm.text import GrowingText
+
+
+@dataclass
+class Gathering:
+    """A request in the engine, and what has come of it.
+
+    The loop adds tokens, the thread that sends takes them; each reads what the other writes in the order in which it
+    was written.
+
+    Attributes:
+        job: The request.
+        text: Its text, as far as it was taken.
+        stats: vLLM's statistics of it.
+        token_ids: The tokens.
+        visible: How many of them are text; not the one that ended the answer.
+        finish_reason: Why the answer ended; None while it goes on.
+    """
+
+    job: "Job"
+    text: "GrowingText"
+    stats: "RequestStateStats"
+    token_ids: list[int] = field(default_factory=list)
+    visible: int = 0
+    finish_reason: str | None = None
+    _offered: bool = False
+    _taken: int = 0
+
+    def add(self, ids: list[int], reason: "FinishReason | None") -> bool:
+        """Add tokens; return whether there is something to send that was not offered before."""
+        self.token_ids += ids
+        self.visible = len(self.token_ids) - (str(reason) == "stop")
+        if reason is not None:
+            self.finish_reason = str(reason)
+            return True
+        offer = self.job.stream and not self._offered
+        self._offered = self._offered or offer
+        return offer
+
+    def take(self) -> str:
+        """Return the text of the tokens that have come since it was last asked for."""
+        self._offered = False
+        last, visible = self.finish_reason is not None, self.visible
+        ids, self._taken = self.token_ids[self._taken : visible], visible
+        return self.text.add(ids, last=last)
