@@ -22,18 +22,18 @@ RECORDS = tuple(sorted((repo_root() / "notebooks" / "records").glob("*.json")))
 
 
 def test_figures_of_a_round_come_from_its_answers() -> None:
-    answers = [[0.0, 0.1, 1.0, 10], [0.0, 0.3, 2.0, 10], [0.5, 0.5, 0.6, 0]]
+    answers = [[0.0, 0.1, 1.0, 10, 28], [0.0, 0.3, 2.0, 10, 228], [0.5, 0.5, 0.6, 0, 128]]
 
-    found = Round.of("llm", 2, 1, 128, answers)
+    found = Round.of("llm", 2, 1, answers)
 
     assert (found.requests, found.errors) == (2, 1)
-    assert found.tokens_per_s == 128.0  # 2 x 128 tokens from 0 s to 2 s
+    assert found.tokens_per_s == 128.0  # 28 and 228 tokens from 0 s to 2 s
     assert (found.first_ms, found.whole_p99_ms) == (100.0, 2000.0)
-    assert found.between_ms == pytest.approx(1000 * (0.9 / 127 + 1.7 / 127) / 2, abs=0.01)
+    assert found.between_ms == pytest.approx(1000 * (0.9 / 27 + 1.7 / 227) / 2, abs=0.01)
 
 
 def test_round_in_which_all_failed_has_no_speed() -> None:
-    assert Round.of("llm", 1, 1, 128, [[0.0, 0.0, 0.1, 0]]).tokens_per_s == 0.0
+    assert Round.of("llm", 1, 1, [[0.0, 0.0, 0.1, 0, 128]]).tokens_per_s == 0.0
 
 
 def test_percentile_of_nothing_is_zero() -> None:
@@ -100,11 +100,9 @@ def test_committed_record_can_be_shown(record: Path) -> None:
 
 
 def test_every_target_is_asked_for_equally_many_tokens() -> None:
-    plan = BenchPlan(max_tokens=7)
-
-    serve = request_body("vllm-serve", "Q", "", plan, Load())
-    llm = request_body("llm", "Q", "<Q>", plan, Load())
-    ensemble = request_body("ensemble", "Q", "", plan, Load())
+    serve = request_body("vllm-serve", "Q", "", 7, Load())
+    llm = request_body("llm", "Q", "<Q>", 7, Load())
+    ensemble = request_body("ensemble", "Q", "", 7, Load())
 
     assert {serve["max_tokens"], *(json.loads(b["sampling_parameters"])["max_tokens"] for b in (llm, ensemble))} == {7}
     assert (llm["text_input"], ensemble["chat_input"], serve["messages"][0]["content"]) == ("<Q>", "Q", "Q")
@@ -122,9 +120,22 @@ def test_targets_on_several_gpus_are_measured_only_when_named() -> None:
 
 def test_loads_are_named_by_protocol_answers_and_temperature() -> None:
     assert check_loads([]) == ("http whole greedy",)
-    assert len(check_loads(["all"])) == len(LOADS) == 8
+    assert len(check_loads(["all"])) == len(LOADS) == 16
     with pytest.raises(ParameterError, match="choose from http whole greedy"):
         check_loads(["fast"])
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 128])
+def test_lengths_vary_around_the_mean_and_the_same_for_every_target(tokens: int) -> None:
+    plan, varied = BenchPlan(max_tokens=tokens), LOADS["http whole greedy varied"]
+
+    lengths = plan.lengths(varied, 4000, seed=3)
+
+    assert plan.lengths(Load(), 3, seed=3) == [tokens] * 3
+    assert lengths == plan.lengths(varied, 4000, seed=3) != plan.lengths(varied, 4000, seed=4) or tokens == 1
+    assert max(1, tokens // 4) == min(lengths)
+    assert max(lengths) == max(1, 2 * tokens - max(1, tokens // 4))
+    assert sum(lengths) / len(lengths) == pytest.approx(tokens, rel=0.05)
 
 
 def test_engine_alone_is_not_asked_to_stream_or_over_grpc() -> None:
@@ -138,8 +149,9 @@ def test_engine_alone_is_not_asked_to_stream_or_over_grpc() -> None:
 
 
 def test_figures_of_two_loads_are_kept_apart() -> None:
-    answers = [[0.0, 0.5, 1.0, 64]]
-    both = tuple(Round.of("llm", 16, 1, 64 * more, answers, load) for more, load in enumerate(("a", "b"), 1))
+    both = tuple(
+        Round.of("llm", 16, 1, [[0.0, 0.5, 1.0, 64, 64 * more]], load) for more, load in enumerate(("a", "b"), 1)
+    )
     result = BenchResult({"concurrencies": [16], "max_tokens": 64, "loads": ["a", "b"], "rounds": 1}, {}, {}, {}, both)
 
     assert (result.median("llm", 16), result.median("llm", 16, load="b")) == (64.0, 128.0)
@@ -147,7 +159,7 @@ def test_figures_of_two_loads_are_kept_apart() -> None:
 
 
 def test_cross_check_stands_beside_the_same_load_of_the_bench() -> None:
-    rounds = (Round.of("ensemble", 16, 1, 100, [[0.0, 1.0, 1.0, 1]], "grpc whole greedy"),)
+    rounds = (Round.of("ensemble", 16, 1, [[0.0, 1.0, 1.0, 1, 100]], "grpc whole greedy"),)
     plan = {"concurrencies": [16], "max_tokens": 100, "loads": ["grpc whole greedy"], "rounds": 1}
     check = {"clients": 16, "load": "grpc whole greedy", "tokens_per_s": 95.0, "report": []}
 
@@ -202,11 +214,12 @@ def test_load_generator_sends_all_with_so_many_at_once_to_a_fake_server(a_fake_s
 
     with LoadGenerator(workers=2) as generator:
         url = f"http://127.0.0.1:{a_fake_server.server_port}/"
-        answers = generator.round(url, bodies, 4, model="llm", protocol="http", stream=False)
+        answers = generator.round(url, bodies, range(13), 4, model="llm", protocol="http", stream=False)
 
     assert sorted(a_fake_server.asked) == sorted(body["q"] for body in bodies)
     assert 2 <= a_fake_server.most <= 4
     assert sum(answer[3] == 0 for answer in answers) == 1
+    assert sorted(answer[4] for answer in answers) == list(range(13))
     assert all(answer[2] - answer[0] >= 0.05 for answer in answers)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process of the load generator: reads jobs as JSON lines, writes the times of their answers as JSON lines.
 
-A job: `{"url", "protocol", "model", "bodies", "concurrency", "stream", "begin_s"}`. Its answer: a list of
-[begin, first piece, end, pieces] for each body, in seconds of the machine's monotonic clock; 0 pieces: it failed.
+A job: `{"url", "protocol", "model", "bodies", "lengths", "concurrency", "stream", "begin_s"}`. Its answer: a list of
+[begin, first piece, end, pieces, tokens] for each body, in seconds of the machine's monotonic clock; 0 pieces: failed.
 Run by path, so that it starts quickly.
 """
 
@@ -70,17 +70,17 @@ async def ask_grpc(client: Any, model: str, body: dict[str, Any]) -> Answer:
 async def run(job: dict[str, Any]) -> list[Answer]:
     """Let `concurrency` clients work through the bodies, from the agreed moment on."""
     async with _asker(job) as ask:
-        bodies = iter(job["bodies"])
+        bodies = zip(job["bodies"], job["lengths"], strict=True)
         answers: list[Answer] = []
 
         async def client() -> None:
-            for body in bodies:
+            for body, tokens in bodies:
                 begin = time.monotonic()
                 try:
                     async with asyncio.timeout(TIMEOUT_S):  # gRPC streams have none of their own
-                        answers.append(await ask(body))
+                        answers.append([*await ask(body), tokens])
                 except (aiohttp.ClientError, TimeoutError, OSError):
-                    answers.append([begin, begin, time.monotonic(), 0])
+                    answers.append([begin, begin, time.monotonic(), 0, tokens])
 
         await asyncio.sleep(max(0.0, job["begin_s"] - time.monotonic()))
         await asyncio.gather(*(client() for _ in range(job["concurrency"])))

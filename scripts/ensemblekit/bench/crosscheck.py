@@ -80,7 +80,7 @@ def perf_analyzer(server: Served, release: str, clients: int, plan: BenchPlan, f
     binary, libraries = perf_analyzer_binary(release)
     load = Load("grpc")
     count = PROMPTS_PER_CLIENT * clients
-    rows = [request_body("ensemble", question, "", plan, load) for question in prompts(count, SEED)]
+    rows = [request_body("ensemble", question, "", plan.max_tokens, load) for question in prompts(count, SEED)]
     data, log = folder / "perf-analyzer-input.json", folder / "perf-analyzer.log"
     data.write_text(json.dumps({"data": [{name: [value] for name, value in row.items()} for row in rows]}))
     command = [str(binary), "-m", "ensemble", "-u", server.grpc_url, "-i", "grpc", "--streaming", "--async"]

@@ -62,20 +62,22 @@ class Round:
         target: str,
         concurrency: int,
         number: int,
-        max_tokens: int,
         answers: Sequence[Sequence[float]],
         load: str = USUAL_LOAD,
     ) -> "Round":
-        """Return the figures of a round from its answers: (begin, first piece, end, pieces; 0 pieces: failed), in s."""
+        """Return the figures of a round from its answers: (begin, first piece, end, pieces, tokens), times in s.
+
+        An answer of 0 pieces has failed.
+        """
         good = [answer for answer in answers if answer[3] > 0]
         span = max(a[2] for a in good) - min(a[0] for a in good) if good else 1.0
         first = [1000 * (a[1] - a[0]) for a in good]
         whole = [1000 * (a[2] - a[0]) for a in good]
         # by tokens, not by pieces: under load a piece may hold several
-        between = [1000 * (a[2] - a[1]) / max(1, max_tokens - 1) for a in good if a[3] > 1]
+        between = [1000 * (a[2] - a[1]) / max(1, a[4] - 1) for a in good if a[3] > 1]
         return cls(
             target, concurrency, number, len(good), len(answers) - len(good),
-            round(len(good) * max_tokens / span, 1),
+            round(sum(a[4] for a in good) / span, 1),
             round(percentile(first, 0.5), 2), round(percentile(first, 0.99), 2),
             round(percentile(whole, 0.5), 2), round(percentile(whole, 0.99), 2),
             round(statistics.median(between), 3) if between else 0.0,

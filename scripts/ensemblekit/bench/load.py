@@ -42,12 +42,29 @@ class LoadGenerator:
         ]
 
     def round(
-        self, url: str, bodies: Sequence[dict[str, Any]], concurrency: int, *, model: str, protocol: str, stream: bool
+        self,
+        url: str,
+        bodies: Sequence[dict[str, Any]],
+        lengths: Sequence[int],
+        concurrency: int,
+        *,
+        model: str,
+        protocol: str,
+        stream: bool,
     ) -> list[list[float]]:
         """Send all bodies, `concurrency` at a time, and return each answer's times.
 
+        Args:
+            url: Where to.
+            bodies: The requests.
+            lengths: How many tokens each one's answer has.
+            concurrency: Clients at once.
+            model: Which model is asked.
+            protocol: `http` or `grpc`.
+            stream: Whether answers come in pieces.
+
         Returns:
-            One list for each request: begin, first piece and end in seconds of the monotonic clock, and pieces.
+            One list for each request: begin, first piece and end in seconds of the monotonic clock, pieces, tokens.
 
         Raises:
             KitError: A worker ended.
@@ -58,6 +75,7 @@ class LoadGenerator:
         for number, worker in enumerate(workers):
             share = len(range(number, concurrency, len(workers)))
             own = {"concurrency": share, "bodies": list(bodies[number :: len(workers)])}
+            own["lengths"] = list(lengths[number :: len(workers)])
             if worker.stdin is not None:
                 worker.stdin.write(json.dumps(job | own) + "\n")
                 worker.stdin.flush()

@@ -2,6 +2,7 @@
 """What a bench measures: the targets, the loads, and what each target is asked."""
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -19,6 +20,7 @@ __all__ = [
     "check_targets",
     "prompts",
     "request_body",
+    "sampling_parameters",
 ]
 
 Target = Literal["engine", "vllm-serve", "llm", "ensemble", "bls", "replicas", "tensor-parallel"]
@@ -30,6 +32,7 @@ REQUESTS_PER_CLIENT = 4  # enough that the tail, in which fewer than all clients
 LEAST_REQUESTS = 8
 MOST_CLIENTS = 1000  # at once; seeds are told apart by it
 SAMPLED_TEMPERATURE = 0.8
+SHORTEST = 0.25  # of the mean, where lengths vary; the longest is as far above it
 SUBJECTS = (
     *("the sea", "a forest at night", "the history of bread", "how bridges stand", "the moon", "a small town"),
     *("the violin", "trains", "how bees live", "winter", "a market in spring", "the first telescope"),
@@ -44,27 +47,32 @@ class Load:
         protocol: Triton's endpoint; `vllm serve` has HTTP only, and is asked over HTTP in every load.
         streaming: Whether answers come in pieces.
         temperature: 0 is greedy.
+        varied: Whether answers differ in length, as those to real questions do. Answers of one length make clients
+            that began together go on together, so that new prompts come all at once.
     """
 
     protocol: Protocol = "http"
     streaming: bool = False
     temperature: float = 0.0
+    varied: bool = False
 
     @property
     def name(self) -> str:
         """What reports and records call it.
 
-        >>> Load("grpc", streaming=True).name
-        'grpc streamed greedy'
+        >>> Load("grpc", streaming=True, varied=True).name
+        'grpc streamed greedy varied'
         """
         kind = "streamed" if self.streaming else "whole"
-        return f"{self.protocol} {kind} {'sampled' if self.temperature else 'greedy'}"
+        way = "sampled" if self.temperature else "greedy"
+        return f"{self.protocol} {kind} {way}{' varied' if self.varied else ''}"
 
 
 LOADS: dict[str, Load] = {
     load.name: load
     for load in (
-        Load(protocol, streaming, temperature)
+        Load(protocol, streaming, temperature, varied)
+        for varied in (False, True)
         for temperature in (0.0, SAMPLED_TEMPERATURE)
         for streaming in (False, True)
         for protocol in get_args(Protocol)
@@ -81,7 +89,8 @@ class BenchPlan:
         targets: What is measured, in turn.
         concurrencies: Clients that each send their next request when the last one is answered.
         rounds: How often each is measured, after one round of warm-up.
-        max_tokens: Tokens of each answer; the end-of-text token is ignored, so each has exactly as many.
+        max_tokens: Tokens of each answer, the mean where they vary; the end-of-text token is ignored, so that each has
+            exactly as many as it was asked for.
         loads: Names of the kinds of request, keys of `LOADS`.
         requests_per_client: How many requests each client sends in a round.
     """
@@ -102,13 +111,24 @@ class BenchPlan:
         turn = number * len(self.loads) + self.loads.index(load.name)
         return len(self.targets) * (MOST_CLIENTS * turn + concurrency) + self.targets.index(target)
 
-    def sampling(self, load: Load) -> dict[str, Any]:
-        """Return the sampling parameters of every request of a load."""
-        return {"max_tokens": self.max_tokens, "temperature": load.temperature, "ignore_eos": True}
+    def lengths(self, load: Load, count: int, seed: int) -> list[int]:
+        """Return how many tokens each of a round's answers has.
+
+        >>> BenchPlan().lengths(Load(varied=True), 4, seed=1)
+        [66, 177, 48, 97]
+        """
+        if not load.varied:
+            return [self.max_tokens] * count
+        draw, shortest = random.Random(seed), max(1, round(SHORTEST * self.max_tokens))  # noqa: S311 - no secret
+        return [draw.randint(shortest, 2 * self.max_tokens - shortest) for _ in range(count)]
 
     def measures(self, target: Target, load: Load) -> bool:
-        """Return whether a target takes a load: the engine alone has no endpoint, and so nothing to stream over."""
-        return target != "engine" or not (load.streaming or load.protocol == "grpc")
+        """Return whether a target takes a load.
+
+        The engine alone has no endpoint, and so nothing to stream over; it answers in batches, which varied lengths
+        would make wait for their longest answer.
+        """
+        return target != "engine" or not (load.streaming or load.varied or load.protocol == "grpc")
 
 
 def check_targets(names: Sequence[str]) -> tuple[Target, ...]:
@@ -148,17 +168,22 @@ def prompts(count: int, seed: int) -> list[str]:
     return [f"({seed}-{number}) Write about {SUBJECTS[number % len(SUBJECTS)]}." for number in range(count)]
 
 
-def request_body(target: Target, question: str, prompt: str, plan: BenchPlan, load: Load) -> dict[str, Any]:
+def sampling_parameters(load: Load, tokens: int) -> dict[str, Any]:
+    """Return the sampling parameters of a request of a load."""
+    return {"max_tokens": tokens, "temperature": load.temperature, "ignore_eos": True}
+
+
+def request_body(target: Target, question: str, prompt: str, tokens: int, load: Load) -> dict[str, Any]:
     """Return the JSON body with which a target is asked over HTTP; over gRPC its values become tensors.
 
     Args:
         target: What is asked.
         question: As a person types it: `vllm serve` and the ensemble apply the chat template themselves.
         prompt: The question with the chat template around it, for `llm`.
-        plan: The answers' length.
+        tokens: The answer's length.
         load: The kind of request.
     """
-    sampling = plan.sampling(load)
+    sampling = sampling_parameters(load, tokens)
     if target == "vllm-serve":
         messages = [{"role": "user", "content": question}]
         return {"model": "llm", "messages": messages, "stream": load.streaming, **sampling}

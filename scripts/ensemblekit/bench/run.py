@@ -16,7 +16,17 @@ from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpo
 from ensemblekit.bench.crosscheck import perf_analyzer
 from ensemblekit.bench.figures import BenchResult, Round
 from ensemblekit.bench.load import LoadGenerator, usual_workers
-from ensemblekit.bench.plan import LOADS, SPREAD, BenchPlan, Load, Target, prompts, request_body
+from ensemblekit.bench.plan import (
+    LOADS,
+    MOST_CLIENTS,
+    SPREAD,
+    BenchPlan,
+    Load,
+    Target,
+    prompts,
+    request_body,
+    sampling_parameters,
+)  # fmt: skip
 from ensemblekit.bench.profile import profile_backend
 from ensemblekit.bench.targets import EngineAlone, VllmServe, engine_arguments
 from ensemblekit.errors import ParameterError
@@ -186,9 +196,11 @@ def _rounds(setting: _Setting, generator: LoadGenerator, progress: Progress) -> 
     for at, (number, load, concurrency, target) in enumerate(steps):
         progress(f"{load.name}: {target} x {concurrency}", at, len(steps))
         questions = prompts(plan.requests(concurrency), plan.seed(number, load, concurrency, target))
+        # the same lengths for every target of a round
+        lengths = plan.lengths(load, len(questions), MOST_CLIENTS * number + concurrency)
         ask = _ask_engine if target == "engine" else _ask_server
-        answers = ask(setting, generator, template, target, load, concurrency, questions)
-        yield Round.of(target, concurrency, number, plan.max_tokens, answers, load.name)
+        answers = ask(setting, generator, template, target, load, concurrency, questions, lengths)
+        yield Round.of(target, concurrency, number, answers, load.name)
     progress("measured", len(steps), len(steps))
 
 
@@ -199,12 +211,12 @@ def _turned(targets: tuple[Target, ...], by: int) -> tuple[Target, ...]:
 
 def _ask_server(
     setting: _Setting, generator: LoadGenerator, template: Callable[[str], str], target: Target, load: Load,
-    concurrency: int, questions: list[str],
+    concurrency: int, questions: list[str], lengths: list[int],
 ) -> list[list[float]]:  # fmt: skip
     model: Target = "ensemble" if target in SPREAD else target
     bodies = [
-        request_body(model, question, template(question) if model == "llm" else "", setting.plan, load)
-        for question in questions
+        request_body(model, question, template(question) if model == "llm" else "", tokens, load)
+        for question, tokens in zip(questions, lengths, strict=True)
     ]
     if target == "vllm-serve" and setting.serve is not None:
         url, protocol = setting.serve.url, "http"
@@ -212,19 +224,21 @@ def _ask_server(
         server, protocol = setting.servers[target], load.protocol
         verb = "generate_stream" if load.streaming else "generate"
         url = server.grpc_url if protocol == "grpc" else f"http://{server.http_url}/v2/models/{model}/{verb}"
-    return generator.round(url, bodies, concurrency, model=model, protocol=protocol, stream=load.streaming)
+    return generator.round(
+        url, bodies, lengths, concurrency, model=model, protocol=protocol, stream=load.streaming
+    )  # fmt: skip
 
 
 def _ask_engine(
     setting: _Setting, _generator: LoadGenerator, template: Callable[[str], str], _target: Target, load: Load,
-    concurrency: int, questions: list[str],
+    concurrency: int, questions: list[str], lengths: list[int],
 ) -> list[list[float]]:  # fmt: skip
     if setting.engine is None:
         return []
     asked = [template(question) for question in questions]
     batches = [asked[at : at + concurrency] for at in range(0, len(asked), concurrency)]
-    times = setting.engine.generate(batches, setting.plan.sampling(load))
-    return [[begin, end, end, 1] for (begin, end), batch in zip(times, batches, strict=True) for _ in batch]
+    times = setting.engine.generate(batches, sampling_parameters(load, lengths[0]))
+    return [[begin, end, end, 1, lengths[0]] for (begin, end), batch in zip(times, batches, strict=True) for _ in batch]
 
 
 def _profile(setting: _Setting, generator: LoadGenerator, rounds: tuple[Round, ...], seconds: int) -> dict[str, Any]:
@@ -234,7 +248,8 @@ def _profile(setting: _Setting, generator: LoadGenerator, rounds: tuple[Round, .
     count = max(most, int(PROFILE_MARGIN * seconds * speed / setting.plan.max_tokens))
 
     def work() -> None:
-        _ask_server(setting, generator, str, "ensemble", load, most, prompts(count, PROFILE_SEED))
+        lengths = setting.plan.lengths(load, count, PROFILE_SEED)
+        _ask_server(setting, generator, str, "ensemble", load, most, prompts(count, PROFILE_SEED), lengths)
 
     return profile_backend(setting.servers["ensemble"], "llm", seconds, setting.folder, work) | {"clients": most}
 

@@ -2,8 +2,9 @@
 """When new requests join those that the engine is working on: in groups, where that is quicker for all.
 
 On a GPU vLLM replays a step that only continues answers as one CUDA graph. A step with a new prompt in it is launched
-piece by piece instead, which takes milliseconds longer, and every running request waits for it. With many clients
-nearly every step would have a new prompt. So a new request waits a little for others, and they share one such step.
+piece by piece instead, which takes milliseconds longer, and every running request waits for it. With many clients,
+whose answers differ in length, nearly every step would have a new prompt. So a new request waits a little for others,
+and they share one such step.
 """
 
 import asyncio
@@ -13,12 +14,16 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
+# Answers that end in the same step bring their clients' next requests within milliseconds, and then none for long.
+QUIET_S = 0.02
+
 
 class Admission(Generic[Item]):
     """Holds new requests back for as long as that costs them less than it saves the running ones.
 
-    A group is let in when the waiting of all in it adds up to what its step costs all running requests together:
-    with none running at once, with few after a moment. All of it happens on one asyncio loop.
+    A group is let in when the waiting of all in it adds up to what its step costs all running requests together: with
+    none running at once, with few after a moment; and when no other has come for a while. All of it happens on one
+    asyncio loop.
     """
 
     def __init__(
@@ -68,4 +73,4 @@ class Admission(Generic[Item]):
         """Return for how many seconds waiting still pays."""
         waited_s = sum(now - since for since in self._since)
         pays_s = (self._running() * self._step_cost_s - waited_s) / len(self._since)
-        return min(pays_s, self._since[0] + self._longest_s - now)
+        return min(pays_s, self._since[-1] + QUIET_S - now, self._since[0] + self._longest_s - now)
