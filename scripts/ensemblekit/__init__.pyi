@@ -1,3 +1,4 @@
+from .assets.split import heads_for as heads_for
 from .bench.report import bench_table as bench_table
 from .bench.report import cross_check_text as cross_check_text
 from .bench.report import plot_bench as plot_bench
@@ -30,7 +31,9 @@ from .explain.picture import plot_explanation as plot_explanation
 from .lesson.check import check as check
 from .lesson.lesson import Lesson as Lesson
 from .lesson.lesson import open_lesson as open_lesson
+from .lesson.measure import gpu_table as gpu_table
 from .lesson.measure import measure_cost as measure_cost
+from .lesson.measure import measure_spread as measure_spread
 from .lesson.measure import recorded_bench as recorded_bench
 from .lesson.plots import draw_pipeline as draw_pipeline
 from .lesson.plots import plot_start_phases as plot_start_phases
@@ -54,6 +57,7 @@ from .preflight import Row as Row
 from .preflight import preflight as preflight
 from .releases import get_release as get_release
 from .releases import list_releases as list_releases
+from .repository.config import placement_text as placement_text
 from .servers.logs import read_log as read_log
 from .servers.outcome import ENSEMBLE_REFUSED as ENSEMBLE_REFUSED
 from .servers.outcome import StartOutcome as StartOutcome

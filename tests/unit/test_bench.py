@@ -82,6 +82,21 @@ def test_rows_have_a_cell_for_each_heading() -> None:
     assert [len(row) for row in table] == [len(HEADER)] * 3
 
 
+@pytest.mark.parametrize(
+    ("targets", "base", "compared"),
+    [
+        (("vllm-serve", "llm", "ensemble"), "vllm-serve", 2),
+        (("llm", "bls"), "llm", 1),
+        (("ensemble", "replicas"), "ensemble", 1),
+    ],
+)
+def test_picture_compares_with_what_was_measured(targets: tuple[str, ...], base: str, compared: int) -> None:
+    _speed, ratio = plot_bench(a_result({target: [1, 2, 3] for target in targets})).axes
+
+    assert ratio.get_title(loc="left") == f"Over {base}, same round"
+    assert len(ratio.lines) == compared + 1  # and the line at 1
+
+
 def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     result = a_result({"llm": [1, 2, 3]})
 
@@ -163,7 +178,7 @@ def test_cross_check_stands_beside_the_same_load_of_the_bench() -> None:
     plan = {"concurrencies": [16], "max_tokens": 100, "loads": ["grpc whole greedy"], "rounds": 1}
     check = {"clients": 16, "load": "grpc whole greedy", "tokens_per_s": 95.0, "report": []}
 
-    text = cross_check_text(BenchResult(plan, {}, {}, {}, rounds, check))
+    text = cross_check_text(BenchResult(plan, {}, {}, {}, rounds, cross_check=check))
 
     assert text == "perf_analyzer, 16 clients, grpc whole greedy: 95 tokens/s, the bench 100: 0.95 of it"
 

@@ -208,13 +208,24 @@ def test_stage_replicas_of_two_gpus_each_is_an_error_with_a_way_out(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("source", "device", "found"), [(A_MODEL, "cpu", "device cpu"), (None, "cuda", "stand-in")], ids=["cpu", "stand-in"]
+    ("source", "device", "how", "found"),
+    [(A_MODEL, "cpu", {"replicas": 2}, "device cpu"), (None, "cuda", {"tensor_parallel": 2}, "stand-in")],
+    ids=["cpu", "stand-in"],
 )
 def test_stage_several_gpus_without_vllm_on_cuda_is_an_error(
-    tmp_path: Path, source: ModelSource | None, device: str, found: str
+    tmp_path: Path, source: ModelSource | None, device: str, how: dict[str, int], found: str
 ) -> None:
     with pytest.raises(UnsupportedMachine, match=found):
-        stage_repository(tmp_path / "models", source=source, device=device, replicas=2)
+        stage_repository(tmp_path / "models", source=source, device=device, **how)  # type: ignore[arg-type]
+
+
+def test_stage_replicas_of_the_stand_in_are_so_many_slow_processes(tmp_path: Path) -> None:
+    staged = stage_repository(tmp_path / "models", source=None, device="cpu", replicas=3, stand_in_token_s=0.25)
+
+    config = read_config(staged.path / "llm")
+    (group,) = config.instance_group
+    assert (group.count, group.kind) == (3, group.KIND_CPU)
+    assert config.parameters["seconds_per_token"].string_value == "0.25"
 
 
 def test_engine_environment_keeps_compiled_code_in_the_kits_cache(

@@ -3,6 +3,7 @@
 
 import json
 import re
+import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -20,8 +21,13 @@ USER_MESSAGE = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 class TritonPythonModel:
     """One instance of the model."""
 
+    def initialize(self, args):
+        """Read how long a word takes."""
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        self.seconds_per_token = float(parameters.get("seconds_per_token", {}).get("string_value") or 0)
+
     def execute(self, requests):
-        """Answer each request through its response sender, as a decoupled model does."""
+        """Answer each request through its response sender, as a decoupled model does; one after the other."""
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -48,6 +54,7 @@ class TritonPythonModel:
             if name not in KNOWN.split():
                 raise ValueError(f'unknown sampling parameter "{name}"')
         words = answer_to(prompt, given.get("max_tokens", DEFAULT_MAX_TOKENS))
+        time.sleep(self.seconds_per_token * len(words))
         if stream:
             return [response(word) for word in words]
         return [response(("" if exclude else prompt) + "".join(words))]

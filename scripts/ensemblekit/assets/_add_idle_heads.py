@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Add attention heads of zeros to a checkpoint. Run in a process of its own: it needs torch.
 
-Usage: _add_idle_heads.py ORIGINAL_FOLDER PARTS TARGET_FOLDER
+Usage: _add_idle_heads.py ORIGINAL_FOLDER HEADS KEY_VALUE_HEADS TARGET_FOLDER
 
 The new heads stand behind the old ones, whole groups of them, so that each old head keeps its key-value head.
 """
@@ -15,8 +15,8 @@ from typing import Any
 COPIED = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
-def pad(original: Path, parts: int, target: Path) -> None:
-    """Write a copy of a checkpoint whose numbers of heads are divisible by `parts`.
+def pad(original: Path, new_heads: int, new_groups: int, target: Path) -> None:
+    """Write a copy of a checkpoint that has so many attention heads and key-value heads.
 
     Raises:
         KeyError: The checkpoint is not of the Llama family.
@@ -29,8 +29,6 @@ def pad(original: Path, parts: int, target: Path) -> None:
     config = json.loads((original / "config.json").read_text())
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
-    new_groups = -(-groups // parts) * parts
-    new_heads = new_groups * (heads // groups)
     config |= {"num_attention_heads": new_heads, "num_key_value_heads": new_groups, "head_dim": size}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     rows = {"q_proj": (new_heads - heads) * size, "k_proj": (new_groups - groups) * size}
@@ -57,4 +55,4 @@ def _padded(tensor: Any, name: str, rows: dict[str, int]) -> Any:
 
 
 if __name__ == "__main__":
-    pad(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    pad(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

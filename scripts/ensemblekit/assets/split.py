@@ -18,9 +18,24 @@ from ensemblekit.assets.weights import ModelSource
 from ensemblekit.errors import KitError, ParameterError
 from ensemblekit.paths import cache_dir
 
-__all__ = ["splittable_checkpoint"]
+__all__ = ["heads_for", "splittable_checkpoint"]
 
 TIMEOUT_S = 600.0
+
+
+def heads_for(parts: int, heads: int, groups: int) -> tuple[int, int]:
+    """Return the numbers of attention heads and key-value heads with which a model can be shared by `parts` GPUs.
+
+    Args:
+        parts: How many GPUs.
+        heads: Attention heads that the model has; a multiple of `groups`.
+        groups: Key-value heads that it has, each used by as many attention heads.
+
+    >>> heads_for(2, 9, 3), heads_for(3, 9, 3)
+    ((12, 4), (9, 3))
+    """
+    new_groups = -(-groups // parts) * parts
+    return new_groups * (heads // groups), new_groups
 
 
 def splittable_checkpoint(source: ModelSource, parts: int) -> ModelSource:
@@ -40,15 +55,17 @@ def splittable_checkpoint(source: ModelSource, parts: int) -> ModelSource:
             f"split {source.engine_model} over {parts} GPUs", found="a hub id", hint="give a checkpoint folder"
         )
     values = json.loads(config.read_text())
-    if values["num_attention_heads"] % parts == 0 and values["num_key_value_heads"] % parts == 0:
+    old = (values["num_attention_heads"], values["num_key_value_heads"])
+    new = heads_for(parts, *old)
+    if new == old:
         return source
     name = f"{Path(source.engine_model).name}-heads-for-{parts}"
-    folder = build_once(cache_dir() / "checkpoints" / name, lambda draft: _pad(Path(source.engine_model), parts, draft))
+    folder = build_once(cache_dir() / "checkpoints" / name, lambda draft: _pad(Path(source.engine_model), new, draft))
     return ModelSource(str(folder), str(folder), local=True)
 
 
-def _pad(original: Path, parts: int, draft: Path) -> None:
-    command = [sys.executable, "-P", _add_idle_heads.__file__, str(original), str(parts), str(draft)]
+def _pad(original: Path, heads: tuple[int, int], draft: Path) -> None:
+    command = [sys.executable, "-P", _add_idle_heads.__file__, str(original), *map(str, heads), str(draft)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment

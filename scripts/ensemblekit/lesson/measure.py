@@ -2,18 +2,26 @@
 """Measurements as the lessons show them: a bench of this machine, and records of machines that most readers lack."""
 
 from pathlib import Path
+from typing import Any
+
+from IPython.display import Markdown
 
 from ensemblekit.bench.figures import BenchResult
-from ensemblekit.bench.plan import BenchPlan, Target
+from ensemblekit.bench.plan import SPREAD, BenchPlan, Target
 from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
 from ensemblekit.errors import ParameterError
+from ensemblekit.gpu import require_gpus, visible_gpus
 from ensemblekit.lesson.lesson import Lesson
-from ensemblekit.lesson.show import Progress
+from ensemblekit.lesson.settings import Settings
+from ensemblekit.lesson.show import Progress, table
 from ensemblekit.paths import repo_root
 
-__all__ = ["measure_cost", "recorded_bench"]
+__all__ = ["gpu_table", "measure_cost", "measure_spread", "recorded_bench"]
 
 WITH_VLLM: tuple[Target, ...] = ("vllm-serve", *ONE_GPU)
+SPREAD_STAND_IN: tuple[Target, ...] = ("ensemble", "replicas")
+SPREAD_VLLM: tuple[Target, ...] = ("ensemble", *SPREAD)
+STAND_IN_WORDS, STAND_IN_WORD_S = 4, 0.005  # with which an instance is as busy as a full GPU
 
 
 def measure_cost(lesson: Lesson, *, clients: int, rounds: int, max_tokens: int) -> BenchResult:
@@ -29,13 +37,7 @@ def measure_cost(lesson: Lesson, *, clients: int, rounds: int, max_tokens: int) 
         ParameterError: PROVIDER is not `embedded`.
         KitError: A server did not start, or the load generator failed.
     """
-    settings = lesson.settings
-    if settings.provider != "embedded":
-        raise ParameterError(
-            f"measure with PROVIDER {settings.provider!r}",
-            found="the bench starts the servers that it compares",
-            hint="use PROVIDER 'embedded'",
-        )
+    settings = _embedded(lesson)
     stand_in = settings.engine == "stand-in"
     plan = BenchPlan(
         ONE_GPU if stand_in else WITH_VLLM,
@@ -44,11 +46,73 @@ def measure_cost(lesson: Lesson, *, clients: int, rounds: int, max_tokens: int) 
         1 if stand_in else max_tokens,
         ("http whole greedy", "http streamed greedy"),
     )
+    return _run(lesson, plan, STAND_IN if stand_in else settings.resolved_device)
+
+
+def measure_spread(lesson: Lesson, *, gpus: int, clients: int, rounds: int, max_tokens: int) -> BenchResult:
+    """Measure the ensemble on one GPU, with a replica of `llm` on each of several, and with `llm` shared by them.
+
+    Args:
+        lesson: Says release, device and engine. The stand-in has processes instead of GPUs, one busy with one request
+            at a time, and cannot be shared.
+        gpus: How many GPUs.
+        clients: Most clients at once.
+        rounds: How often each is measured, after the warm-up.
+        max_tokens: Tokens of each answer.
+
+    Raises:
+        ParameterError: PROVIDER is not `embedded`, or `gpus` is less than two.
+        UnsupportedMachine: Fewer GPUs are visible.
+        KitError: A server did not start, or the load generator failed.
+    """
+    settings = _embedded(lesson)
+    attempted = f"spread llm over {gpus} GPUs"
+    if gpus < 2:
+        raise ParameterError(attempted, found="one is no spread", hint="GPUS = 2 or more")
+    stand_in = settings.engine == "stand-in"
+    if not stand_in:
+        require_gpus(gpus, attempted)
+    plan = BenchPlan(
+        SPREAD_STAND_IN if stand_in else SPREAD_VLLM,
+        tuple(dict.fromkeys((1, clients))) if stand_in else tuple(dict.fromkeys((16, clients))),
+        rounds,
+        STAND_IN_WORDS if stand_in else max_tokens,
+    )
     device = STAND_IN if stand_in else settings.resolved_device
+    return _run(lesson, plan, device, gpus=gpus, stand_in_token_s=STAND_IN_WORD_S)
+
+
+def _embedded(lesson: Lesson) -> Settings:
+    if lesson.settings.provider != "embedded":
+        raise ParameterError(
+            f"measure with PROVIDER {lesson.settings.provider!r}",
+            found="the bench starts the servers that it compares",
+            hint="use PROVIDER 'embedded'",
+        )
+    return lesson.settings
+
+
+def _run(lesson: Lesson, plan: BenchPlan, device: str, **how: Any) -> BenchResult:
+    folder = lesson.run_dir / "bench" / lesson.name
     with Progress("measuring") as progress:
         return run_bench(
-            plan, device, settings.release, lesson.run_dir / "bench", lambda text, _done, _total: progress.tick(text)
+            plan, device, lesson.settings.release, folder, lambda text, _done, _total: progress.tick(text), **how
         )
+
+
+def gpu_table() -> Markdown:
+    """Return the GPUs that a server started now would see, as a table; a line that says so without any."""
+    gpus = visible_gpus()
+    if not gpus:
+        return Markdown("No NVIDIA GPU is visible here: what follows uses processes instead.")
+    rows = (
+        (
+            gpu.index, gpu.name, f"{gpu.total_mib or 0:,}", f"{gpu.free_mib or 0:,}", gpu.driver,
+            "; ".join(str(process) for process in gpu.processes) or "nobody that the driver names",
+        )
+        for gpu in gpus
+    )  # fmt: skip
+    return table(rows, ("GPU", "name", "memory, MiB", "free, MiB", "driver", "held by"))
 
 
 def recorded_bench(name: str) -> BenchResult:

@@ -8,7 +8,15 @@ from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.errors import RepositoryError
 
-__all__ = ["EnsembleStep", "ensemble_steps", "place_on_gpus", "read_config", "set_parameter", "write_config"]
+__all__ = [
+    "EnsembleStep",
+    "ensemble_steps",
+    "place_on_gpus",
+    "placement_text",
+    "read_config",
+    "set_parameter",
+    "write_config",
+]
 
 
 def read_config(path: Path) -> model_config_pb2.ModelConfig:
@@ -74,6 +82,20 @@ def place_on_gpus(config: model_config_pb2.ModelConfig, replicas: int) -> None:
         config.instance_group.add(count=1, kind=group.KIND_GPU, gpus=range(replicas))
     else:
         config.instance_group.add(count=1, kind=group.KIND_MODEL)
+
+
+def placement_text(replicas: int) -> str:
+    """Return the lines of config.pbtxt with which `place_on_gpus` places a model.
+
+    >>> print(placement_text(1))
+    instance_group {
+      count: 1
+      kind: KIND_MODEL
+    }
+    """
+    config = model_config_pb2.ModelConfig()
+    place_on_gpus(config, replicas)
+    return str(text_format.MessageToString(config)).rstrip()
 
 
 class EnsembleStep:

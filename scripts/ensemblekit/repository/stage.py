@@ -107,6 +107,7 @@ def stage_repository(
     tensor_parallel: int = 1,
     replicas: int = 1,
     bls: bool = False,
+    stand_in_token_s: float = 0.0,
 ) -> StagedRepository:
     """Copy the model repository to `target` and fill in this run's model and device.
 
@@ -117,7 +118,8 @@ def stage_repository(
         original: The repository to copy, by default the kit's own `model_repo/`.
         engine_arguments: Added to, and winning over, the defaults for the device and what the others here say.
         tensor_parallel: Over how many GPUs one engine is spread.
-        replicas: How many engines answer, each on a GPU of its own.
+        replicas: How many engines answer, each on a GPU of its own; of the stand-in, how many processes.
+        stand_in_token_s: How long the stand-in takes for a word, in seconds.
         bls: Whether the kit's own repository is staged with the BLS form of its pipeline; the lessons about the
             ensemble serve the models that the report had.
 
@@ -127,7 +129,7 @@ def stage_repository(
         UnsupportedMachine: More GPUs are asked for than are visible.
         OutOfGpuMemory: Less memory of a GPU is free than the model needs.
     """
-    _require_vllm_on_cuda(source, device, tensor_parallel * replicas)
+    _require_vllm_on_cuda(source, device, tensor_parallel, replicas)
     own = original is None
     left_out = (BLS,) if own and not bls else ()
     original = original or repo_root() / "model_repo"
@@ -142,7 +144,7 @@ def stage_repository(
     if not (target / COMPOSING_ENGINE).is_dir():
         return StagedRepository(target, {})
     if source is None:
-        _stand_in(target / COMPOSING_ENGINE)
+        _stand_in(target / COMPOSING_ENGINE, replicas, stand_in_token_s)
         return StagedRepository(target, {})
     given = ({"tensor_parallel_size": tensor_parallel} if tensor_parallel > 1 else {}) | (engine_arguments or {})
     arguments = ENGINE_ARGUMENTS[device] | given
@@ -170,11 +172,12 @@ def engine_environment(device: str) -> dict[str, str]:
     return ENGINE_ENVIRONMENT[device] | {name: value for name, value in more.items() if name not in os.environ}
 
 
-def _require_vllm_on_cuda(source: ModelSource | None, device: str, count: int) -> None:
-    if count > 1 and (source is None or device != "cuda"):
+def _require_vllm_on_cuda(source: ModelSource | None, device: str, tensor_parallel: int, replicas: int) -> None:
+    stand_in, count = source is None, tensor_parallel * replicas
+    if tensor_parallel > 1 if stand_in else count > 1 and device != "cuda":
         raise UnsupportedMachine(
             f"stage the model for {count} GPUs",
-            found="a Python stand-in instead of vLLM" if source is None else f"device {device}",
+            found="a Python stand-in instead of vLLM" if stand_in else f"device {device}",
             hint="use ENGINE 'vllm' and DEVICE 'cuda', on a machine with that many GPUs",
         )
 
@@ -210,9 +213,14 @@ def _fitting(
     return fitting | given
 
 
-def _stand_in(model: Path) -> None:
+def _stand_in(model: Path, replicas: int, token_s: float) -> None:
     shutil.rmtree(model)
     shutil.copytree(repo_root() / "env" / "stand_in_llm", model, ignore=shutil.ignore_patterns("__pycache__"))
+    if replicas > 1 or token_s:
+        config = read_config(model)
+        config.instance_group[0].count = replicas
+        set_parameter(config, "seconds_per_token", str(token_s))
+        write_config(config, model / "config.pbtxt")
 
 
 def _fill_engine(model: Path, source: ModelSource, arguments: dict[str, Any]) -> None:

@@ -18,6 +18,21 @@ Item = TypeVar("Item")
 QUIET_S = 0.02
 
 
+def wait_s(since: Sequence[float], running: int, now: float, *, step_cost_s: float, longest_s: float) -> float:
+    """Return for how many more seconds it pays to let a group wait; 0 or less: it is time.
+
+    Args:
+        since: When each of the group came, the first one first.
+        running: How many requests the engine is working on.
+        now: The time, of the same clock.
+        step_cost_s: How much longer a step takes with new prompts in it, in seconds.
+        longest_s: How long a request waits at most, in seconds.
+    """
+    waited_s = sum(now - moment for moment in since)
+    pays_s = (running * step_cost_s - waited_s) / len(since)
+    return min(pays_s, since[-1] + QUIET_S - now, since[0] + longest_s - now)
+
+
 class Admission(Generic[Item]):
     """Holds new requests back for as long as that costs them less than it saves the running ones.
 
@@ -57,7 +72,9 @@ class Admission(Generic[Item]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        left_s = self._left_s(time.monotonic())
+        left_s = wait_s(
+            self._since, self._running(), time.monotonic(), step_cost_s=self._step_cost_s, longest_s=self._longest_s
+        )
         if left_s > 0:
             self._timer = asyncio.get_running_loop().call_later(left_s, self.let_in)
         else:
@@ -68,9 +85,3 @@ class Admission(Generic[Item]):
         group, self._waiting, self._since = self._waiting, [], []
         if group:
             self._admit(group)
-
-    def _left_s(self, now: float) -> float:
-        """Return for how many seconds waiting still pays."""
-        waited_s = sum(now - since for since in self._since)
-        pays_s = (self._running() * self._step_cost_s - waited_s) / len(self._since)
-        return min(pays_s, self._since[-1] + QUIET_S - now, self._since[0] + self._longest_s - now)

@@ -27,7 +27,7 @@ from triton_vllm.text import TextMaker
 STOP_TIMEOUT_S = 10.0  # for the tasks of requests that were still running
 # How much longer a step takes with new prompts in it, whatever their number; measured on an H100 with 256 requests:
 # 4.5 ms without, 8 to 25 ms with. It is the processor's time to launch the kernels one by one, so it is much the same
-# on other GPUs. Simulated with answers of varied length, 4 to 8 ms here give the same throughput.
+# on other GPUs. As simulated in tests/unit/test_backend_admission.py, 4 to 8 ms here give the same throughput.
 STEP_COST_S = 0.006
 GONE_MESSAGE = "the vLLM engine has stopped after an error (see the server's log); load the model again"
 
