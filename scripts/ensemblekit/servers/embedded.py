@@ -15,6 +15,7 @@ from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.releases import Flavour, Release, has_ensembles
 from ensemblekit.servers.emulation import switch_off_ensembles
+from ensemblekit.servers.plain_path import plain_path
 from ensemblekit.servers.ports import LOOPBACK
 
 __all__ = ["EmbeddedInstallation", "check_machine", "install_embedded", "libpython_folder", "server_tree"]
@@ -64,8 +65,8 @@ class EmbeddedInstallation:
         """Return the command line of the server; the environment is its process's own."""
         return [
             str(self.binary),
-            f"--model-repository={repository}",
-            f"--backend-directory={self.backends}",
+            f"--model-repository={plain_path(repository)}",
+            f"--backend-directory={plain_path(self.backends)}",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             *(f"--{endpoint}-address={LOOPBACK}" for endpoint in ("http", "grpc", "metrics")),
             *(f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)),

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkout whose path a shell would take apart: Triton quotes no path when it starts a Python model's process."""
+
+from pathlib import Path
+
+import pytest
+
+from ensemblekit.clients.generate import ask
+from ensemblekit.releases import get_release
+from ensemblekit.repository.stage import stage_repository
+from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.plain_path import PLAIN, plain_path
+from ensemblekit.servers.process import TritonServer
+
+ODD = ["with blanks", "Übung", "it's $HOME & (more)"]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("name", ODD)
+def test_ensemble_answers_from_a_folder_with_an_odd_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    repository = stage_repository(folder / "models", source=None, device="cpu")
+    installation = install_embedded(get_release("24.08"), "base-plus-vllm", folder)
+    server = TritonServer(installation, repository.path, folder, environment=repository.environment)
+    try:
+        server.start(60.0)
+        assert ask(server, "Hello?").text == "(stand-in) You asked: Hello?"
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_plain_path_is_a_link_that_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("ENSEMBLEKIT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "file").write_text("here")
+
+    link = plain_path(folder)
+
+    assert PLAIN.fullmatch(str(link))
+    assert (link / "file").read_text() == "here"
+    assert plain_path(folder) == link
+    assert link.parent == tmp_path / "cache" / "paths"
+
+
+def test_plain_path_of_a_cache_with_an_odd_name_is_among_the_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENSEMBLEKIT_CACHE", str(tmp_path / "my cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    link = plain_path(tmp_path / "my cache")
+
+    assert link.parent.parent == tmp_path
+    assert link.resolve() == tmp_path / "my cache"
+
+
+def test_plain_path_leaves_a_plain_one_as_it_is(tmp_path: Path) -> None:
+    assert plain_path(tmp_path) == tmp_path
