@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.bench.figures import BenchResult
-from ensemblekit.bench.plan import BenchPlan, check_loads, check_targets
-from ensemblekit.bench.run import ONE_GPU, RECORD, STAND_IN, run_bench
+from ensemblekit.bench.plan import SUBJECTS, BenchPlan, check_loads, check_targets, prompts
+from ensemblekit.bench.run import ONE_GPU, RECORD, STAND_IN, STAND_IN_WORDS, run_bench
+from ensemblekit.clients.generate import ask
 from ensemblekit.errors import ParameterError
+from ensemblekit.releases import get_release
+from ensemblekit.repository.stage import stage_repository
+from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.process import TritonServer
 
 pytestmark = pytest.mark.server
 LOADS = ("http whole greedy", "http streamed greedy")
@@ -36,3 +41,35 @@ def test_bench_asks_every_target_with_every_load_and_keeps_what_it_has_on_the_wa
 def test_bench_of_vllm_itself_with_the_stand_in_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="these are vLLM's own"):
         run_bench(BenchPlan(check_targets([])), STAND_IN, "24.08", tmp_path, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "load", "hint"),
+    [(8, "http whole greedy", "--max-tokens 7"), (5, "http whole greedy varied", "3, or less")],
+)
+def test_more_tokens_than_the_stand_in_says_words_are_refused(
+    tmp_path: Path, tokens: int, load: str, hint: str
+) -> None:
+    with pytest.raises(ParameterError, match=rf"its shortest answer has 7 words[\s\S]*{hint}"):
+        run_bench(BenchPlan(ONE_GPU, max_tokens=tokens, loads=(load,)), STAND_IN, "24.08", tmp_path, lambda *_: None)
+
+
+def test_stand_in_says_as_many_words_as_the_bench_counts(tmp_path: Path) -> None:
+    repository = stage_repository(tmp_path / "models", source=None, device="cpu")
+    installation = install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path)
+    with TritonServer(installation, repository.path, tmp_path, environment=repository.environment) as server:
+        asked = prompts(len(SUBJECTS), 1)
+        texts = [ask(server, question, sampling_parameters={"max_tokens": 100}).text for question in asked]
+
+    assert min(len(text.split()) for text in texts) == STAND_IN_WORDS
+
+
+def test_replicas_of_a_busy_stand_in_answer_more_and_the_same(tmp_path: Path) -> None:
+    plan = BenchPlan(("ensemble", "replicas"), (8,), rounds=1, max_tokens=4)
+
+    result = run_bench(plan, STAND_IN, "24.08", tmp_path, lambda *_: None, gpus=2, stand_in_token_s=0.005)
+
+    print({name: result.median(name, 8) for name in ("ensemble", "replicas")})
+    assert result.median("ensemble", 8) <= 200  # one at a time, 5 ms a word
+    assert result.median("replicas", 8) > 1.3 * result.median("ensemble", 8)
+    assert [*result.answers.values()] == [["(stand-in) You asked: What is the capital of France?"]] * 2

@@ -22,7 +22,8 @@ __all__ = ["bench"]
 
 TARGET_HELP = "engine, vllm-serve, llm, ensemble, bls; with --gpus also replicas, tensor-parallel. May be given again."
 LOAD_HELP = (
-    "Kind of request, for example 'grpc streamed greedy', or all. May be given again. Default: 'http whole greedy'."
+    "Kind of request: http or grpc, whole or streamed, greedy or sampled, and varied for answers of different length, "
+    "for example 'grpc streamed greedy varied'; or all. May be given again. Default: 'http whole greedy'."
 )
 
 
@@ -31,7 +32,9 @@ def bench(
     clients: Annotated[list[int] | None, typer.Option(help="Clients at once. Default: 1, 16, 64 and 256.")] = None,
     load: Annotated[list[str] | None, typer.Option(help=LOAD_HELP)] = None,
     rounds: Annotated[int, typer.Option(help="Rounds after the warm-up.", min=1)] = 4,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=1)] = 128,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of each answer. Default: 128, of the stand-in 1 word.", min=1)
+    ] = None,
     requests: Annotated[int, typer.Option(help="Requests of each client in a round.", min=1)] = 4,
     gpus: Annotated[int, typer.Option(help="GPUs for replicas and tensor-parallel.", min=1)] = 1,
     cross_check: Annotated[int, typer.Option(help="Clients with which perf_analyzer measures too; 0: not.", min=0)] = 0,
@@ -54,7 +57,8 @@ def bench(
     targets = check_targets(target or (ONE_GPU if stand_in else ()))
     if (cross_check or profile) and "ensemble" not in targets:
         raise ParameterError("look closer at the ensemble", found="no target ensemble", hint="add --target ensemble")
-    plan = BenchPlan(targets, concurrencies, rounds, max_tokens, check_loads(load or ()), requests)
+    tokens = max_tokens or (1 if stand_in else 128)
+    plan = BenchPlan(targets, concurrencies, rounds, tokens, check_loads(load or ()), requests)
     folder = (out or runs_dir() / new_run_id("bench")).resolve()
 
     def measure(progress: "Progress") -> "BenchResult":

