@@ -110,11 +110,12 @@ class Engine:
 
     def _admit(self, jobs: list[Job]) -> None:
         self._inside.update(jobs)
-        direct = [job for job in jobs if DirectAnswers.takes(job)]
+        direct, others = list[Job](), list[Job]()
         for job in jobs:
-            if job not in direct:
-                task = self._keep(self._serve(job))
-                self._responses.watch(job, partial(self._loop.call_soon_threadsafe, task.cancel))
+            (direct if DirectAnswers.takes(job) else others).append(job)
+        for job in others:
+            task = self._keep(self._serve(job))
+            self._responses.watch(job, partial(self._loop.call_soon_threadsafe, task.cancel))
         if direct:
             self._keep(self._direct.accept(direct))
             for job in direct:
