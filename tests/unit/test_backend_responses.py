@@ -5,6 +5,7 @@ import importlib
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,9 @@ class AJob:
     """A job as far as responses use it."""
 
     def __init__(self) -> None:
-        self.sender, self.closed, self.lock = Sender(), False, threading.Lock()
+        self.sender: Sender | None = Sender()
+        self.triton = self.sender  # what Triton was sent, also after the last response
+        self.closed, self.lock = False, threading.Lock()
 
 
 def wait_for(condition: Any) -> None:
@@ -45,12 +48,12 @@ def test_pieces_come_in_order_and_the_last_closes(responses: Any) -> None:
     job = AJob()
 
     responses.piece(job, lambda: ["a"], final=False)
-    wait_for(lambda: job.sender.sent)
+    wait_for(lambda: job.triton.sent)
     responses.piece(job, lambda: ["b"], final=True)
-    wait_for(lambda: job.sender.closed)
+    wait_for(lambda: job.triton.closed)
 
-    assert [response.text("text_output") for response, _ in job.sender.sent] == ["a", "b"]
-    assert [flags for _, flags in job.sender.sent] == [0, 1]
+    assert [response.text("text_output") for response, _ in job.triton.sent] == ["a", "b"]
+    assert [flags for _, flags in job.triton.sent] == [0, 1]
 
 
 def test_pieces_that_wait_for_their_turn_are_sent_as_one_for_each_sequence(responses: Any) -> None:
@@ -60,9 +63,9 @@ def test_pieces_that_wait_for_their_turn_are_sent_as_one_for_each_sequence(respo
     for number in range(3):
         responses.piece(job, lambda number=number: [f"a{number}", f"b{number}"], final=number == 2)
     go_on.set()
-    wait_for(lambda: job.sender.closed)
+    wait_for(lambda: job.triton.closed)
 
-    ((response, flags),) = job.sender.sent
+    ((response, flags),) = job.triton.sent
     assert [text.decode() for text in response.tensors["text_output"].values] == ["a0a1a2", "b0b1b2"]
     assert flags == 1
 
@@ -72,34 +75,34 @@ def test_pieces_keep_a_distance_that_grows_with_the_streams(responses: Any, monk
     first, second = AJob(), AJob()
     for job in (first, second):  # two streams, 100 ms from piece to piece
         responses.piece(job, lambda: ["a"], final=False)
-        wait_for(lambda job=job: job.sender.sent)
+        wait_for(lambda job=job: job.triton.sent)
     begin = time.monotonic()
 
     responses.piece(first, lambda: ["b"], final=False)
     responses.piece(first, lambda: ["c"], final=False)
     responses.piece(second, lambda: ["z"], final=True)
-    wait_for(lambda: second.sender.closed)
+    wait_for(lambda: second.triton.closed)
     last_after_s = time.monotonic() - begin
-    wait_for(lambda: len(first.sender.sent) == 2)
+    wait_for(lambda: len(first.triton.sent) == 2)
 
     assert last_after_s < 0.09, "the last piece waits for nothing"
     assert time.monotonic() - begin >= 0.09
-    assert [response.text("text_output") for response, _ in first.sender.sent] == ["a", "bc"]
+    assert [response.text("text_output") for response, _ in first.triton.sent] == ["a", "bc"]
 
 
 def test_last_piece_takes_along_what_keeps_its_distance(responses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", 0.05)
     job = AJob()
     responses.piece(job, lambda: ["a"], final=False)
-    wait_for(lambda: job.sender.sent)
+    wait_for(lambda: job.triton.sent)
 
     responses.piece(job, lambda: ["b"], final=False)
     time.sleep(0.01)
     responses.piece(job, lambda: ["c"], final=True)
-    wait_for(lambda: job.sender.closed)
+    wait_for(lambda: job.triton.closed)
     time.sleep(0.06)  # the turn that "b" would have had
 
-    assert [response.text("text_output") for response, _ in job.sender.sent] == ["a", "bc"]
+    assert [response.text("text_output") for response, _ in job.triton.sent] == ["a", "bc"]
 
 
 def test_piece_without_text_is_not_sent_but_the_last_one_is(responses: Any) -> None:
@@ -108,9 +111,21 @@ def test_piece_without_text_is_not_sent_but_the_last_one_is(responses: Any) -> N
     responses.piece(job, lambda: [""], final=False)
     responses.piece(AJob(), lambda: ["b"], final=True)
     responses.piece(job, lambda: [""], final=True)
-    wait_for(lambda: job.sender.closed)
+    wait_for(lambda: job.triton.closed)
 
-    assert [(response.text("text_output"), flags) for response, flags in job.sender.sent] == [("", 1)]
+    assert [(response.text("text_output"), flags) for response, flags in job.triton.sent] == [("", 1)]
+
+
+def test_sender_is_let_go_with_the_last_response_whoever_still_holds_the_job(responses: Any) -> None:
+    job = AJob()
+    sent, there = job.triton.sent, weakref.ref(job.triton)
+    responses.watch(job, lambda: None)
+
+    responses.piece(job, lambda: ["a"], final=True)
+    wait_for(lambda: sent)
+    del job.triton
+
+    wait_for(lambda: there() is None)  # Triton keeps the request as long as its sender lives
 
 
 def test_error_is_the_one_and_last_response(responses: Any) -> None:
@@ -119,10 +134,10 @@ def test_error_is_the_one_and_last_response(responses: Any) -> None:
     responses.error(job, "no", "invalid")
     responses.error(job, "again", "invalid")
     responses.piece(job, lambda: ["late"], final=False)
-    wait_for(lambda: job.sender.closed)
+    wait_for(lambda: job.triton.closed)
     responses.stop()
 
-    assert [(response.error.message, flags) for response, flags in job.sender.sent] == [("no", 1)]
+    assert [(response.error.message, flags) for response, flags in job.triton.sent] == [("no", 1)]
 
 
 def test_text_that_cannot_be_made_becomes_an_error_of_that_job(responses: Any) -> None:
@@ -130,17 +145,17 @@ def test_text_that_cannot_be_made_becomes_an_error_of_that_job(responses: Any) -
 
     responses.piece(broken, lambda: 1 / 0, final=True)  # type: ignore[arg-type, return-value]
     responses.piece(good, lambda: ["fine"], final=True)
-    wait_for(lambda: good.sender.closed)
+    wait_for(lambda: good.triton.closed)
 
-    assert "could not be turned into text" in broken.sender.sent[0][0].error.message
-    assert good.sender.sent[0][0].text("text_output") == "fine"
+    assert "could not be turned into text" in broken.triton.sent[0][0].error.message
+    assert good.triton.sent[0][0].text("text_output") == "fine"
 
 
 def test_cancelled_job_is_cancelled_once(responses: Any) -> None:
     job, calls = AJob(), list[None]()
     responses.watch(job, lambda: calls.append(None))
 
-    job.sender.cancelled = True
+    job.triton.cancelled = True
     wait_for(lambda: calls)
     time.sleep(POLLS * 0.01)
 
@@ -152,13 +167,13 @@ def test_finished_job_is_not_asked_again(responses: Any, monkeypatch: pytest.Mon
     asked = SimpleNamespace(late=False)
 
     def is_cancelled() -> bool:
-        asked.late = asked.late or job.sender.closed
+        asked.late = asked.late or job.triton.closed
         return False
 
-    monkeypatch.setattr(job.sender, "is_cancelled", is_cancelled)
+    monkeypatch.setattr(job.triton, "is_cancelled", is_cancelled)
     responses.watch(job, lambda: None)
     responses.piece(job, lambda: ["a"], final=True)
-    wait_for(lambda: job.sender.closed)
+    wait_for(lambda: job.triton.closed)
     time.sleep(POLLS * 0.01)
 
     assert not asked.late

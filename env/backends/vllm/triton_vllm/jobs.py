@@ -34,7 +34,7 @@ class Job:
         echo: Whether the prompt is put in front of the answer.
         own_text: Whether the engine leaves the text to us.
         sampling_key: The same for all requests with the same sampling parameters.
-        sender: Triton's response sender.
+        sender: Triton's response sender; None after the last response.
         closed: Whether the last response is out; after that Triton has freed the request.
         lock: Held while `sender` is used.
     """

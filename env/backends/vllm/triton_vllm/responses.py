@@ -69,7 +69,7 @@ class Responses:
 
     def error(self, job: "Job", message: str, code: Any) -> None:
         """Send an error as the job's last response."""
-        self._queue.put(lambda: self._close(job, lambda: send_error(job.sender, message, code)))
+        self._queue.put(lambda: self._close(job, lambda sender: send_error(sender, message, code)))
 
     def stop(self) -> None:
         """Send what is queued and end the threads."""
@@ -98,23 +98,28 @@ class Responses:
             texts = np.array(["".join(parts).encode("utf-8") for parts in made], dtype=np.object_)
         except Exception as error:  # the client must hear of it
             message = f"the answer could not be turned into text: {error!r}"
-            self._close(job, lambda: send_error(job.sender, message, pb_utils.TritonError.INTERNAL))
+            self._close(job, lambda sender: send_error(sender, message, pb_utils.TritonError.INTERNAL))
             return
         if not final and not any(texts):  # the tokens since the last piece end inside a character
             return
         response = pb_utils.InferenceResponse([pb_utils.Tensor("text_output", texts)])
         if final:
             flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-            self._close(job, lambda: job.sender.send(response, flags=flags))
+            self._close(job, lambda sender: sender.send(response, flags=flags))
         elif not job.closed:
             self._sent[job] = time.monotonic()
             job.sender.send(response)
 
-    def _close(self, job: "Job", send: Callable[[], None]) -> None:
+    def _close(self, job: "Job", send: Callable[[Any], None]) -> None:
+        """Send a job's last response and let its sender go.
+
+        Triton keeps what belongs to a request as long as its sender lives, and others may hold the job longer.
+        """
         with job.lock:
             if not job.closed:
                 job.closed = True
-                send()
+                sender, job.sender = job.sender, None
+                send(sender)
         self._sent.pop(job, None)
         self._open.pop(job, None)
 
@@ -124,6 +129,7 @@ class Responses:
                 action()
             except Exception as error:  # one client's broken response must not end the thread
                 pb_utils.Logger.log_error(f"[vllm] sending a response failed: {error!r}")
+            del action  # it holds its job
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for what is to be done next: what is new, or a stream whose distance is kept by now."""
