@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkout whose path a shell would take apart: Triton quotes no path when it starts a Python model's process."""
 
+import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,27 @@ def test_ensemble_answers_from_a_folder_with_an_odd_name(tmp_path: Path, name: s
     repository = stage_repository(folder / "models", source=None, device="cpu")
     installation = install_embedded(get_release("24.08"), "base-plus-vllm", folder)
     server = TritonServer(installation, repository.path, folder, environment=repository.environment)
+    try:
+        server.start(60.0)
+        assert ask(server, "Hello?").text == "(stand-in) You asked: Hello?"
+    finally:
+        server.stop()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("name", ODD)
+def test_python_model_runs_in_an_environment_with_an_odd_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    environment = tmp_path / name / ".venv"
+    venv.create(environment, symlinks=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "more.pth").write_text(sysconfig.get_path("purelib"))
+    monkeypatch.setattr(sys, "executable", str(environment / "bin" / "python3"))
+    repository = stage_repository(tmp_path / "models", source=None, device="cpu")
+    server = TritonServer(
+        install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path), repository.path, tmp_path
+    )  # fmt: skip
     try:
         server.start(60.0)
         assert ask(server, "Hello?").text == "(stand-in) You asked: Hello?"

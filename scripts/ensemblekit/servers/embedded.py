@@ -186,9 +186,10 @@ def _environment(tree: Path) -> dict[str, str]:
 
     It ignores PYTHONPATH and takes the first python3 on PATH. Its own library path is relative to the wheel,
     so a copied stub needs the wheel's libraries named. A stub that cannot start makes the server wait for
-    ever.
+    ever. Its Python stays in the C locale, in which it does not find itself under a path that is not ASCII.
     """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    programs = Path(sys.executable).parent
+    path = f"{plain_path(programs.parent) / programs.name}{os.pathsep}{os.environ.get('PATH', '')}"
     libraries = [str(tree / "nvidia_pytriton.libs"), *filter(None, [libpython_folder()])]
     old = [value] if (value := os.environ.get("LD_LIBRARY_PATH")) else []
     return {"PATH": path, "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *old])}
