@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.clients.generate import ask
+from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.embedded import install_embedded
@@ -51,6 +52,17 @@ def test_python_model_runs_in_an_environment_with_an_odd_name(
         assert ask(server, "Hello?").text == "(stand-in) You asked: Hello?"
     finally:
         server.stop()
+
+
+def test_environment_that_names_a_folder_beyond_ascii_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `pip install -e` in such a folder: Triton's Python could not start, the server would wait for ever."""
+    (tmp_path / "__editable__.kit.pth").write_text("/home/jürgen/kit/scripts\n", encoding="utf-8")
+    monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path))
+
+    with pytest.raises(UnsupportedMachine, match=r"not ASCII, /home/jürgen/kit/scripts[\s\S]*Hint: move the checkout"):
+        install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path)
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -84,9 +84,11 @@ def install_embedded(release: Release, flavour: Flavour, into: Path) -> Embedded
 
     Raises:
         FetchError: The wheel cannot be fetched or is not the expected one.
-        UnsupportedMachine: Not Linux on x86-64, glibc too old, no stub or no shared library for this Python.
+        UnsupportedMachine: Not Linux on x86-64, glibc too old, no stub or no shared library for this Python, or an
+            environment that the stub's Python cannot read.
     """
     check_machine()
+    _require_readable_packages()
     ensembles = has_ensembles(release, flavour)
     tree = server_tree(release, ensembles=ensembles)
     return EmbeddedInstallation(
@@ -120,6 +122,19 @@ def check_machine() -> None:
             hint="use Ubuntu 22.04, Debian 12, RHEL 10 or newer, or `--provider attach` with the URL "
             "of a running server",
         )
+
+
+def _require_readable_packages() -> None:
+    """Refuse an environment whose path files are not ASCII: the stub's Python would end, the server wait for ever."""
+    for file in sorted(Path(sysconfig.get_path("purelib")).glob("*.pth")):
+        if not (content := file.read_bytes()).isascii():
+            raise UnsupportedMachine(
+                "run Python models in the server",
+                found=f"{file.name} of this environment names a folder that is not ASCII, "
+                f"{os.fsdecode(content).strip().splitlines()[0]}; "
+                "Triton's Python stays in the C locale and cannot read it",
+                hint="move the checkout to a folder whose path has no such letters, and run scripts/run there",
+            )
 
 
 def server_tree(release: Release, *, ensembles: bool = True) -> Path:
