@@ -57,34 +57,27 @@ def test_without_a_cost_of_a_step_nothing_waits(admission: Any) -> None:
     assert asyncio.run(run()).groups == [["a"], ["b"]]
 
 
+async def two_arrivals(module: Any, *, running: int, apart_s: float, then_s: float) -> Let:
+    """Let two requests come, the first still waiting when the second does, and look a while later."""
+    let = Let(module, lambda: running)
+    let.gate.arrive(["a"])
+    await asyncio.sleep(apart_s)
+    let.gate.arrive(["b"])
+    assert not let.groups
+    await asyncio.sleep(then_s + SLACK_S)
+    return let
+
+
 def test_requests_that_come_while_others_wait_share_their_step(admission: Any) -> None:
     """Two running times 10 ms: one request waits 20 ms, a second one that joins halfway makes it 15 ms."""
 
-    async def run() -> Let:
-        let = Let(admission, lambda: 2)
-        let.gate.arrive(["a"])
-        await asyncio.sleep(0.01)
-        let.gate.arrive(["b"])
-        assert not let.groups
-        await asyncio.sleep(0.005 + SLACK_S)
-        return let
-
-    let = asyncio.run(run())
+    let = asyncio.run(two_arrivals(admission, running=2, apart_s=0.01, then_s=0.005))
     assert let.groups == [["a", "b"]]
     assert let.after_s[0] >= 0.015 - 0.002
 
 
 def test_nothing_waits_for_others_when_none_have_come_for_a_while(admission: Any) -> None:
-    async def run() -> Let:
-        let = Let(admission, lambda: 1000)
-        let.gate.arrive(["a"])
-        await asyncio.sleep(0.015)
-        let.gate.arrive(["b"])
-        assert not let.groups
-        await asyncio.sleep(0.02 + SLACK_S)
-        return let
-
-    let = asyncio.run(run())
+    let = asyncio.run(two_arrivals(admission, running=1000, apart_s=0.015, then_s=0.02))
     assert let.groups == [["a", "b"]]
     assert let.after_s[0] >= 0.035 - 0.002
 

@@ -34,7 +34,7 @@ class AJob:
     def __init__(self) -> None:
         self.sender: Sender | None = Sender()
         self.triton = self.sender  # what Triton was sent, also after the last response
-        self.closed, self.lock = False, threading.Lock()
+        self.lock = threading.Lock()
 
 
 def wait_for(condition: Any) -> None:

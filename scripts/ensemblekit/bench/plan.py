@@ -111,16 +111,19 @@ class BenchPlan:
         turn = number * len(self.loads) + self.loads.index(load.name)
         return len(self.targets) * (MOST_CLIENTS * turn + concurrency) + self.targets.index(target)
 
+    def bounds(self, load: Load) -> tuple[int, int]:
+        """Return the fewest and the most tokens that an answer has; they are as far from `max_tokens`."""
+        shortest = max(1, round(SHORTEST * self.max_tokens)) if load.varied else self.max_tokens
+        return shortest, 2 * self.max_tokens - shortest
+
     def lengths(self, load: Load, count: int, seed: int) -> list[int]:
         """Return how many tokens each of a round's answers has.
 
         >>> BenchPlan().lengths(Load(varied=True), 4, seed=1)
         [66, 177, 48, 97]
         """
-        if not load.varied:
-            return [self.max_tokens] * count
-        draw, shortest = random.Random(seed), max(1, round(SHORTEST * self.max_tokens))  # noqa: S311 - no secret
-        return [draw.randint(shortest, 2 * self.max_tokens - shortest) for _ in range(count)]
+        draw, (shortest, longest) = random.Random(seed), self.bounds(load)  # noqa: S311 - no secret
+        return [draw.randint(shortest, longest) for _ in range(count)]
 
     def measures(self, target: Target, load: Load) -> bool:
         """Return whether a target takes a load.

@@ -27,7 +27,7 @@ from ensemblekit.bench.plan import (
     prompts,
     request_body,
     sampling_parameters,
-)  # fmt: skip
+)
 from ensemblekit.bench.profile import profile_backend
 from ensemblekit.bench.targets import EngineAlone, VllmServe, engine_arguments
 from ensemblekit.clients.generate import ask
@@ -115,9 +115,7 @@ def run_bench(
     folder.mkdir(parents=True, exist_ok=True)
     given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device)
     with ExitStack() as stack:
-        setting = _Setting(
-            plan, device, release, folder, gpus, source, given, stack, stand_in_token_s=stand_in_token_s
-        )  # fmt: skip
+        setting = _Setting(plan, device, release, folder, gpus, source, given, stack, stand_in_token_s=stand_in_token_s)
         _start(setting, progress)
         generator = stack.enter_context(LoadGenerator())
         about = asdict(plan) | {"gpus": gpus}
@@ -151,8 +149,7 @@ def _source(plan: BenchPlan, device: str, gpus: int, progress: Progress) -> Mode
 
 def _require_words(plan: BenchPlan) -> None:
     """Refuse more tokens than the stand-in says words: figures would count what was never answered."""
-    loads = [LOADS[name] for name in plan.loads]
-    longest = max(2 * plan.max_tokens - 1 if load.varied else plan.max_tokens for load in loads)
+    longest = max(plan.bounds(LOADS[name])[1] for name in plan.loads)
     if longest > STAND_IN_WORDS:
         raise ParameterError(
             f"measure answers of {longest} tokens with the stand-in",
@@ -253,9 +250,7 @@ def _ask_server(
         server, protocol = setting.servers[target], load.protocol
         verb = "generate_stream" if load.streaming else "generate"
         url = server.grpc_url if protocol == "grpc" else f"http://{server.http_url}/v2/models/{model}/{verb}"
-    return generator.round(
-        url, bodies, lengths, concurrency, model=model, protocol=protocol, stream=load.streaming
-    )  # fmt: skip
+    return generator.round(url, bodies, lengths, concurrency, model=model, protocol=protocol, stream=load.streaming)
 
 
 def _ask_engine(

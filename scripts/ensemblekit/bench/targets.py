@@ -41,12 +41,6 @@ def engine_arguments(device: str) -> dict[str, Any]:
     return dict(ENGINE_ARGUMENTS.get(device, {}))
 
 
-def _environment(source: ModelSource, device: str) -> dict[str, str]:
-    """Return the variables that Triton's engine has too, its compile cache among them."""
-    offline = {"HF_HUB_OFFLINE": "1"} if source.local else {}
-    return os.environ | engine_environment(device) | offline
-
-
 class VllmServe:
     """`vllm serve` of this environment on a loopback port, under the same reaper as the kit's Triton servers."""
 
@@ -64,7 +58,7 @@ class VllmServe:
         self.command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", source.engine_model]
         self.command += ["--served-model-name", "llm", "--host", LOOPBACK]
         self.command += ["--port", str(self.port), "--disable-uvicorn-access-log", *_as_options(arguments)]
-        self.environment = _environment(source, device)
+        self.environment = os.environ | engine_environment(device, offline=source.local)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -159,7 +153,7 @@ class EngineAlone:
             folder: Where its log goes.
         """
         self._first = {"arguments": arguments | {"model": source.engine_model}}
-        self._environment = _environment(source, device)
+        self._environment = os.environ | engine_environment(device, offline=source.local)
         self.log_path = folder / "engine.log"
         self._process: subprocess.Popen[str] | None = None
 

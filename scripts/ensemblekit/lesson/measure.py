@@ -21,7 +21,7 @@ __all__ = ["gpu_table", "measure_cost", "measure_spread", "recorded_bench"]
 WITH_VLLM: tuple[Target, ...] = ("vllm-serve", *ONE_GPU)
 SPREAD_STAND_IN: tuple[Target, ...] = ("ensemble", "replicas")
 SPREAD_VLLM: tuple[Target, ...] = ("ensemble", *SPREAD)
-STAND_IN_WORDS, STAND_IN_WORD_S = 4, 0.005  # with which an instance is as busy as a full GPU
+BUSY_WORDS, BUSY_WORD_S = 4, 0.005  # with which an instance is as busy as a full GPU
 
 
 def measure_cost(lesson: Lesson, *, clients: int, rounds: int, max_tokens: int) -> BenchResult:
@@ -76,10 +76,10 @@ def measure_spread(lesson: Lesson, *, gpus: int, clients: int, rounds: int, max_
         SPREAD_STAND_IN if stand_in else SPREAD_VLLM,
         tuple(dict.fromkeys((1, clients))) if stand_in else tuple(dict.fromkeys((16, clients))),
         rounds,
-        STAND_IN_WORDS if stand_in else max_tokens,
+        BUSY_WORDS if stand_in else max_tokens,
     )
     device = STAND_IN if stand_in else settings.resolved_device
-    return _run(lesson, plan, device, gpus=gpus, stand_in_token_s=STAND_IN_WORD_S)
+    return _run(lesson, plan, device, gpus=gpus, stand_in_token_s=BUSY_WORD_S)
 
 
 def _embedded(lesson: Lesson) -> Settings:

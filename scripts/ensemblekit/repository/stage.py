@@ -154,14 +154,17 @@ def stage_repository(
         arguments |= _fitting(gpus, source, arguments, given)
     _fill_engine(target / COMPOSING_ENGINE, source, arguments)
     _fill_tokenizer(target / "preprocess", source, _preprocess_instances() if own and device == "cuda" else 0)
-    offline = {"HF_HUB_OFFLINE": "1"} if source.local else {}
-    return StagedRepository(target, engine_environment(device) | offline)
+    return StagedRepository(target, engine_environment(device, offline=source.local))
 
 
-def engine_environment(device: str) -> dict[str, str]:
+def engine_environment(device: str, *, offline: bool = False) -> dict[str, str]:
     """Return the variables that a vLLM engine on a device is started with; what the user has set stays as it is.
 
     vLLM keeps what it has compiled under `VLLM_CACHE_ROOT`: here it outlives the run, in the kit's own cache.
+
+    Args:
+        device: `cpu` or `cuda`.
+        offline: Whether the model is a folder, so that the hub need not be asked.
 
     Raises:
         OSError: The cache folder cannot be made.
@@ -169,7 +172,8 @@ def engine_environment(device: str) -> dict[str, str]:
     more = {"VLLM_CACHE_ROOT": str(cache_dir() / "vllm")}
     if device == "cuda":  # CUDA's own order may differ from that of nvidia-smi, which says what is free where
         more["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    return ENGINE_ENVIRONMENT[device] | {name: value for name, value in more.items() if name not in os.environ}
+    usual = {name: value for name, value in more.items() if name not in os.environ}
+    return ENGINE_ENVIRONMENT[device] | usual | ({"HF_HUB_OFFLINE": "1"} if offline else {})
 
 
 def _require_vllm_on_cuda(source: ModelSource | None, device: str, tensor_parallel: int, replicas: int) -> None:

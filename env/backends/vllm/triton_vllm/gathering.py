@@ -40,9 +40,10 @@ class Gathering:
     def add(self, ids: list[int], reason: "FinishReason | None") -> bool:
         """Add tokens; return whether there is something to send that was not offered before."""
         self.token_ids += ids
-        self.visible = len(self.token_ids) - (str(reason) == "stop")
-        if reason is not None:
-            self.finish_reason = str(reason)
+        ended = None if reason is None else str(reason)
+        self.visible = len(self.token_ids) - (ended == "stop")
+        self.finish_reason = ended
+        if ended:
             return True
         offer = self.job.stream and not self._offered
         self._offered = self._offered or offer

@@ -34,8 +34,7 @@ class Job:
         echo: Whether the prompt is put in front of the answer.
         own_text: Whether the engine leaves the text to us.
         sampling_key: The same for all requests with the same sampling parameters.
-        sender: Triton's response sender; None after the last response.
-        closed: Whether the last response is out; after that Triton has freed the request.
+        sender: Triton's response sender; None after the last response, with which Triton frees the request.
         lock: Held while `sender` is used.
     """
 
@@ -48,7 +47,6 @@ class Job:
     own_text: bool
     sampling_key: str
     sender: Any
-    closed: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 

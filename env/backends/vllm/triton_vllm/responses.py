@@ -106,7 +106,7 @@ class Responses:
         if final:
             flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
             self._close(job, lambda sender: sender.send(response, flags=flags))
-        elif not job.closed:
+        elif job.sender is not None:
             self._sent[job] = time.monotonic()
             job.sender.send(response)
 
@@ -116,8 +116,7 @@ class Responses:
         Triton keeps what belongs to a request as long as its sender lives, and others may hold the job longer.
         """
         with job.lock:
-            if not job.closed:
-                job.closed = True
+            if job.sender is not None:
                 sender, job.sender = job.sender, None
                 send(sender)
         self._sent.pop(job, None)
@@ -146,7 +145,7 @@ class Responses:
         while not self._stopped.wait(CANCEL_POLL_S):
             for job, cancel in list(self._open.items()):
                 with job.lock:  # Triton frees the request with its last response; asking later would crash
-                    cancelled = not job.closed and job.sender.is_cancelled()
+                    cancelled = job.sender is not None and job.sender.is_cancelled()
                 if cancelled:
                     self._open.pop(job, None)
                     cancel()
