@@ -22,8 +22,12 @@ kill -SEGV $$
 @pytest.mark.server
 @pytest.mark.parametrize(
     ("words", "code"),
-    [("All models are stopped, unloading models", 1), ("loading: pre:0", 139)],
-    ids=["while-unloading-once-more", "elsewhere-as-it-is"],
+    [
+        ("All models are stopped, unloading models", 1),
+        ("Waiting for in-flight requests to complete.", 1),
+        ("loading: pre:0", 139),
+    ],
+    ids=["while-unloading-once-more", "while-it-begins-to-end-once-more", "elsewhere-as-it-is"],
 )
 def test_stand_in_that_crashes(tmp_path: Path, words: str, code: int) -> None:
     program = tmp_path / "tritonserver"

@@ -37,7 +37,8 @@ READY_TIMEOUT_S = 600.0  # a first start on a slow disk compiles and loads weigh
 POLL_S = 0.1
 ASK_TIMEOUT_S = 2.0  # one readiness question
 CRASHED = (134, 139)  # SIGABRT, SIGSEGV
-UNLOADING = "All models are stopped, unloading models"
+# what Triton says when a failed start ends: first that it begins to, then that it unloads
+ENDING = ("Waiting for in-flight requests to complete", "All models are stopped, unloading models")
 STOP_AT_ONCE = b""  # to the reaper, a pipe that closes without the word means a short grace
 
 
@@ -182,7 +183,7 @@ class TritonServer:
     ) -> StartOutcome:
         """Start the server and return how that ended; a server that is not ready in time is stopped.
 
-        Triton crashes now and then while it unloads the models of a failed start, before it can say its exit code
+        Triton crashes now and then while it ends a failed start, before it can say its exit code
         (seen on 24.07 and 24.08, twice in one run of all tests, not once in 45 starts in a row). Such a start is made
         once more; the log of the crash is kept beside the other.
 
@@ -190,8 +191,9 @@ class TritonServer:
             PortBusy: Something else listens on one of its ports.
         """
         outcome = self._attempt(timeout_s, on_poll)
-        if outcome.kind == "exited" and outcome.exit_code in CRASHED and UNLOADING in read_log(self.log_path):
-            logger.info("the server crashed while it unloaded its models, starting it once more")
+        crashed = outcome.kind == "exited" and outcome.exit_code in CRASHED
+        if crashed and any(words in read_log(self.log_path) for words in ENDING):
+            logger.info("the server crashed while it ended a failed start, starting it once more")
             self.log_path.replace(self.log_path.with_name("server.crashed.log"))
             outcome = self._attempt(timeout_s, on_poll)
         return outcome
