@@ -13,10 +13,10 @@ import httpx
 
 from ensemblekit.assets.store import fetch_wheel, unpack_wheel
 from ensemblekit.clients.http import load_model, model_states
-from ensemblekit.lint import LintReport
+from ensemblekit.diagnose.lint import LintReport
+from ensemblekit.faults.log import read_log
 from ensemblekit.releases import Flavour, get_release
 from ensemblekit.servers.embedded import install_embedded
-from ensemblekit.servers.logs import read_log
 from ensemblekit.servers.process import ServerOptions, TritonServer
 from tests.atlas.cases import CASES, Case
 

@@ -4,7 +4,7 @@
 import random
 from collections.abc import Iterator
 
-from ensemblekit.lint.textproto import Field, Source
+from ensemblekit.repository.textproto import Field, Source
 
 __all__ = ["mutate"]
 

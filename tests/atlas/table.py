@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from ensemblekit.diagnose.lint import lint_repository
 from ensemblekit.faults.catalogue import FAULTS
 from ensemblekit.faults.fault import Fault
-from ensemblekit.lint import lint_repository
 from tests.atlas.cases import ATLAS, CASES, Case
 from tests.atlas.measure import Answer, measure_all, said_first, spoken
 

@@ -9,8 +9,8 @@ import pytest
 
 from ensemblekit.assets.weights import ModelSource
 from ensemblekit.clients.http import model_states
-from ensemblekit.lint import lint_repository
-from ensemblekit.lint.fix import corrections
+from ensemblekit.diagnose.lint import lint_repository
+from ensemblekit.diagnose.lint.fix import corrections
 from ensemblekit.releases import FLAVOURS, Flavour, get_release, has_ensembles, list_releases
 from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.process import TritonServer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.lint import LintReport, lint_repository
+from ensemblekit.diagnose.lint import LintReport, lint_repository
 from tests.atlas.cases import ATLAS, CASES, RELEASES, Case
 
 # what the embedded servers of the other test are: no GPU, two backends

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from ensemblekit.clients.http import load_model
-from ensemblekit.lint import LintReport, lint_repository
+from ensemblekit.diagnose.lint import LintReport, lint_repository
 from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.process import TritonServer
 from tests.atlas.measure import new_server

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ensemblekit.lint import lint_repository
+from ensemblekit.diagnose.lint import lint_repository
 from ensemblekit.servers.process import TritonServer
 from tests.atlas.cases import CASES, RELEASES, Case
 from tests.atlas.measure import (
@@ -102,7 +102,7 @@ def test_start_fails_with_the_catalogue_s_words(case: Case, starts: Loads) -> No
 
 @pytest.mark.parametrize("case", [*LOADS, *STARTS], ids=lambda case: case.folder)
 def test_explain_names_the_fault_as_root_cause(case: Case, loads: dict[str, Loads], starts: Loads) -> None:
-    explainer = pytest.importorskip("ensemblekit.explain.explainer", reason="explain is not there yet")
+    explainer = pytest.importorskip("ensemblekit.diagnose.explain.explainer", reason="explain is not there yet")
     answer = loads["24.08"][case.folder] if case.how == "load" else starts[case.folder]
 
     causes = explainer.explain_lines(f"{answer.head}{answer.log}".splitlines()).causes

@@ -13,8 +13,8 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from ensemblekit.batch.parameters import choose_lessons
-from ensemblekit.clients.generate import REQUEST_TIMEOUT_S
+from ensemblekit.batch.notebooks import choose_lessons
+from ensemblekit.clients.grpc import REQUEST_TIMEOUT_S
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
 from ensemblekit.servers.ports import free_ports

@@ -16,7 +16,7 @@ from ensemblekit.repository.stage import StagedRepository, stage_repository
 from ensemblekit.servers.container import install_container
 from ensemblekit.servers.ports import free_ports
 from ensemblekit.servers.process import ServerOptions, TritonServer
-from ensemblekit.workaround.base_plus_vllm import build_image, remove_image
+from ensemblekit.workarounds.base_image import build_image, remove_image
 from tests.containers.engine import Podman, missing
 
 SECONDS = pytest.StashKey[dict[str, float]]()

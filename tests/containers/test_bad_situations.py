@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.batch.serve import serve_forever
+from ensemblekit.cli.serve import serve_forever
 from ensemblekit.errors import FetchError, KitError, PortBusy, ServerExited, UnsupportedMachine
-from ensemblekit.lesson.settings import visible_gpu
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import install_container
-from ensemblekit.servers.engine import find_engine
+from ensemblekit.servers.container_engine import find_engine
 from ensemblekit.servers.ports import free_ports
 from ensemblekit.servers.process import TritonServer
+from ensemblekit.settings import visible_gpu
 from tests.containers.conftest import MakeServer
 from tests.containers.engine import STAND_INS, Podman
 
@@ -202,7 +202,7 @@ def test_container_killed_from_outside_while_it_serves(podman: Podman, monkeypat
     def say_and_kill(_console: object, server: TritonServer) -> None:
         podman.run("kill", server.installation.name)
 
-    monkeypatch.setattr("ensemblekit.batch.serve._say", say_and_kill)  # a second shell would kill it now
+    monkeypatch.setattr("ensemblekit.cli.serve._say", say_and_kill)  # a second shell would kill it now
     monkeypatch.setattr("ensemblekit.servers.container.image_of", lambda *_: BASE)
     parameters = {"PROVIDER": "container", "ENGINE": "stand-in", "FLAVOUR": "base-plus-vllm"}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.buildplan.meter import read_meter
-from ensemblekit.clients.generate import ask
+from ensemblekit.clients.grpc import ask
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import image_of
+from ensemblekit.workarounds.build_meter import read_meter
 from tests.conftest import DATA
 from tests.containers.conftest import MakeServer
 from tests.containers.engine import STAND_INS, Podman
@@ -57,7 +57,7 @@ def source(tmp_path: Path, podman: Podman, monkeypatch: pytest.MonkeyPatch) -> I
 
 def build(source: Path) -> "subprocess.CompletedProcess[str]":
     """Run the build as a reader does."""
-    command = [sys.executable, "-m", "ensemblekit.cli", "build-plan", "run", "--anyway"]
+    command = [sys.executable, "-m", "ensemblekit.cli.main", "build-plan", "run", "--anyway"]
     command += ["--source", str(source), "--work", str(source.parent / "work")]
     return subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ensemblekit.batch.parameters import choose_lessons, distribute
+from ensemblekit.batch.notebooks import choose_lessons, distribute
 from ensemblekit.batch.runner import Run, run_lessons
-from ensemblekit.lesson.record import read_records
+from ensemblekit.records import read_records
 from ensemblekit.releases import get_release
-from ensemblekit.servers.engine import ENGINES
-from ensemblekit.workaround.base_plus_vllm import remove_image
+from ensemblekit.servers.container_engine import ENGINES
+from ensemblekit.workarounds.base_image import remove_image
 from tests.containers.engine import STAND_INS, Podman
 from tests.notebooks.test_nbval import run_nbval
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from ensemblekit.doctor.target import probe_target
+from ensemblekit.diagnose.probe.target import probe_target
 from ensemblekit.errors import FetchError
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import image_of

@@ -12,9 +12,9 @@ import httpx
 import psutil
 import pytest
 
-from ensemblekit.clients.generate import ask
+from ensemblekit.clients.grpc import ask
+from ensemblekit.diagnose.preflight import preflight
 from ensemblekit.lesson.lesson import open_lesson
-from ensemblekit.preflight import preflight
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import install_container
 from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
@@ -29,7 +29,7 @@ ANSWER = f"(stand-in) You asked: {QUESTION}"
 PARENT = """
 import sys, time
 from pathlib import Path
-from ensemblekit.preflight import preflight
+from ensemblekit.diagnose.preflight import preflight
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import install_container
 from ensemblekit.servers.process import TritonServer

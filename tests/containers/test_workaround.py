@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ensemblekit.cli import app
-from ensemblekit.clients.generate import ask
+from ensemblekit.cli.main import app
+from ensemblekit.clients.grpc import ask
 from ensemblekit.clients.http import model_states
 from ensemblekit.errors import KitError
 from ensemblekit.releases import get_release
-from ensemblekit.workaround.base_plus_vllm import build_image, remove_image
+from ensemblekit.workarounds.base_image import build_image, remove_image
 from tests.containers.conftest import MakeServer
 from tests.containers.engine import STAND_INS, Podman
 

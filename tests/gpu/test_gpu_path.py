@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.assets.weights import ensure_checkpoint
-from ensemblekit.clients.generate import ask, ask_many
+from ensemblekit.clients.grpc import ask, ask_many
+from ensemblekit.diagnose.preflight import gpu_row
 from ensemblekit.errors import OutOfGpuMemory, ServerExited, UnsupportedMachine
+from ensemblekit.faults.log import read_log
 from ensemblekit.gpu import Gpu, visible_gpus
-from ensemblekit.lesson.settings import check_settings
 from ensemblekit.paths import cache_dir
-from ensemblekit.preflight import gpu_row
-from ensemblekit.repository.sizing import MARGIN_MIB, model_need
+from ensemblekit.repository.gpu_memory import MARGIN_MIB, model_need
 from ensemblekit.repository.stage import StagedRepository
-from ensemblekit.servers.logs import read_log
 from ensemblekit.servers.process import TritonServer
+from ensemblekit.settings import check_settings
 from tests.gpu.conftest import START_TIMEOUT_S, GpuServers
 
 QUESTION = "What is the capital of France?"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.batch.exercises import exercises_dir
-from ensemblekit.batch.parameters import choose_lessons
+from ensemblekit.batch.notebooks import choose_lessons
 from ensemblekit.batch.runner import run_lessons
 
 CELL_TIMEOUT_S = 300.0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ensemblekit.clients.generate import ask
+from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError, ServerNotReady
 from ensemblekit.lesson.lesson import open_lesson
 from ensemblekit.releases import get_release

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.buildplan.attempts import GENUINE_WORDS, try_configurations
 from ensemblekit.servers import emulation
+from ensemblekit.workarounds.attempts import GENUINE_WORDS, try_configurations
 
 pytestmark = pytest.mark.server
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.bench.figures import BenchResult
 from ensemblekit.bench.plan import SUBJECTS, BenchPlan, check_loads, check_targets, prompts
+from ensemblekit.bench.results import BenchResult
 from ensemblekit.bench.run import ONE_GPU, RECORD, STAND_IN, STAND_IN_WORDS, run_bench
-from ensemblekit.clients.generate import ask
+from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import stage_repository

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ensemblekit.clients.generate import ask, ask_many
+from ensemblekit.clients.grpc import ask, ask_many
 from ensemblekit.errors import RequestError
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import stage_repository

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from ensemblekit.clients.generate import ask, ask_many, stream
+from ensemblekit.clients.grpc import ask, ask_many, stream
 from ensemblekit.clients.http import ask_http, curl_command, stream_http
 from ensemblekit.clients.statistics import metric_value, model_statistics
 from ensemblekit.errors import RequestError
+from ensemblekit.faults.log import read_log
 from ensemblekit.releases import get_release
 from ensemblekit.servers.attach import AttachedServer
 from ensemblekit.servers.embedded import install_embedded
-from ensemblekit.servers.logs import read_log
 from ensemblekit.servers.process import TritonServer
 from tests.conftest import DATA
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.doctor.examine import Plan, examine
-from ensemblekit.doctor.steps import Examination
+from ensemblekit.diagnose.doctor.examination import Plan, examine
+from ensemblekit.diagnose.doctor.steps import Examination
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from tests.atlas.measure import numpy_2_environment
 from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
@@ -148,7 +148,7 @@ def test_doctor_odd_repository_is_one_clear_answer(tmp_path: Path, make: object,
 UNREADABLE = """
 import os, sys; os.umask(0)
 from pathlib import Path
-from ensemblekit.doctor.examine import Plan, examine
+from ensemblekit.diagnose.doctor.examination import Plan, examine
 url, good, bad = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 examine(Plan(good, server=url))  # imports what it needs while this process may still read Python's own files
 os.setegid(65534)

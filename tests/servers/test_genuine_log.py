@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ensemblekit.servers.logs import normalise, read_log
+from ensemblekit.faults.log import normalise, read_log
 from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
 from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
 

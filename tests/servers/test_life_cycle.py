@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ensemblekit.clients.generate import ask
+from ensemblekit.clients.grpc import ask
 from ensemblekit.clients.http import load_model, model_states
 from ensemblekit.errors import (
     PortBusy,

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.clients.generate import ask
+from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.embedded import install_embedded
-from ensemblekit.servers.plain_path import PLAIN, plain_path
 from ensemblekit.servers.process import TritonServer
+from ensemblekit.servers.shell_safe_path import PLAIN, plain_path
 
 ODD = ["with blanks", "Übung", "it's $HOME & (more)"]
 

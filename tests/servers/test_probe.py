@@ -16,13 +16,13 @@ import psutil
 import pytest
 
 from ensemblekit.clients.http import model_states
-from ensemblekit.doctor.target import probe_target
+from ensemblekit.diagnose.probe.binary import PROBE_MODEL, probe_binary
+from ensemblekit.diagnose.probe.target import probe_target
 from ensemblekit.errors import ParameterError, RequestError
 from ensemblekit.releases import FLAVOURS, get_release, has_ensembles, list_releases
 from ensemblekit.servers.embedded import SERVER, server_tree
 from ensemblekit.servers.ports import free_ports
 from ensemblekit.servers.process import TritonServer
-from ensemblekit.servers.quick_probe import PROBE_MODEL, probe_binary
 from tests.conftest import START_TIMEOUT_S, ServerMaker
 
 pytestmark = [pytest.mark.server]
@@ -102,7 +102,7 @@ def _servers_below(folder: Path) -> list[psutil.Process]:
 @pytest.mark.parametrize("path", [None, "/nonexistent"], ids=["kernel", "reaper"])
 def test_probe_killed_leaves_no_server(tmp_path: Path, path: str | None) -> None:
     binary = server_tree(get_release("24.08")) / SERVER / "bin" / "tritonserver"
-    code = "import sys, pathlib, time; import ensemblekit.servers.quick_probe as probe; " \
+    code = "import sys, pathlib, time; import ensemblekit.diagnose.probe.binary as probe; " \
         "probe._ask = lambda *words: time.sleep(60); " \
         "probe.probe_binary(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), environment={})"  # fmt: skip
     environment = os.environ | ({"PATH": path} if path else {})

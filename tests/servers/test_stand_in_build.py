@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ensemblekit.buildplan.meter import Meter
-from ensemblekit.buildplan.scripts import STAGES
 from ensemblekit.releases import Flavour, get_release
 from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.workarounds.build_meter import Meter
+from ensemblekit.workarounds.build_scripts import STAGES
 from tests.conftest import DATA
 
 pytestmark = pytest.mark.server
@@ -43,7 +43,7 @@ class StandIn:
         self.environment = os.environ | {"PATH": path, "STAND_IN_DOCKER": str(self.state), "COLUMNS": "200"}
 
     def start(self, *words: str, pace_s: float = 0.0) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "ensemblekit.cli", "build-plan", "run", "--anyway"]
+        command = [sys.executable, "-m", "ensemblekit.cli.main", "build-plan", "run", "--anyway"]
         command += ["--source", str(self.source), "--work", str(self.work), *words]
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.source,

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: the CPU or CUDA environment, not the quick one")
 
 from ensemblekit.assets.weights import ensure_checkpoint
-from ensemblekit.clients.generate import ask, ask_many, stream
+from ensemblekit.clients.grpc import ask, ask_many, stream
 from ensemblekit.clients.http import ask_http, stream_http
 from ensemblekit.clients.statistics import metric_value
 from ensemblekit.errors import RequestError

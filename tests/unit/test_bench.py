@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.bench.figures import BenchResult, Round, percentile
-from ensemblekit.bench.load import LoadGenerator
 from ensemblekit.bench.plan import LOADS, BenchPlan, Load, check_loads, check_targets, prompts, request_body
 from ensemblekit.bench.profile import shares_of
 from ensemblekit.bench.report import HEADER, cross_check_text, describe, plot_bench, plot_latency, rows
+from ensemblekit.bench.results import BenchResult, Round, percentile
+from ensemblekit.bench.workers import LoadGenerator
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ensemblekit.buildplan.plan import CORE_SWITCH, FLAG, BuildPlan, joined, make_plan
-from ensemblekit.buildplan.prerequisites import check_prerequisites, missing_packages, unmet
-from ensemblekit.buildplan.show import compared, plan_json, shell_script
-from ensemblekit.cli import app
+from ensemblekit.cli.main import app
 from ensemblekit.errors import ParameterError
+from ensemblekit.workarounds.build_plan import CORE_SWITCH, FLAG, BuildPlan, joined, make_plan
+from ensemblekit.workarounds.build_show import compared, plan_json, shell_script
+from ensemblekit.workarounds.prerequisites import check_prerequisites, missing_packages, unmet
 from tests.conftest import DATA
 
 RELEASES, VARIANTS = ("24.07", "24.08", "24.09", "24.10"), ("minimal", "full")

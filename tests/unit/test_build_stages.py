@@ -10,15 +10,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from ensemblekit.buildplan.failures import stage_error
-from ensemblekit.buildplan.meter import Meter, StageRecord, folder_bytes, read_meter
-from ensemblekit.buildplan.plan import make_plan
-from ensemblekit.buildplan.process import last_line
-from ensemblekit.buildplan.progress import meter_table
-from ensemblekit.buildplan.run import Build
-from ensemblekit.buildplan.scripts import SCRIPT_STAGES, Stage, fingerprint, read_stages
-from ensemblekit.cli import app
+from ensemblekit.cli.main import app
 from ensemblekit.errors import BuildError
+from ensemblekit.workarounds.build_failures import stage_error
+from ensemblekit.workarounds.build_meter import Meter, StageRecord, folder_bytes, read_meter
+from ensemblekit.workarounds.build_plan import make_plan
+from ensemblekit.workarounds.build_process import last_line
+from ensemblekit.workarounds.build_progress import meter_table
+from ensemblekit.workarounds.build_scripts import SCRIPT_STAGES, Stage, fingerprint, read_stages
+from ensemblekit.workarounds.source_build import Build
 from tests.conftest import DATA
 
 
@@ -114,7 +114,7 @@ def test_build_that_has_begun_asks_no_longer_for_the_whole_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "build.py").write_text("")
-    monkeypatch.setattr("ensemblekit.buildplan.prerequisites.COMPILER_GB", 10**9)
+    monkeypatch.setattr("ensemblekit.workarounds.prerequisites.COMPILER_GB", 10**9)
     command = ["build-plan", "run", "--source", str(tmp_path), "--work", str(tmp_path / "work")]
     monkeypatch.setenv("PATH", str(tmp_path))  # no docker either, so that nothing is built here
 

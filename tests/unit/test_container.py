@@ -7,7 +7,7 @@ import pytest
 
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import ContainerInstallation, container_hint
-from ensemblekit.servers.engine import ContainerEngine
+from ensemblekit.servers.container_engine import ContainerEngine
 
 PORTS = (21000, 21001, 21002)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.doctor.report import write_page
-from ensemblekit.doctor.request import build_request, entry_model
-from ensemblekit.doctor.steps import Examination, Step
-from ensemblekit.doctor.waste import wasted_by
-from ensemblekit.doctor.watch import ModelProcess, RequestHangs, watched
+from ensemblekit.diagnose.doctor.report import write_page
+from ensemblekit.diagnose.doctor.request import build_request, entry_model
+from ensemblekit.diagnose.doctor.start_cost import wasted_by
+from ensemblekit.diagnose.doctor.steps import Examination, Step
+from ensemblekit.diagnose.doctor.watchdog import ModelProcess, RequestHangs, watched
+from ensemblekit.diagnose.lint import lint_repository
 from ensemblekit.errors import ParameterError
-from ensemblekit.lint import lint_repository
 from tests.conftest import DATA
 
 CONFIG = {
@@ -84,7 +84,7 @@ def test_watched_passes_answer_and_error_on() -> None:
 
 
 def test_watched_stand_in_process_that_is_gone_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemblekit.doctor.watch.GRACE_S", 0.3)
+    monkeypatch.setattr("ensemblekit.diagnose.doctor.watchdog.GRACE_S", 0.3)
     over = threading.Event()
     gone = ModelProcess(2**22 + 1, "pre", "2.2.6")  # above the largest process id of Linux
     begin = time.monotonic()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from ensemblekit.cli.explain import follow
+from ensemblekit.diagnose.explain.explainer import explain_lines, explain_log
+from ensemblekit.diagnose.explain.explanation import Explanation
+from ensemblekit.diagnose.explain.source import LONGEST_LINE, follow_lines, lines_of
 from ensemblekit.errors import ParameterError
-from ensemblekit.explain.command import follow
-from ensemblekit.explain.explainer import explain_lines, explain_log
-from ensemblekit.explain.explanation import Explanation
-from ensemblekit.explain.source import LONGEST_LINE, follow_lines, lines_of
 from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
 from tests.conftest import DATA
 
@@ -312,7 +312,7 @@ def test_explain_what_is_no_log_says_so(tmp_path: Path, content: bytes, state: s
 
 def test_explain_large_log_keeps_bounded_memory(tmp_path: Path) -> None:
     # VmHWM is of this program alone; getrusage's figure would be that of the test process it was forked from
-    code = "import re, sys; from ensemblekit.explain.explainer import explain_lines; " \
+    code = "import re, sys; from ensemblekit.diagnose.explain.explainer import explain_lines; " \
         "head = open(sys.argv[1]).read().splitlines(); " \
         "text = 'E1124 01:19:21.672113 1 infer.cc:1] \"request {} of {:x}q failed oddly\"'; " \
         "body = (text.format(i, i * 7) for i in range(200000)); " \

@@ -3,7 +3,7 @@
 
 import pytest
 
-from ensemblekit.clients.generate import Answer, request_inputs
+from ensemblekit.clients.grpc import Answer, request_inputs
 
 
 @pytest.mark.parametrize(

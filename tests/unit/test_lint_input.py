@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ensemblekit.diagnose.lint import lint_repository
 from ensemblekit.errors import ParameterError
-from ensemblekit.lint import lint_repository
 from tests.conftest import DATA
 
 LOG_BYTES = 200 * 10**6  # a sparse file: it takes no room
@@ -163,7 +163,7 @@ _PROGRAM = """
 import os, sys
 from pathlib import Path
 from ensemblekit.errors import ParameterError
-from ensemblekit.lint import lint_repository
+from ensemblekit.diagnose.lint import lint_repository
 from ensemblekit.releases import list_releases
 list_releases()
 if os.geteuid() == 0:
@@ -180,13 +180,16 @@ except ParameterError as error:
 def _lint_as_nobody(repository: Path) -> str:
     program = _PROGRAM.format(nobody=NOBODY)
     return subprocess.run(
-        [sys.executable, "-c", program, str(repository)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, str(repository)], capture_output=True, text=True
     ).stdout
 
 
 def test_command_answers_unusable_input_with_exit_code_2(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ensemblekit.cli", "lint", str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "ensemblekit.cli.main", "lint", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert done.returncode == 2
@@ -198,7 +201,7 @@ def test_command_answers_unusable_input_with_exit_code_2(tmp_path: Path) -> None
 @pytest.mark.parametrize("words", [["--flavour", "vllm"], ["--release", "23.01"]], ids=["flavour", "release"])
 def test_command_with_an_unknown_target_names_the_known_ones(words: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ensemblekit.cli", "lint", str(DATA / "report_repository"), *words],
+        [sys.executable, "-m", "ensemblekit.cli.main", "lint", str(DATA / "report_repository"), *words],
         capture_output=True,
         text=True,
         check=False,

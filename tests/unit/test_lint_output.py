@@ -11,10 +11,10 @@ import jsonschema
 import pytest
 from rich.console import Console
 
+from ensemblekit.diagnose.lint import lint_repository
+from ensemblekit.diagnose.lint.output import as_json, as_sarif, show_report
 from ensemblekit.faults.catalogue import FAULTS
-from ensemblekit.lint import lint_repository
-from ensemblekit.lint.show import as_json, as_sarif, show_report
-from ensemblekit.lint.textproto import Source
+from ensemblekit.repository.textproto import Source
 from tests.atlas.cases import ATLAS
 from tests.conftest import DATA
 
@@ -107,7 +107,7 @@ SARIF = {
 
 def lint(*words: str, answer: str | None = None) -> "subprocess.CompletedProcess[str]":
     """Run the command."""
-    command = [sys.executable, "-m", "ensemblekit.cli", "lint", *words]
+    command = [sys.executable, "-m", "ensemblekit.cli.main", "lint", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, input=answer)
 
 

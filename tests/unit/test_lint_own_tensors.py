@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.lint import lint_repository
-from ensemblekit.lint.own_tensors import OwnTensors, own_tensors
+from ensemblekit.diagnose.lint import lint_repository
+from ensemblekit.diagnose.lint.declared_tensors import OwnTensors, own_tensors
 from tests.atlas.cases import ATLAS
 
 IN = {"name": "IN", "data_type": "TYPE_STRING", "dims": [1]}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.servers.logs import (
+from ensemblekit.faults.log import (
     missing_library,
     model_loads,
     normalise,

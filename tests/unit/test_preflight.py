@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ensemblekit.preflight import Row, gpu_row
+from ensemblekit.diagnose.preflight import Row, gpu_row
 from tests.fake_nvidia_smi import UUIDS
 
 CPU_INSTEAD = "the same cells run on the CPU, with fewer tokens/s"

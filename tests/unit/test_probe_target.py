@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.doctor.disk import SCHEDULER, reads_as_ensembles
-from ensemblekit.doctor.target import kind_of, probe_target
+from ensemblekit.diagnose.probe.files import SCHEDULER, reads_as_ensembles
+from ensemblekit.diagnose.probe.target import kind_of, probe_target
 from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
 from ensemblekit.servers.emulation import PLATFORM_CONSTANT, REPLACED_CONSTANT
 
@@ -112,7 +112,7 @@ def test_reads_as_ensembles_stand_in_library(tmp_path: Path, content: bytes, ver
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to become another user")
 def test_probe_folder_without_read_permission_says_so(tmp_path: Path) -> None:
     (tmp_path / "server").mkdir(mode=0o700)
-    code = "import os, sys; from pathlib import Path; from ensemblekit.doctor.disk import find_server; " \
+    code = "import os, sys; from pathlib import Path; from ensemblekit.diagnose.probe.files import find_server; " \
         "from ensemblekit.errors import KitError\nos.setegid(65534); os.seteuid(65534)\n" \
         "try: find_server(Path(sys.argv[1]))\nexcept KitError as error: print(error.found)"  # fmt: skip
     done = subprocess.run(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.servers.reasons import reason_of
+from ensemblekit.faults.start import reason_of
 from tests.conftest import DATA
 from tests.fake_nvidia_smi import UUIDS
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.errors import ParameterError
-from ensemblekit.lesson.record import read_records, record_values
 from ensemblekit.paths import RUN_DIR_VARIABLE
+from ensemblekit.records import read_records, record_values
 
 
 @pytest.fixture

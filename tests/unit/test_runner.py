@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ensemblekit.batch.parameters import Lesson, Parameter, choose_lessons, distribute
+from ensemblekit.batch.notebooks import Lesson, Parameter, choose_lessons, distribute
 from ensemblekit.batch.runner import LessonResult, Run, run_lessons
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import RUN_DIR_VARIABLE, repo_root
@@ -130,7 +130,7 @@ def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
         # a shell's background job, such as a CI step, inherits that Ctrl-C is ignored
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import sys; from pathlib import Path; from ensemblekit import cli;"
-        "import ensemblekit.batch.command as c;"
+        "import ensemblekit.cli.run as c;"
         "choose = c.choose_lessons;"
         f"c.choose_lessons = lambda only: choose(only, folder=Path({str(NOTEBOOKS)!r})); cli.main()"
     )

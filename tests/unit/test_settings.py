@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ensemblekit.errors import ParameterError, UnsupportedMachine
-from ensemblekit.lesson.settings import check_settings
+from ensemblekit.settings import check_settings
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_device_auto_with_a_fake_nvidia_smi_is_what_vllm_can_run_on(
     device: str,
 ) -> None:
     a_fake_nvidia_smi(driver=driver)
-    monkeypatch.setattr("ensemblekit.lesson.settings._made_for_cpu", lambda: cpu_build)
+    monkeypatch.setattr("ensemblekit.settings._made_for_cpu", lambda: cpu_build)
 
     assert check_settings().resolved_device == device
 

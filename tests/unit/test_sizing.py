@@ -9,7 +9,7 @@ import pytest
 
 from ensemblekit.errors import OutOfGpuMemory, RepositoryError
 from ensemblekit.gpu import Gpu, GpuProcess
-from ensemblekit.repository.sizing import (
+from ensemblekit.repository.gpu_memory import (
     MARGIN_MIB,
     ModelNeed,
     gpus_per_engine,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.releases import driver_for, get_release, list_releases
-from ensemblekit.upgrade import check_upgrade, compare_releases, driver_fits
+from ensemblekit.workarounds.upgrade import check_upgrade, compare_releases, driver_fits
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import nbformat
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from nbformat import NotebookNode
 
-from ensemblekit.batch.parameters import STAND_IN
+from ensemblekit.batch.notebooks import STAND_IN
 from ensemblekit.batch.runner import LessonResult, Run
-from ensemblekit.lesson.record import read_records
 from ensemblekit.paths import repo_root
+from ensemblekit.records import read_records
 
 __all__ = ["write_report"]
 

@@ -19,7 +19,7 @@ import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from ensemblekit.batch.parameters import Lesson
+from ensemblekit.batch.notebooks import Lesson
 from ensemblekit.errors import KitError
 from ensemblekit.paths import BATCH_VARIABLE, RUN_DIR_VARIABLE
 

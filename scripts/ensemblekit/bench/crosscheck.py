@@ -14,7 +14,7 @@ from typing import Any
 
 from ensemblekit.assets.store import build_once, fetch_wheel
 from ensemblekit.bench.plan import BenchPlan, Load, prompts, request_body
-from ensemblekit.clients.generate import Served
+from ensemblekit.clients.grpc import Served
 from ensemblekit.errors import KitError
 from ensemblekit.paths import cache_dir
 from ensemblekit.releases import get_release

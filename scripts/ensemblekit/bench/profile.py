@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from ensemblekit.errors import KitError, UnsupportedMachine
-from ensemblekit.servers.logs import STUB_NAME
+from ensemblekit.faults.log import STUB_NAME
 from ensemblekit.servers.process import TritonServer
 
 __all__ = ["profile_backend", "shares_of"]

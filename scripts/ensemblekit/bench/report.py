@@ -8,8 +8,8 @@ from IPython.display import Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ensemblekit.bench.figures import BenchResult
 from ensemblekit.bench.plan import TARGETS
+from ensemblekit.bench.results import BenchResult
 from ensemblekit.lesson.show import table
 
 __all__ = [

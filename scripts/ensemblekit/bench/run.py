@@ -12,11 +12,9 @@ from typing import Any, Protocol
 
 import psutil
 
-from ensemblekit.assets.split import splittable_checkpoint
+from ensemblekit.assets.padded_heads import splittable_checkpoint
 from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint
 from ensemblekit.bench.crosscheck import perf_analyzer
-from ensemblekit.bench.figures import BenchResult, Round
-from ensemblekit.bench.load import LoadGenerator, usual_workers
 from ensemblekit.bench.plan import (
     LOADS,
     MOST_CLIENTS,
@@ -29,14 +27,16 @@ from ensemblekit.bench.plan import (
     sampling_parameters,
 )
 from ensemblekit.bench.profile import profile_backend
+from ensemblekit.bench.results import BenchResult, Round
 from ensemblekit.bench.targets import EngineAlone, VllmServe, engine_arguments
-from ensemblekit.clients.generate import ask
+from ensemblekit.bench.workers import LoadGenerator, usual_workers
+from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError
-from ensemblekit.lesson.settings import visible_gpu
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import ENGINE_ARGUMENTS, stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import ServerOptions, TritonServer
+from ensemblekit.settings import visible_gpu
 
 __all__ = ["ONE_GPU", "RECORD", "STAND_IN", "Progress", "run_bench"]
 

@@ -18,10 +18,10 @@ import httpx
 from ensemblekit.assets.weights import ModelSource
 from ensemblekit.bench import _engine
 from ensemblekit.errors import ServerExited, ServerNotReady
+from ensemblekit.faults.log import tail
 from ensemblekit.repository.stage import engine_environment
 from ensemblekit.servers import _reaper
 from ensemblekit.servers._reaper import STOP_GRACE_S, end_reaper
-from ensemblekit.servers.logs import tail
 from ensemblekit.servers.ports import LOOPBACK, free_ports
 
 __all__ = ["EngineAlone", "VllmServe", "engine_arguments"]

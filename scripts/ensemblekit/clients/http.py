@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from ensemblekit.clients.generate import DEFAULT_TEXT_INPUT, ENSEMBLE, REQUEST_TIMEOUT_S, TEXT_INPUT, Served
+from ensemblekit.clients.grpc import DEFAULT_TEXT_INPUT, ENSEMBLE, REQUEST_TIMEOUT_S, TEXT_INPUT, Served
 from ensemblekit.errors import RequestError
 
 __all__ = ["LoadAnswer", "ask_http", "curl_command", "load_model", "model_states", "stream_http"]

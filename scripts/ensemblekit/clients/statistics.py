@@ -8,7 +8,7 @@ import httpx
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from ensemblekit.clients.generate import Served
+from ensemblekit.clients.grpc import Served
 from ensemblekit.errors import RequestError
 
 __all__ = ["ModelStatistics", "metric_value", "model_statistics", "time_by_step"]

@@ -4,9 +4,9 @@
 import re
 
 from ensemblekit.faults.fault import Fault
-from ensemblekit.faults.late import LATE_TRAPS
 from ensemblekit.faults.load import LOAD_FAULTS
 from ensemblekit.faults.poll import POLL_FAULTS
+from ensemblekit.faults.serve import LATE_TRAPS
 
 __all__ = ["FAULTS", "fault", "fault_in"]
 

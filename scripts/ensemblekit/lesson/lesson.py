@@ -11,13 +11,13 @@ from IPython.core.getipython import get_ipython
 from IPython.core.pylabtools import select_figure_formats
 from IPython.display import Markdown, display
 
-from ensemblekit.assets.split import splittable_checkpoint
+from ensemblekit.assets.padded_heads import splittable_checkpoint
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
+from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
 from ensemblekit.errors import ParameterError, UnsupportedMachine
-from ensemblekit.lesson.record import Value, record_values
-from ensemblekit.lesson.settings import Provider, Settings, check_settings
 from ensemblekit.lesson.show import Progress, quick_banner
 from ensemblekit.paths import current_run_dir
+from ensemblekit.records import Value, record_values
 from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
 from ensemblekit.servers.attach import AttachedServer
@@ -25,8 +25,8 @@ from ensemblekit.servers.container import ContainerInstallation, install_contain
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.emulation import EMULATION_TEXT
 from ensemblekit.servers.outcome import StartOutcome
-from ensemblekit.servers.probe import Probe, probe_ensembles
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
+from ensemblekit.settings import Provider, Settings, check_settings
 
 __all__ = ["Lesson", "Server", "open_lesson"]
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from IPython.display import Markdown
 
-from ensemblekit.bench.figures import BenchResult
 from ensemblekit.bench.plan import SPREAD, BenchPlan, Target
+from ensemblekit.bench.results import BenchResult
 from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
 from ensemblekit.errors import ParameterError
 from ensemblekit.gpu import require_gpus, visible_gpus
 from ensemblekit.lesson.lesson import Lesson
-from ensemblekit.lesson.settings import Settings
 from ensemblekit.lesson.show import Progress, table
 from ensemblekit.paths import repo_root
+from ensemblekit.settings import Settings
 
 __all__ = ["gpu_table", "measure_cost", "measure_spread", "recorded_bench"]
 

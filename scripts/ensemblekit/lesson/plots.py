@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from ensemblekit.clients.generate import Answer
+from ensemblekit.clients.grpc import Answer
+from ensemblekit.faults.log import LogLine, ModelLoad
+from ensemblekit.faults.start_phases import PHASES
 from ensemblekit.repository.config import ensemble_steps, read_config
 from ensemblekit.repository.stage import StagedRepository
-from ensemblekit.servers.logs import LogLine, ModelLoad
 from ensemblekit.servers.outcome import StartOutcome
-from ensemblekit.servers.phases import PHASES
 
 __all__ = ["draw_pipeline", "plot_start_phases", "plot_start_timeline", "plot_statistics", "plot_tokens"]
 

@@ -5,8 +5,8 @@ from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.lesson.show import Progress
 from ensemblekit.releases import Flavour, get_release
 from ensemblekit.servers.container import image_of
-from ensemblekit.servers.engine import find_engine
-from ensemblekit.workaround.base_plus_vllm import build_image
+from ensemblekit.servers.container_engine import find_engine
+from ensemblekit.workarounds.base_image import build_image
 
 __all__ = ["prepare_base_plus_vllm", "provider_or_embedded", "usable_provider"]
 
@@ -63,7 +63,7 @@ def prepare_base_plus_vllm(provider: str, release: str, *, engine: str) -> str:
 
     Raises:
         ParameterError: The release is unknown.
-        KitError: The image cannot be built; see `ensemblekit.workaround.base_plus_vllm.build_image`.
+        KitError: The image cannot be built; see `ensemblekit.workarounds.base_image.build_image`.
     """
     provider, row = provider_or_embedded(provider), get_release(release)
     if provider == "container" and not find_engine().has_image(image_of(row, "base-plus-vllm")):

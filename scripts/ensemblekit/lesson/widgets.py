@@ -7,10 +7,10 @@ from html import escape
 
 import ipywidgets as widgets
 
-from ensemblekit.clients.generate import Served, stream
+from ensemblekit.clients.grpc import Served, stream
 from ensemblekit.errors import KitError
+from ensemblekit.faults.log import model_loads, parse_log, poll_errors, read_log
 from ensemblekit.lesson.lesson import Lesson
-from ensemblekit.servers.logs import model_loads, parse_log, poll_errors, read_log
 from ensemblekit.servers.process import TritonServer
 
 __all__ = ["load_panel", "prompt_box"]

@@ -16,7 +16,7 @@ from ensemblekit.errors import RepositoryError, UnsupportedMachine
 from ensemblekit.gpu import Gpu, require_gpus, visible_gpus
 from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.repository.config import place_on_gpus, read_config, set_parameter, write_config
-from ensemblekit.repository.sizing import gpus_per_engine, memory_fraction, model_need, require_divisible_heads
+from ensemblekit.repository.gpu_memory import gpus_per_engine, memory_fraction, model_need, require_divisible_heads
 
 __all__ = ["ENGINE_ARGUMENTS", "ENGINE_ENVIRONMENT", "StagedRepository", "engine_environment", "stage_repository"]
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.gpu import visible_gpu
 from ensemblekit.releases import Flavour, Release
-from ensemblekit.servers.engine import ContainerEngine, find_engine
-from ensemblekit.servers.images import ensure_image, no_progress
+from ensemblekit.servers.container_engine import ContainerEngine, find_engine
+from ensemblekit.servers.container_images import ensure_image, no_progress
 from ensemblekit.servers.ports import LOOPBACK
 
 __all__ = ["BUILT_IMAGES", "ContainerInstallation", "base_image", "container_hint", "image_of", "install_container"]

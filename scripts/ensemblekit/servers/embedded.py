@@ -15,8 +15,8 @@ from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.releases import Flavour, Release, has_ensembles
 from ensemblekit.servers.emulation import switch_off_ensembles
-from ensemblekit.servers.plain_path import plain_path
 from ensemblekit.servers.ports import LOOPBACK
+from ensemblekit.servers.shell_safe_path import plain_path
 
 __all__ = ["EmbeddedInstallation", "check_machine", "install_embedded", "libpython_folder", "server_tree"]
 

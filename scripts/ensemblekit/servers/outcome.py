@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ensemblekit.servers.logs import (
+from ensemblekit.faults.log import (
     LogLine,
     ModelLoad,
     missing_library,
@@ -14,7 +14,7 @@ from ensemblekit.servers.logs import (
     poll_errors,
     read_log,
 )
-from ensemblekit.servers.phases import start_phases
+from ensemblekit.faults.start_phases import start_phases
 
 __all__ = ["ENSEMBLE_REFUSED", "Kind", "StartOutcome", "outcome_of"]
 
@@ -69,7 +69,7 @@ class StartOutcome:
 
     @property
     def phases(self) -> dict[str, float]:
-        """Where the seconds went, by phase; see `ensemblekit.servers.phases`."""
+        """Where the seconds went, by phase; see `ensemblekit.faults.start_phases`."""
         return start_phases(read_log(self.log_path), self.elapsed_s)
 
     def __str__(self) -> str:

@@ -18,15 +18,15 @@ from typing import IO, Self
 import httpx
 
 from ensemblekit.errors import RepositoryError, ServerError, ServerExited, ServerNotReady, ServerStuck
+from ensemblekit.faults.log import TAIL_LINES, read_log, stub_without_library, tail
+from ensemblekit.faults.start import Reason, reason_of
+from ensemblekit.faults.start_phases import start_phases
 from ensemblekit.servers import _reaper
 from ensemblekit.servers._reaper import STOP_WORD, end_reaper
 from ensemblekit.servers.container import ContainerInstallation, container_hint
 from ensemblekit.servers.embedded import EmbeddedInstallation
-from ensemblekit.servers.logs import TAIL_LINES, read_log, stub_without_library, tail
 from ensemblekit.servers.outcome import Kind, StartOutcome, outcome_of
-from ensemblekit.servers.phases import start_phases
 from ensemblekit.servers.ports import LOOPBACK, free_ports, require_free
-from ensemblekit.servers.reasons import Reason, reason_of
 
 __all__ = ["Installation", "ServerOptions", "TritonServer"]
 
@@ -133,7 +133,7 @@ class TritonServer:
 
     @property
     def start_phases(self) -> dict[str, float]:
-        """Where the seconds of the last start went, by phase; see `ensemblekit.servers.phases`."""
+        """Where the seconds of the last start went, by phase; see `ensemblekit.faults.start_phases`."""
         return start_phases(read_log(self.log_path), self.started_s)
 
     @property

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which notebook gets which parameter, checked before anything starts.
+
+papermill itself only warns about unknown names and takes any type.
+"""
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from ensemblekit.errors import ParameterError
+from ensemblekit.paths import repo_root
+from ensemblekit.releases import get_release
+from ensemblekit.settings import Settings, check_settings
+
+__all__ = ["Lesson", "Parameter", "choose_lessons", "distribute"]
+
+RELEASE_NAME = re.compile(r"\b\d\d\.\d\d\b")
+STAND_IN = "stand-in"
+TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a `parameters` cell.
+
+    Attributes:
+        name: Upper case.
+        type_name: As annotated.
+        default: The literal.
+        comment: What stands behind `#`: unit and legal values.
+    """
+
+    name: str
+    type_name: str
+    default: Any
+    comment: str
+
+    def parse(self, text: str) -> Any:
+        """Return a command-line text as a value of this parameter's type.
+
+        Raises:
+            ParameterError: The text is none.
+        """
+        kind = TYPES.get(self.type_name, str)
+        try:
+            if kind is bool:
+                return {"true": True, "false": False}[text.lower()]
+            return kind(text)
+        except (ValueError, KeyError):
+            raise ParameterError(
+                f"use {self.name} = {text!r}",
+                found=f"it takes a value of type {self.type_name}",
+                hint=f"its default is {self.default!r}: {self.comment}",
+            ) from None
+
+    def takes_release(self, release: str) -> bool:
+        """Return whether a RELEASE is among those that the comment names (all are, if it names none)."""
+        named = RELEASE_NAME.findall(self.comment)
+        return not named or release in named
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A notebook to execute."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's name without suffix."""
+        return self.path.stem
+
+    @cached_property
+    def notebook(self) -> nbformat.NotebookNode:
+        """The notebook as it stands in the file."""
+        notebook: nbformat.NotebookNode = nbformat.read(self.path, as_version=4)
+        return notebook
+
+    @cached_property
+    def title(self) -> str:
+        """The first heading, or the name."""
+        text = "\n".join(cell.source for cell in self.notebook.cells if cell.cell_type == "markdown")
+        found = re.search(r"^# (.+)$", text, re.MULTILINE)
+        return found[1].strip() if found else self.name
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """The parameters, by name, in their order."""
+        cells = [c for c in self.notebook.cells if "parameters" in c.metadata.get("tags", [])]
+        return {p.name: p for cell in cells for p in _read_parameters(cell.source)}
+
+
+def _read_parameters(source: str) -> list[Parameter]:
+    """Return what a parameters cell assigns; lines that are no plain literal are none."""
+    lines, found = source.splitlines(), []
+    for node in ast.parse(source).body:
+        target: ast.expr | None = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target = node.targets[0]
+        if isinstance(node, ast.AnnAssign | ast.Assign) and isinstance(target, ast.Name) and node.value:
+            default = ast.literal_eval(node.value)
+            annotation = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
+            comment = lines[(node.end_lineno or 1) - 1][node.end_col_offset :].partition("#")[2].strip()
+            found.append(Parameter(target.id, annotation, default, comment))
+    return found
+
+
+def choose_lessons(only: Sequence[str] = (), *, folder: Path | None = None) -> list[Lesson]:
+    """Return the numbered notebooks in order, or those whose number or name is in `only`.
+
+    Args:
+        only: Numbers such as `01`, or names, or the begin of a name.
+        folder: Where the notebooks are, by default the checkout's `notebooks/`.
+
+    Raises:
+        ParameterError: An entry of `only` fits no notebook, or there is none at all.
+    """
+    folder = folder or repo_root() / "notebooks"
+    lessons = [Lesson(path) for path in sorted(folder.glob("[0-9]*.ipynb"))]
+    wanted = {_normal(word): word for word in only}
+    for begin, word in wanted.items() or [("", "")]:
+        if not any(lesson.name.startswith(begin) for lesson in lessons):
+            raise ParameterError(
+                f"choose the lesson {word!r}" if word else f"find the lessons in {folder}",
+                found=f"the lessons are {', '.join(lesson.name for lesson in lessons)}" if lessons else "no notebook",
+                hint="give a number or a name, for example `--only 01`",
+            )
+    return [lesson for lesson in lessons if not wanted or any(lesson.name.startswith(word) for word in wanted)]
+
+
+def _normal(word: str) -> str:
+    word = Path(word).name.removesuffix(".ipynb")
+    return word.zfill(2) + "_" if word.isdigit() else word
+
+
+def distribute(lessons: Sequence[Lesson], given: Mapping[str, str], *, quick: bool) -> dict[str, dict[str, Any]]:
+    """Return each lesson's parameters: what was given, where the lesson has it, and the stand-in if `quick`.
+
+    A RELEASE goes only to lessons whose parameters cell names it as legal: lesson 05 keeps its own.
+
+    Raises:
+        ParameterError: No chosen lesson has a parameter of that name, or takes that value.
+    """
+    for name, text in given.items():
+        takers = [lesson for lesson in lessons if name in lesson.parameters]
+        if not takers:
+            known = sorted({name for lesson in lessons for name in lesson.parameters})
+            raise ParameterError(
+                f"set the parameter {name}",
+                found="no chosen lesson has one of that name",
+                hint=f"the names are {', '.join(known)}" if known else "the chosen lessons have none",
+            )
+        if name == "RELEASE":
+            _require_release(takers, text)
+    if quick and given.get("ENGINE", STAND_IN) != STAND_IN:
+        raise ParameterError(
+            f"run with --quick and ENGINE {given['ENGINE']!r}",
+            found="--quick means that nothing of vLLM is installed",
+            hint="leave one of the two out",
+        )
+    return {lesson.name: _for_lesson(lesson, given, quick) for lesson in lessons}
+
+
+def _require_release(takers: Sequence[Lesson], release: str) -> None:
+    get_release(release)
+    if not any(lesson.parameters["RELEASE"].takes_release(release) for lesson in takers):
+        legal = "; ".join(f"{lesson.name}: {lesson.parameters['RELEASE'].comment}" for lesson in takers)
+        raise ParameterError(
+            f"run the chosen lessons with release {release}", found=f"none of them takes it ({legal})",
+            hint="choose a release that they name, or other lessons with --only",
+        )  # fmt: skip
+
+
+def _for_lesson(lesson: Lesson, given: Mapping[str, str], quick: bool) -> dict[str, Any]:
+    values = {name: lesson.parameters[name].parse(text) for name, text in given.items() if name in lesson.parameters}
+    if "RELEASE" in values and not lesson.parameters["RELEASE"].takes_release(values["RELEASE"]):
+        del values["RELEASE"]
+    if quick and "ENGINE" in lesson.parameters:
+        values["ENGINE"] = STAND_IN
+    if values:
+        _check_now(lesson, values)
+    return values
+
+
+def _check_now(lesson: Lesson, values: Mapping[str, Any]) -> None:
+    """Refuse what the lesson itself would refuse, before a kernel is started for it.
+
+    Raises:
+        ParameterError: A value is not one of the legal ones.
+    """
+    defaults = {name: parameter.default for name, parameter in lesson.parameters.items()}
+    known = {name.upper() for name in Settings.model_fields}
+    check_settings(**{name: value for name, value in {**defaults, **values}.items() if name in known})

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ensemblekit bench`: from the command line to a record, a table and a picture."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from ensemblekit.errors import ParameterError
+
+if TYPE_CHECKING:
+    from ensemblekit.bench.results import BenchResult
+    from ensemblekit.bench.run import Progress
+
+__all__ = ["bench"]
+
+TARGET_HELP = "engine, vllm-serve, llm, ensemble, bls; with --gpus also replicas, tensor-parallel. May be given again."
+LOAD_HELP = (
+    "Kind of request: http or grpc, whole or streamed, greedy or sampled, and varied for answers of different length, "
+    "for example 'grpc streamed greedy varied'; or all. May be given again. Default: 'http whole greedy'."
+)
+
+
+def bench(
+    target: Annotated[list[str] | None, typer.Option(help=TARGET_HELP)] = None,
+    clients: Annotated[list[int] | None, typer.Option(help="Clients at once. Default: 1, 16, 64 and 256.")] = None,
+    load: Annotated[list[str] | None, typer.Option(help=LOAD_HELP)] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds after the warm-up.", min=1)] = 4,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of each answer. Default: 128, of the stand-in 1 word.", min=1)
+    ] = None,
+    requests: Annotated[int, typer.Option(help="Requests of each client in a round.", min=1)] = 4,
+    gpus: Annotated[int, typer.Option(help="GPUs for replicas and tensor-parallel.", min=1)] = 1,
+    cross_check: Annotated[int, typer.Option(help="Clients with which perf_analyzer measures too; 0: not.", min=0)] = 0,
+    profile: Annotated[int, typer.Option(help="Seconds for which py-spy samples the backend too.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or stand-in: Python in vLLM's place.")] = "auto",
+    release: Annotated[str, typer.Option(help="Which Triton.")] = "24.08",
+    out: Annotated[Path | None, typer.Option(help="Folder of the record; by default one under runs/.")] = None,
+) -> None:
+    """Measure the ensemble, BLS, `llm` alone, `vllm serve` and the engine in the same run, in turn."""
+    from ensemblekit.bench.plan import BenchPlan, check_loads, check_targets
+    from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
+    from ensemblekit.paths import new_run_id, runs_dir
+    from ensemblekit.settings import check_settings
+
+    stand_in = device == STAND_IN
+    settings = check_settings(RELEASE=release, DEVICE="cpu" if stand_in else device)
+    concurrencies = tuple(clients or (1, 16, 64, 256))
+    if min(concurrencies) < 1:
+        raise ParameterError(f"measure with {min(concurrencies)} clients", found="not one", hint="--clients 16")
+    targets = check_targets(target or (ONE_GPU if stand_in else ()))
+    if (cross_check or profile) and "ensemble" not in targets:
+        raise ParameterError("look closer at the ensemble", found="no target ensemble", hint="add --target ensemble")
+    tokens = max_tokens or (1 if stand_in else 128)
+    plan = BenchPlan(targets, concurrencies, rounds, tokens, check_loads(load or ()), requests)
+    folder = (out or runs_dir() / new_run_id("bench")).resolve()
+
+    def measure(progress: "Progress") -> "BenchResult":
+        return run_bench(
+            plan, STAND_IN if stand_in else settings.resolved_device, release, folder, progress,
+            gpus=gpus, cross_check=cross_check, profile_s=profile,
+        )  # fmt: skip
+
+    _show_all(measure, folder)
+
+
+def _show_all(measure: Callable[["Progress"], "BenchResult"], folder: Path) -> None:
+    from ensemblekit.bench.report import save_picture
+    from ensemblekit.bench.run import RECORD
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        result = measure(_progress(console, bars))
+    picture = save_picture(result, folder / "bench.png")
+    for name in result.loads:
+        _show(result, name)
+    if result.cross_check:
+        _show_cross_check(result)
+    console.print(f"Record: {folder / RECORD}\nPicture: {picture}", highlight=False, soft_wrap=True)
+
+
+def _progress(console: Console, bars: Bars) -> "Progress":
+    """Return what moves the bar; without a terminal, it prints what begins, round by round."""
+    task = bars.add_task("starting", total=None)
+    last = ""
+
+    def show(text: str, done: int, total: int) -> None:
+        nonlocal last
+        bars.update(task, description=text, completed=done, total=total or None)
+        line = text if not total else f"{100 * done // total // 10 * 10} % measured"
+        if not console.is_terminal and line != last:
+            last = line
+            console.print(line, highlight=False)
+
+    return show
+
+
+def _show(result: "BenchResult", load: str) -> None:
+    from ensemblekit.bench.report import describe, rows, without_empty
+
+    header, *body = without_empty(rows(result, load))
+    table = Table(box=SIMPLE, caption=describe(result, load), padding=(0, 1, 0, 0))
+    for name in header:
+        table.add_column(name, justify="left" if name == "target" else "right", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _show_cross_check(result: "BenchResult") -> None:
+    from ensemblekit.bench.report import cross_check_text
+
+    Console().print(cross_check_text(result), highlight=False, soft_wrap=True)

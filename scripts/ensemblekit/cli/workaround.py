@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ensemblekit workaround build|probe|remove`: workaround 1 with containers, on the command line."""
+
+import os
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+
+from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, runs_dir
+from ensemblekit.releases import get_release
+from ensemblekit.servers.container_engine import choose_engine
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Workaround 1 as an image: base plus vLLM backend.")
+Release = Annotated[str, typer.Option(help="Which Triton.")]
+Engine = Annotated[str | None, typer.Option(help="docker or podman; found by itself if left out.")]
+EXIT_FAILED = 1
+
+
+def _begin(container_engine: str | None) -> Console:
+    choose_engine(container_engine)
+    os.environ.setdefault(RUN_DIR_VARIABLE, str(runs_dir() / new_run_id("workaround")))
+    return Console(stderr=True)
+
+
+@app.command()
+def build(
+    release: Release = "24.08",
+    base: Annotated[str | None, typer.Option(help="Another base image than NVIDIA's <release>-py3.")] = None,
+    backend: Annotated[str, typer.Option(help="upstream, at the release's branch; or kit.")] = "upstream",
+    vllm: Annotated[str | None, typer.Option(help="What pip installs; none leaves the engine out.")] = None,
+    container_engine: Engine = None,
+) -> None:
+    """Build the image; FLAVOUR base-plus-vllm with PROVIDER container then uses it."""
+    from ensemblekit.workarounds.base_image import Backend, build_image
+
+    console = _begin(container_engine)
+    with console.status("asking the engine") as line:
+        built = build_image(
+            get_release(release), base=base, backend=cast(Backend, backend), vllm=vllm, progress=line.update
+        )
+    rows = {
+        "image": built.image, "digest": built.digest, "base": built.base, "backend": built.backend,
+        "vllm": built.vllm, "size": f"{built.gb:.2f} GB", "built in": f"{built.seconds:.0f} s", "log": built.log_path,
+    }  # fmt: skip
+    for name, value in rows.items():
+        console.print(f"  {name:<9} {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def probe(release: Release = "24.08", container_engine: Engine = None) -> None:
+    """Ask the built image whether it knows ensembles; exit code 1 if not."""
+    from ensemblekit.diagnose.probe.installation import probe_ensembles
+    from ensemblekit.servers.container import install_container
+
+    console = _begin(container_engine)
+    folder = current_run_dir()
+    installation = install_container(get_release(release), "base-plus-vllm", folder.name)
+    found = probe_ensembles(installation, folder / "probe")
+    console.print(f"{found}\n{found.elapsed_s:.1f} s, {installation.image}", markup=False, highlight=False)
+    raise typer.Exit(0 if found.ensembles else EXIT_FAILED)
+
+
+@app.command()
+def remove(release: Release = "24.08", container_engine: Engine = None) -> None:
+    """Remove the image, its containers and volumes; the base image too, if the build pulled it."""
+    from ensemblekit.workarounds.base_image import remove_image
+
+    console = _begin(container_engine)
+    console.print(f"removed: {remove_image(get_release(release))}", highlight=False)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python in which the models will run: does it have a numpy that breaks the release's stub?"""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2
+
+from ensemblekit.diagnose.lint.autocomplete import Model
+from ensemblekit.diagnose.lint.findings import Finding
+from ensemblekit.diagnose.lint.found import found
+from ensemblekit.releases import Release
+
+__all__ = ["check_numpy", "numpy_version"]
+
+_FOLDER = re.compile(r"numpy-(\d[\w.]*)\.dist-info")
+_EXECUTION = "EXECUTION_ENV_PATH"
+
+
+def numpy_version(python: Path) -> str | None:
+    """Return the numpy of an interpreter, of an environment's folder or of this process; None without one.
+
+    Args:
+        python: An interpreter, or a folder made by venv or conda. Nothing is executed: an environment that
+            is not to be trusted can be looked at.
+    """
+    prefix = python if python.is_dir() else python.parent.parent
+    folders = [*prefix.glob("lib/python3*/site-packages"), *prefix.glob("lib/python3*/dist-packages")]
+    if prefix.resolve() == Path(sys.prefix).resolve():
+        folders += [Path(entry) for entry in sys.path if entry.endswith("-packages")]
+    folders += [path for base in folders for path in _added(base)]
+    return _first(folders)
+
+
+def _added(folder: Path) -> Iterator[Path]:
+    """Yield the folders that .pth files of an environment add."""
+    for file in folder.glob("*.pth"):
+        for line in file.read_text(errors="replace").splitlines():
+            if line.startswith("/"):
+                yield Path(line)
+
+
+def _first(folders: Iterable[Path]) -> str | None:
+    for folder in folders:
+        for entry in sorted(folder.glob("numpy-*.dist-info")):
+            if match := _FOLDER.fullmatch(entry.name):
+                return match[1]
+    return None
+
+
+def check_numpy(models: Mapping[str, Model], release: Release, python: Path | None) -> Iterator[Finding]:
+    """Yield Python models with string tensors whose environment has a numpy that the release's stub breaks on."""
+    if release.numpy_2_safe:
+        return
+    for model in models.values():
+        if model.config.backend not in ("python", "vllm") or not _has_strings(model):
+            continue
+        own = _own_environment(model)
+        where = own or python
+        version = numpy_version(where) if where else None
+        if version and int(version.split(".")[0]) >= 2:
+            place = ("parameters", ("key", _EXECUTION)) if own else ("backend",)
+            detail = f"{where} has numpy {version}, and {release.name} will run {model.name} with it."
+            yield found("T304", model.folder, place, detail=detail)
+
+
+def _has_strings(model: Model) -> bool:
+    tensors = (*model.config.input, *model.config.output)
+    return any(tensor.data_type == model_config_pb2.TYPE_STRING for tensor in tensors)
+
+
+def _own_environment(model: Model) -> Path | None:
+    if _EXECUTION not in model.config.parameters:
+        return None
+    text = model.config.parameters[_EXECUTION].string_value
+    path = Path(text.replace("$$TRITON_MODEL_DIRECTORY", str(model.folder.path)))
+    return path if path.is_dir() else None

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The corrections that can only be meant one way, as a diff first."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemblekit.diagnose.lint.findings import Finding, LintReport
+from ensemblekit.repository.textproto import Field, Source
+
+__all__ = ["Correction", "corrections"]
+
+_PLATFORM = 'platform: "ensemble"'
+Edit = tuple[int, int, str]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A change to one file, or a folder to make.
+
+    Attributes:
+        path: The file, or the folder.
+        codes: The faults it corrects.
+        before: The file's text; empty for a folder.
+        after: The text it would have; empty for a folder.
+    """
+
+    path: Path
+    codes: tuple[str, ...]
+    before: str
+    after: str
+
+    @property
+    def diff(self) -> str:
+        """The change as a unified diff."""
+        if not self.before:
+            return f"new folder {self.path}\n"
+        lines = self.before.splitlines(keepends=True), self.after.splitlines(keepends=True)
+        return "".join(difflib.unified_diff(*lines, str(self.path), f"{self.path} (corrected)"))
+
+    def apply(self) -> None:
+        """Make the change.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        if self.before:
+            self.path.write_text(self.after)
+            return
+        self.path.mkdir(parents=True)
+        (self.path / ".gitkeep").touch()
+
+
+def corrections(report: LintReport) -> tuple[Correction, ...]:
+    """Return what can be corrected without asking what was meant; the rest stays for its reader.
+
+    Raises:
+        OSError: A file cannot be read any more.
+    """
+    edits: dict[Path, list[tuple[str, Edit]]] = {}
+    folders: list[Correction] = []
+    for finding in report.findings:
+        if finding.code == "E207" and _is_empty_ensemble(finding):
+            folder = report.repository / finding.model / "1"
+            folders.append(Correction(folder, (finding.code,), "", ""))
+        elif maker := _EDITS.get(finding.code):
+            source = Source(finding.file.read_text())
+            if edit := maker(source, finding):
+                edits.setdefault(finding.file, []).append((finding.code, edit))
+    return (*(_correction(file, made) for file, made in edits.items()), *folders)
+
+
+def _is_empty_ensemble(finding: Finding) -> bool:
+    """Return whether a folder `1` is all that an ensemble lacks."""
+    config = finding.file
+    folder = config.parent
+    return config.is_file() and _PLATFORM in config.read_text() and not any(p.is_dir() for p in folder.iterdir())
+
+
+def _correction(file: Path, made: list[tuple[str, Edit]]) -> Correction:
+    text = before = file.read_text()
+    done: list[Edit] = []
+    for _, (start, end, new) in sorted(made, key=lambda entry: entry[1], reverse=True):
+        if any(start < other_end and other_start < end for other_start, other_end, _ in done):
+            continue
+        done.append((start, end, new))
+        text = text[:start] + new + text[end:]
+    return Correction(file, tuple(sorted({code for code, _ in made})), before, text)
+
+
+def _replace(entry: Field | None, new: str) -> Edit | None:
+    return (entry.start, entry.end, new) if entry else None
+
+
+def _remove(source: Source, entry: Field | None) -> Edit | None:
+    """Return the removal of a field, and of its line if nothing else stands in it."""
+    if entry is None:
+        return None
+    text, start, end = source.text, entry.start, entry.end
+    line_start, line_end = text.rfind("\n", 0, start) + 1, text.find("\n", end)
+    line_end = len(text) if line_end < 0 else line_end + 1
+    alone = not text[line_start:start].strip() and not text[end:line_end].strip()
+    return (line_start, line_end, "") if alone else (start, end, "")
+
+
+def _platform(source: Source, finding: Finding) -> Edit | None:
+    entry = source.find("platform")
+    meant = entry is not None and bool(difflib.get_close_matches(entry.value, ["ensemble"]))
+    return _replace(entry, _PLATFORM) if meant and source.find("ensemble_scheduling") else None
+
+
+def _backend_name(source: Source, finding: Finding) -> Edit | None:
+    entry = source.find("platform")
+    if entry is None or source.find("ensemble_scheduling"):
+        return _replace(entry, _PLATFORM)
+    return _replace(entry, f'backend: "{entry.value}"')
+
+
+def _backend_ensemble(source: Source, finding: Finding) -> Edit | None:
+    entry = source.find("backend")
+    return _replace(entry, _PLATFORM) if entry and entry.value == "ensemble" else None
+
+
+def _add_platform(source: Source, finding: Finding) -> Edit | None:
+    entry = source.find("ensemble_scheduling")
+    first = source.find("name") or entry
+    if first is None:
+        return None
+    return (first.end, first.end, f"\n{_PLATFORM}") if first.name == "name" else (0, 0, f"{_PLATFORM}\n")
+
+
+def _not_allowed(source: Source, finding: Finding) -> Edit | None:
+    names = ("instance_group", "optimization", "model_warmup")
+    entries = [source.find(name) for name in names]
+    at = next((entry for entry in entries if entry and entry.line == finding.line), None)
+    return _remove(source, at)
+
+
+def _kind_model(source: Source, finding: Finding) -> Edit | None:
+    entry = source.find("instance_group", 0, "kind")
+    return _replace(entry, "kind: KIND_MODEL")
+
+
+def _vllm_setting(source: Source, finding: Finding) -> Edit | None:
+    entries = [source.find(name) for name in ("max_batch_size", "model_transaction_policy")]
+    return _remove(source, next((entry for entry in entries if entry and entry.line == finding.line), None))
+
+
+_EDITS: dict[str, Callable[[Source, Finding], Edit | None]] = {
+    "E102": _platform,
+    "E103": _backend_name,
+    "E104": _backend_ensemble,
+    "E105": lambda source, finding: _remove(source, source.find("backend")),
+    "E106": _add_platform,
+    "E109": _not_allowed,
+    "E115": lambda source, finding: _remove(source, source.find("name")),
+    "E218": _kind_model,
+    "E220": _vllm_setting,
+}

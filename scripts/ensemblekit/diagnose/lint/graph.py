@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flow of tensors within one ensemble, as Triton checks it when it reads the config.
+
+Only the first fault is told, as Triton does: one misspelt name leaves a tensor unwritten, another untaken and
+an output unproduced, and three findings for it would hide the one place to correct.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from ensemblekit.diagnose.lint.autocomplete import Model
+from ensemblekit.diagnose.lint.findings import Finding
+from ensemblekit.diagnose.lint.found import did_you_mean, found
+from ensemblekit.repository.read import ModelFolder
+from ensemblekit.repository.textproto import Key
+
+__all__ = ["check_graph"]
+
+STEPS = ("ensemble_scheduling", "step")
+
+
+@dataclass(eq=False)
+class _Tensor:
+    """A tensor of the ensemble: who writes it and what is made from it."""
+
+    name: str
+    writer: tuple[Key, ...] | None = None
+    taker: tuple[Key, ...] | None = None
+    ready: bool = False
+    before: list["_Tensor"] = field(default_factory=list)
+    after: list["_Tensor"] = field(default_factory=list)
+
+
+def check_graph(model: Model) -> Iterator[Finding]:
+    """Yield the first fault in an ensemble's flow of tensors, if there is one."""
+    yield from list(_faults(model))[:1]
+
+
+def _faults(model: Model) -> Iterator[Finding]:
+    tensors: dict[str, _Tensor] = {}
+    yield from _link(model, tensors)
+    yield from _flow(model, tensors)
+    yield from _check_outputs(model, tensors)
+    yield from _check_rest(model, tensors)
+
+
+def _link(model: Model, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+    for index, step in enumerate(model.config.ensemble_scheduling.step):
+        at = (*STEPS, index)
+        for name, given in (
+            ("model_name", step.model_name),
+            ("input_map", step.input_map),
+            ("output_map", step.output_map),
+        ):
+            if not given:
+                yield found("E108", model.folder, at, field=name, step=index)
+        written = []
+        for key, name in sorted(step.output_map.items()):
+            tensor = tensors.setdefault(name, _Tensor(name))
+            place = (*at, "output_map", ("key", key))
+            if tensor.writer:
+                yield found("E114", model.folder, place, tensor=name, step=index)
+            tensor.writer = place
+            written.append(tensor)
+        for key, name in sorted(step.input_map.items()):
+            source = tensors.setdefault(name, _Tensor(name))
+            source.taker = source.taker or (*at, "input_map", ("key", key))
+            for tensor in written:
+                tensor.before.append(source)
+                source.after.append(tensor)
+
+
+def _flow(model: Model, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+    """Mark what can be computed from the ensemble's inputs."""
+    queue = []
+    for entry in model.config.input:
+        tensor = tensors.get(entry.name)
+        if tensor is None:
+            taken = [name for name, other in tensors.items() if other.taker and not other.writer]
+            detail = did_you_mean(entry.name, taken).strip()
+            yield found("E111", model.folder, ("input", ("name", entry.name)), tensor=entry.name, detail=detail)
+            continue
+        tensor.ready = True
+        queue.append(tensor)
+    while queue:
+        for tensor in queue.pop(0).after:
+            if not tensor.ready and all(source.ready for source in tensor.before):
+                tensor.ready = True
+                queue.append(tensor)
+
+
+def _check_outputs(model: Model, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+    for entry in model.config.output:
+        tensor = tensors.get(entry.name)
+        if tensor is None:
+            written = [name for name, other in tensors.items() if other.writer]
+            detail = did_you_mean(entry.name, written).strip()
+            yield found("E110", model.folder, ("output", ("name", entry.name)), tensor=entry.name, detail=detail)
+        elif not tensor.ready:
+            yield _not_written(model.folder, tensor, tensors)
+
+
+def _not_written(folder: ModelFolder, output: _Tensor, tensors: dict[str, _Tensor]) -> Finding:
+    """Follow what is not ready upstream to its source, as Triton does for its message."""
+    last, seen = output, {output.name}
+    while source := next((t for t in last.before if not t.ready and t.name not in seen), None):
+        seen.add(source.name)
+        last = source
+    names = [name for name, tensor in tensors.items() if tensor.writer or tensor.ready]
+    detail = did_you_mean(last.name, [name for name in names if name != last.name]).strip()
+    finding = found("E112", folder, last.taker or (), output=output.name, tensor=last.name, detail=detail)
+    if last is not output:
+        return finding
+    return replace(finding, says=f"output '{output.name}' for ensemble '{folder.name}' is not written")
+
+
+def _check_rest(model: Model, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
+    outputs = {entry.name for entry in model.config.output}
+    for name, tensor in tensors.items():
+        if name not in outputs and (not tensor.ready or not tensor.after):
+            place = tensor.writer or tensor.taker or ()
+            taken = [other for other, node in tensors.items() if node.taker and not node.writer and not node.ready]
+            wanted = [*taken, *(entry.name for entry in model.config.output)]
+            yield found("E113", model.folder, place, tensor=name, detail=did_you_mean(name, wanted).strip())

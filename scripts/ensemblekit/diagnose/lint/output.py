@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lint report as text for people, as JSON, and as SARIF for editors and CI."""
+
+import textwrap
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from ensemblekit.diagnose.lint.findings import Finding, LintReport
+from ensemblekit.faults.catalogue import FAULTS
+from ensemblekit.faults.fault import Severity
+
+__all__ = ["as_json", "as_sarif", "show_report"]
+
+SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+SARIF_VERSION = "2.1.0"
+_STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def show_report(report: LintReport, console: Console, *, notes: bool = True) -> None:
+    """Print a report.
+
+    Args:
+        report: What lint found.
+        console: Where to.
+        notes: Whether notes are shown in full, or only counted.
+    """
+    for finding in report.findings:
+        if notes or finding.severity != "note":
+            _show_finding(finding, report, console)
+    target = f"{report.release} {report.flavour or '(no flavour given)'}"
+    models = f"{len(report.models)} model{'' if len(report.models) == 1 else 's'}"
+    console.print(f"{models} read for Triton {escape(target)}", highlight=False)
+    for sentence in report.assumed:
+        console.print(f"assumed: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    console.print(_summary(report), highlight=False)
+
+
+def _show_finding(finding: Finding, report: LintReport, console: Console) -> None:
+    head = f"[{_STYLE[finding.severity]}]{finding.severity} {finding.code}[/] {escape(finding.title)}"
+    follows = " (follows from another finding)" if finding.consequence else ""
+    console.print(f"{head}{follows}", highlight=False, soft_wrap=True)
+    rows = [("at", finding.place), ("Triton", finding.says), ("why", finding.why), ("fix", finding.fix)]
+    for name, text in [*rows, ("see", finding.link)]:
+        if text:
+            console.print(_row_of_text(name, text, console), markup=False, highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _row_of_text(name: str, text: str, console: Console) -> str:
+    """Return a labelled text, wrapped for a terminal; in a file or a pipe each stays one line."""
+    label = f"    {name:<8}"
+    if not console.is_terminal:
+        return f"{label}{text}"
+    return textwrap.fill(
+        text, console.width, initial_indent=label, subsequent_indent=" " * len(label), break_long_words=False
+    )
+
+
+def _summary(report: LintReport) -> str:
+    kinds: tuple[Severity, ...] = ("error", "warning", "note")
+    counts = {name: len(report.of(name)) for name in kinds}
+    parts = [f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count]
+    if report.loads:
+        end = "a server should load all of it"
+    else:
+        refused = sorted({finding.model for finding in report.errors if finding.model})
+        end = f"a server will refuse {', '.join(refused) or 'the repository'}, and exit unless told otherwise"
+    return f"{', '.join(parts) or 'nothing found'}: {escape(end)}"
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    names = ("code", "severity", "title", "model", "line", "says", "why", "fix", "link", "consequence", "first")
+    return {"file": str(finding.file), **{name: getattr(finding, name) for name in names}}
+
+
+def as_json(report: LintReport) -> dict[str, Any]:
+    """Return the report as what `--json` prints."""
+    return {
+        "repository": str(report.repository),
+        "release": report.release,
+        "flavour": report.flavour,
+        "assumed": list(report.assumed),
+        "models": list(report.models),
+        "loads": report.loads,
+        "findings": [_row(finding) for finding in report.findings],
+    }
+
+
+def as_sarif(report: LintReport) -> dict[str, Any]:
+    """Return the report as a SARIF 2.1.0 log, with the catalogue's faults as its rules."""
+    codes = [entry.code for entry in FAULTS]
+    rules = [
+        {
+            "id": entry.code,
+            "shortDescription": {"text": entry.title},
+            "fullDescription": {"text": entry.why},
+            "help": {"text": entry.fix},
+            "helpUri": entry.link,
+            "defaultConfiguration": {"level": entry.severity},
+        }
+        for entry in FAULTS
+    ]
+    driver = {"name": "ensemblekit", "version": version("ensemblekit"), "rules": rules}
+    results = [_result(finding, report.repository, codes.index(finding.code)) for finding in report.findings]
+    root = {"REPOSITORY": {"uri": f"{report.repository.resolve().as_uri()}/"}}
+    run = {"tool": {"driver": driver}, "originalUriBaseIds": root, "results": results}
+    return {"$schema": SARIF_SCHEMA, "version": SARIF_VERSION, "runs": [run]}
+
+
+def _result(finding: Finding, repository: Path, rule: int) -> dict[str, Any]:
+    file = finding.file.relative_to(repository) if finding.file.is_relative_to(repository) else finding.file
+    physical: dict[str, Any] = {"artifactLocation": {"uri": file.as_posix(), "uriBaseId": "REPOSITORY"}}
+    if finding.line:
+        physical["region"] = {"startLine": finding.line}
+    says = f' Triton: "{finding.says}".' if finding.says else ""
+    return {
+        "ruleId": finding.code,
+        "ruleIndex": rule,
+        "level": finding.severity,
+        "message": {"text": f"{finding.title}.{says} {finding.why} {finding.fix}"},
+        "locations": [{"physicalLocation": physical}],
+    }

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Triton checks when it reads one model's config: the E1xx faults, in its own order."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tritonclient.grpc import model_config_pb2
+
+from ensemblekit.diagnose.lint.autocomplete import Model
+from ensemblekit.diagnose.lint.findings import Finding
+from ensemblekit.diagnose.lint.found import did_you_mean, found
+from ensemblekit.diagnose.lint.graph import check_graph
+from ensemblekit.diagnose.lint.sequence import check_controls
+from ensemblekit.releases import Release
+from ensemblekit.repository.read import ModelFolder
+
+__all__ = ["check_model", "check_parsing"]
+
+BACKENDS = ("python", "vllm", "onnxruntime", "tensorrt", "tensorrtllm", "tensorflow", "pytorch", "openvino", "dali")
+CUSTOM_BACKENDS = ("fil", "identity", "repeat", "square")
+_PLATFORMS = {
+    "tensorflow": ("tensorflow_savedmodel", "tensorflow_graphdef"),
+    "tensorrt": ("tensorrt_plan",),
+    "onnxruntime": ("onnxruntime_onnx",),
+    "pytorch": ("pytorch_libtorch",),
+}
+# fields of today's ModelConfig that these releases do not know; read out of their libraries
+_LATER_FIELDS = {
+    "model_metrics": ("24.07", "24.08", "24.09", "24.10"),
+    "max_inflight_requests": ("24.07", "24.08", "24.09", "24.10"),
+    "is_non_linear_format_io": ("24.07",),
+}
+_LIST_FIELDS = (("instance_group", "instance group"), ("optimization", "optimization"), ("model_warmup", ""))
+
+
+def check_parsing(folder: ModelFolder, release: Release) -> Iterator[Finding]:
+    """Yield why the config cannot be read as text of Triton's schema, which ends all other checks."""
+    path = folder.config_path
+    if folder.problem is not None:
+        lines = folder.text.split("\n")
+        place = (folder.problem.line or 1) - 1  # the parser's place may be behind the last line
+        code = "E117" if "${" in "".join(lines[place : place + 1]) else "E116"
+        yield found(code, folder, line=folder.problem.line, detail=f"{folder.problem.reason.rstrip('.')}.", path=path)
+        return
+    for name, releases in _LATER_FIELDS.items():
+        if release.name in releases and re.search(rf"^[^#\"]*\b{name}\b", folder.text, re.MULTILINE):
+            line = folder.text[: folder.text.index(name)].count("\n") + 1
+            detail = f"Triton {release.name} has no field named {name}; later releases do."
+            yield found("E116", folder, line=line, detail=detail, path=path)
+
+
+def check_model(model: Model, *, ensembles: bool) -> Iterator[Finding]:
+    """Yield what Triton refuses in one config when it reads it.
+
+    Args:
+        model: The model.
+        ensembles: Whether the server was built with ensembles.
+    """
+    if not model.guessed:
+        yield _no_backend(model)
+        return
+    yield from _check_platform(model, ensembles)
+    yield from _check_values(model)
+    yield from check_controls(model)
+    if model.config.HasField("ensemble_scheduling") and (ensembles or not model.ensemble):
+        yield from _check_scheduling(model)
+    elif model.ensemble and ensembles:
+        yield found("E107", model.folder, ("platform",))
+    yield from _check_cache(model.config, model.folder)
+    if model.config.name != model.name:
+        yield found("E115", model.folder, ("name",), name=model.config.name)
+
+
+def _no_backend(model: Model) -> Finding:
+    folder = model.folder
+    if folder.config is not None and folder.config.HasField("ensemble_scheduling"):
+        return found("E106", folder, ("ensemble_scheduling",))
+    deeper = () if folder.has_config else folder.deeper_configs()
+    if deeper:
+        place = deeper[0].relative_to(folder.path.parent)
+        fix = f"Move {place} to {folder.name}/config.pbtxt"
+        if len(deeper[0].relative_to(folder.path).parts) == 2 and not deeper[0].parent.name.isdigit():
+            fix = f"If {folder.path} is the repository, give that; else move the file up to {folder.name}/config.pbtxt"
+        return found("E119", folder, file=deeper[0], detail=f"It stands in {place}.", fix=f"{fix}.")
+    fix = ""
+    if folder.name.startswith((".", "__")):
+        fix = "Remove this folder from the repository: Triton takes every folder for a model, hidden ones too."
+    return found("E120", folder, fix=fix)
+
+
+def _check_platform(model: Model, ensembles: bool) -> Iterator[Finding]:
+    config, folder = model.config, model.folder
+    platform, backend = config.platform, config.backend
+    if not backend and platform == "ensemble" and not ensembles:
+        yield found("E101", folder, ("platform",))
+    elif not backend and platform in (*BACKENDS, *CUSTOM_BACKENDS):
+        fix = f'Write `backend: "{platform}"` instead.'
+        if config.HasField("ensemble_scheduling"):
+            fix = 'Write `platform: "ensemble"`: this config has steps.'
+        yield found("E103", folder, ("platform",), fix=fix, platform=platform)
+    elif not backend and platform != "ensemble":
+        known = ["ensemble", *(name for names in _PLATFORMS.values() for name in names)]
+        yield found("E102", folder, ("platform",), platform=platform, detail=did_you_mean(platform, known).strip())
+    elif backend and platform == "ensemble" and ensembles:
+        yield found("E105", folder, ("backend",), platform=platform)
+    elif backend in _PLATFORMS and platform not in _PLATFORMS[backend]:
+        reason = f"unexpected 'platform' and 'backend' pair, got:{platform}, {backend}"
+        yield found("E118", folder, ("platform",), reason=reason)
+
+
+def _check_values(model: Model) -> Iterator[Finding]:
+    config, folder, name = model.config, model.folder, model.config.name
+    if config.max_batch_size < 0:
+        yield found(
+            "E118", folder, ("max_batch_size",), reason=f"'max_batch_size' must be non-negative value for {name}"
+        )
+    batchers = (
+        ("dynamic_batching", config.dynamic_batching.preferred_batch_size, "dynamic batching preferred size"),
+        (
+            "sequence_batching",
+            config.sequence_batching.oldest.preferred_batch_size,
+            "sequence batching preferred batch size",
+        ),
+    )
+    for scheduler, sizes, words in batchers:
+        if bad := [size for size in sizes if size <= 0 or size > config.max_batch_size]:
+            limit = "positive" if bad[0] <= 0 else "<= max batch size"
+            yield found("E118", folder, (scheduler,), reason=f"{words} must be {limit} for {name}")
+    dynamic = config.dynamic_batching
+    if dynamic.priority_levels and not 1 <= dynamic.default_priority_level <= dynamic.priority_levels:
+        reason = f"default priority level must be in range [1, {dynamic.priority_levels}] for {name}"
+        yield found("E118", folder, ("dynamic_batching", "priority_levels"), reason=reason)
+
+
+def _check_cache(config: model_config_pb2.ModelConfig, folder: ModelFolder) -> Iterator[Finding]:
+    if not config.response_cache.enable:
+        return
+    cause = ""
+    if config.HasField("sequence_batching"):
+        cause = "with sequence batching scheduler"
+    elif config.model_transaction_policy.decoupled:
+        cause = "with 'decoupled' transaction policy"
+    if cause:
+        reason = f"Response Cache does not currently support model {config.name} {cause}. Please disable the response"
+        yield found("E118", folder, ("response_cache",), reason=f"{reason} cache.")
+
+
+def _check_scheduling(model: Model) -> Iterator[Finding]:
+    """Yield what is wrong with an ensemble's own config, the models of its steps aside."""
+    config, folder = model.config, model.folder
+    if not model.ensemble:
+        if config.backend:
+            yield found("E104", folder, ("backend",) if folder.source.find("backend") else ("ensemble_scheduling",))
+        return
+    if config.backend:
+        return  # E105 ends it
+    for field, words in _LIST_FIELDS:
+        given = getattr(config, field)
+        if config.HasField(field) if field == "optimization" else len(given):
+            yield _not_for_ensembles(folder, field, words)
+    if not config.ensemble_scheduling.step:
+        finding = found("E107", folder, ("ensemble_scheduling",))
+        yield _saying(finding, f"must specify 'step' for ensemble '{config.name}'")
+        return
+    yield from check_graph(model)
+
+
+def _not_for_ensembles(folder: ModelFolder, field: str, words: str) -> Finding:
+    finding = found("E109", folder, (field,), field=words)
+    return finding if words else _saying(finding, f"model_warmup can not be specified for ensemble '{folder.name}'")
+
+
+def _saying(finding: Finding, words: str) -> Finding:
+    return replace(finding, says=words)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lint_repository`: the whole of lint as one function."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ensemblekit.diagnose.lint.autocomplete import Model, complete
+from ensemblekit.diagnose.lint.decoupled import check_streams
+from ensemblekit.diagnose.lint.engines import check_engines, check_metrics
+from ensemblekit.diagnose.lint.ensemble_steps import check_dependencies, check_mapping, circle
+from ensemblekit.diagnose.lint.environment import check_numpy
+from ensemblekit.diagnose.lint.findings import Finding, LintReport
+from ensemblekit.diagnose.lint.found import found
+from ensemblekit.diagnose.lint.load import check_backend, check_tensors, check_versions, unknown_backend
+from ensemblekit.diagnose.lint.poll import check_model, check_parsing
+from ensemblekit.diagnose.lint.serving import check_late, check_template, check_version_names
+from ensemblekit.releases import Flavour, Release, default_release, get_release, has_ensembles
+from ensemblekit.repository.read import ModelFolder, read_repository
+
+__all__ = ["lint_repository"]
+
+VLLM_IMAGE_BACKENDS = frozenset({"python", "vllm"})
+
+
+def lint_repository(
+    repository: Path,
+    *,
+    release: str | None = None,
+    flavour: Flavour | None = None,
+    python: Path | None = None,
+    gpus: int | None = None,
+    backends: frozenset[str] | None = None,
+) -> LintReport:
+    """Return what a server of this release and flavour will say to a repository; nothing is started.
+
+    Args:
+        repository: The folder that holds one folder per model.
+        release: Which Triton; if None, the one that the lessons use.
+        flavour: Which build of it; if None, one with ensembles and any backend is assumed.
+        python: The interpreter, or the folder of the environment, in which the Python models will run, to look
+            for numpy 2 in; if None, this is not looked at.
+        gpus: GPUs of the server; if None, as many as the models want.
+        backends: All backends of the server; if None, any.
+
+    Raises:
+        ParameterError: The release is unknown, or the path is not a model repository that can be read.
+    """
+    target = get_release(release or default_release())
+    folders, broken = read_repository(repository)
+    run = _Run(target, flavour, python, gpus, backends)
+    findings = [found("E121", _nobody(repository), file=link, repository=repository, path=link) for link in broken]
+    findings += run.check(folders)
+    return LintReport(
+        repository=repository,
+        release=target.name,
+        flavour=flavour,
+        assumed=(*([] if release else [f"release {target.name} (--release)"]), *run.assumed()),
+        models=tuple(folder.name for folder in folders),
+        findings=LintReport.in_order(findings),
+    )
+
+
+def _nobody(repository: Path) -> ModelFolder:
+    return ModelFolder("", repository, None, None, "", ())
+
+
+class _Run:
+    """The checks of one run, and which models have failed so far."""
+
+    def __init__(
+        self,
+        release: Release,
+        flavour: Flavour | None,
+        python: Path | None,
+        gpus: int | None,
+        backends: frozenset[str] | None,
+    ) -> None:
+        self.release, self.flavour, self.python, self.gpus = release, flavour, python, gpus
+        self.backends = backends
+        self.ensembles = has_ensembles(release, flavour or "base-plus-vllm")
+        self.folders: dict[str, ModelFolder] = {}
+        self.models: dict[str, Model] = {}
+        self.failed: dict[str, str] = {}
+
+    def check(self, folders: tuple[ModelFolder, ...]) -> list[Finding]:
+        """Return all findings: those of the poll, of the load, and the late traps."""
+        self.folders = {folder.name: folder for folder in folders}
+        findings = [finding for folder in folders for finding in self._poll(folder)]
+        simple = [model for model in self.models.values() if not model.ensemble]
+        for model in simple:
+            findings += self._settle(model, "load", self._check_alone(model))
+        for model in self._ensembles_in_order():
+            findings += self._settle(model, "load", self._check_ensemble(model))
+        findings += self._late()
+        return findings
+
+    def _poll(self, folder: ModelFolder) -> list[Finding]:
+        findings = list(check_parsing(folder, self.release))
+        if findings or (folder.has_config and folder.config is None):
+            self.failed[folder.name] = "poll"
+            return findings
+        model = complete(folder)
+        self.models[folder.name] = model
+        return self._settle(model, "poll", check_model(model, ensembles=self.ensembles))
+
+    def _settle(self, model: Model, phase: str, findings: Iterator[Finding]) -> list[Finding]:
+        """Note whether the model has failed; only its first error is what the server will say."""
+        listed = list(findings)
+        errors = [finding for finding in listed if finding.severity == "error"]
+        before = model.name in self.failed
+        if errors and not before:
+            self.failed[model.name] = phase
+        first = None if before else next(iter(errors), None)
+        return [replace(f, first=f is first) if f.severity == "error" else f for f in listed]
+
+    def _check_alone(self, model: Model) -> Iterator[Finding]:
+        if self.failed.get(model.name) == "poll":
+            return
+        yield from check_versions(model)
+        if self.backends is not None:
+            yield from unknown_backend(model, self.backends)
+        yield from check_backend(model, gpus=self.gpus)
+        yield from check_tensors(model)
+        if self.flavour == "vllm-image" and model.config.backend not in VLLM_IMAGE_BACKENDS and self.backends is None:
+            yield found("T313", model.folder, ("backend",), backend=model.config.backend)
+
+    def _ensembles_in_order(self) -> list[Model]:
+        """Return the ensembles, inner ones before those that contain them."""
+        waiting = {name: model for name, model in self.models.items() if model.ensemble}
+        ordered: list[Model] = []
+        while waiting:
+            free = [n for n, m in waiting.items() if not any(name in waiting for name in _step_names(m))]
+            for name in free or [next(iter(waiting))]:
+                ordered.append(waiting.pop(name))
+        return ordered
+
+    def _check_ensemble(self, model: Model) -> Iterator[Finding]:
+        if self.failed.get(model.name) == "poll":
+            return
+        if back := circle(model.name, self.models):
+            at = ("ensemble_scheduling", "step", ("model_name", _next_in_circle(model, back)))
+            yield found("E210", model.folder, at, step=back)
+            return
+        findings = list(check_dependencies(model, self.models, self.failed))
+        if not any(finding.code == "E201" for finding in findings):
+            findings += [*check_mapping(model, self.models), *check_streams(model, self.models)]
+        findings += check_versions(model)
+        # an ensemble's tensors are looked at last; incomplete ones rarely fit those of a step before
+        yield from findings or check_tensors(model)
+
+    def _late(self) -> Iterator[Finding]:
+        for model in self.models.values():
+            yield from check_template(model)
+            yield from check_version_names(model)
+            yield from check_metrics(model)
+            if model.name not in self.failed:
+                yield from check_late(model, self.models)
+        yield from check_engines(self.models)
+        yield from check_numpy(self.models, self.release, self.python)
+        if self.failed and len(self.failed) < len(self.folders):
+            first = min(self.failed)
+            yield replace(found("T306", self.folders[first]), line=None)
+
+    def assumed(self) -> Iterator[str]:
+        """Yield what was taken for granted."""
+        ensembles = (model.config.HasField("ensemble_scheduling") for model in self.models.values())
+        if self.flavour is None and any(ensembles):
+            shipped = has_ensembles(self.release, "vllm-image")
+            text = f"a server of {self.release.name} that was built with ensembles"
+            yield text if shipped else f"{text}: NVIDIA's vLLM image of it was not (--flavour vllm-image; E101)"
+        if self.python is None and any(m.config.backend == "python" for m in self.models.values()):
+            yield "a Python with numpy 1.x for the Python models (--python looks into it)"
+
+
+def _step_names(model: Model) -> list[str]:
+    return [step.model_name for step in model.config.ensemble_scheduling.step]
+
+
+def _next_in_circle(model: Model, back: str) -> str:
+    names = _step_names(model)
+    return next((name for name in names if name in (back, model.name)), names[0])
