@@ -249,6 +249,8 @@ COMMANDS = {
     "lint": "ensemblekit.cli.lint",
     "explain": "ensemblekit.cli.explain",
     "doctor": "ensemblekit.cli.doctor",
+    "alive": "ensemblekit.cli.alive",
+    "fit": "ensemblekit.cli.fit",
 }
 GROUPS = {
     "build-plan": "ensemblekit.cli.build_plan",
