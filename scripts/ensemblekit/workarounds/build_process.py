@@ -1,22 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step of a build as a process that dies with this one, its output in a log."""
 
-import json
 import os
 import re
-import secrets
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ensemblekit.servers import _reaper
-from ensemblekit.servers._reaper import end_reaper
+from ensemblekit.servers.supervised import SupervisedProcess, new_prefix, wait_until
 
 __all__ = ["last_line", "percent_of", "run_logged"]
 
-POLL_S = 0.1
 TAIL_BYTES = 4096  # holds a last line
 # what make, the classic builder and BuildKit say of how far they are
 _PERCENT = re.compile(r"^\[\s*(\d{1,3})%\]")
@@ -46,25 +39,20 @@ def run_logged(
     Raises:
         OSError: It cannot be started.
     """
-    words = ["--after", json.dumps(list(after))] if after else []
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            # the prefix names shared memory to remove, which a build leaves none of
-            [sys.executable, "-P", _reaper.__file__, f"ensemblekit-build-{secrets.token_hex(4)}-", *words, *command],
-            stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=folder,
-            env=os.environ | PLAIN_PROGRESS, start_new_session=True,
-        )  # fmt: skip
+    process = SupervisedProcess(
+        command,
+        log,
+        environment=os.environ | PLAIN_PROGRESS,
+        folder=folder,
+        shm_prefix=new_prefix("build"),
+        after=after,
+        append=True,
+    )
     try:
-        while process.poll() is None:
-            if on_poll:
-                on_poll()
-            time.sleep(POLL_S)
-    except BaseException:
-        end_reaper(process)
-        raise
-    if process.stdin:
-        process.stdin.close()
-    return process.returncode
+        code = wait_until(lambda: process.exit_code, on_poll=on_poll)
+    finally:
+        process.stop()
+    return code if code is not None else 0
 
 
 def last_line(log: Path) -> str:
