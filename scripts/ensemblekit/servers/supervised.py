@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that dies with this one, with all that came of it: the one way in which the kit starts a long-lived command.
+"""A process that dies with this one, with all that came of it: how the kit starts every long-lived command.
 
 Between this process and the command stands the reaper (`_reaper.py`). It watches a pipe that only this process holds.
 """
