@@ -18,6 +18,7 @@ from ensemblekit.clients.http import ask_http, stream_http
 from ensemblekit.clients.statistics import metric_value
 from ensemblekit.errors import RequestError
 from ensemblekit.releases import get_release
+from ensemblekit.repository.config import read_config, set_parameter, write_config
 from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import TritonServer
@@ -40,11 +41,16 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 both = pytest.mark.parametrize("model", ["llm", "ensemble"])
 
 
-@pytest.fixture(scope="module")
-def a_real_vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """One server for the whole file: loading vLLM is most of its time."""
+@pytest.fixture(scope="module", params=["yes", "no"], ids=["fast-path", "generate"])
+def a_real_vllm_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
+    """One server for each way to vLLM, for the whole file: loading vLLM is most of its time."""
     folder = tmp_path_factory.mktemp("vllm")
     repository = stage_repository(folder / "repository", source=ensure_checkpoint(), device="cpu")
+    config = read_config(repository.path / "llm")
+    set_parameter(config, "FAST_PATH", request.param)
+    write_config(config, repository.path / "llm" / "config.pbtxt")
     installation = install_embedded(get_release(RELEASE), "base-plus-vllm", folder)
     server = TritonServer(installation, repository.path, folder, environment=repository.environment)
     try:
@@ -258,9 +264,14 @@ def test_stopping_ends_every_process_and_the_log_is_clean(a_real_vllm_server: Tr
     assert [process.name() for process in processes if process.is_running()] == []
     log = a_real_vllm_server.log_path.read_text(errors="replace")
     assert "llm: engine ready in" in log
+    assert log.count("[vllm] no fast path") == (read_parameter(a_real_vllm_server, "FAST_PATH") == "no")
     assert "llm: engine stopped" in log
     assert "Traceback" not in log
     assert "force killing" not in log
+
+
+def read_parameter(server: TritonServer, name: str) -> str:
+    return str(read_config(server.repository / "llm").parameters[name].string_value)
 
 
 def generate(server: TritonServer, model: str, **body: object) -> httpx.Response:

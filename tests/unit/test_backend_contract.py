@@ -47,9 +47,9 @@ def contract(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Any:
+def process_setup(monkeypatch: pytest.MonkeyPatch) -> Any:
     backend_support.install(monkeypatch)
-    return importlib.import_module("triton_vllm.host")
+    return importlib.import_module("triton_vllm.process_setup")
 
 
 def test_complete_empty_config_adds_the_tensors_of_the_contract(contract: Any) -> None:
@@ -93,10 +93,10 @@ def test_longest_wait_that_is_none_is_refused_by_name(contract: Any, value: str)
         contract.longest_wait_s({"parameters": {"MAX_ADMISSION_DELAY_MS": {"string_value": value}}})
 
 
-def test_engine_arguments_drop_what_vllm_has_retired(host: Any, tmp_path: Path) -> None:
+def test_engine_arguments_drop_what_vllm_has_retired(process_setup: Any, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text('{"model": "a/b", "disable_log_requests": true, "seed": 1}')
 
-    assert host.read_engine_arguments(tmp_path) == {"model": "a/b", "seed": 1}
+    assert process_setup.read_engine_arguments(tmp_path) == {"model": "a/b", "seed": 1}
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,13 @@ def test_engine_arguments_drop_what_vllm_has_retired(host: Any, tmp_path: Path) 
     ids=["missing", "cut", "list", "no-model"],
 )
 def test_engine_arguments_that_cannot_be_used_name_the_file(
-    host: Any, tmp_path: Path, text: str | None, message: str
+    process_setup: Any, tmp_path: Path, text: str | None, message: str
 ) -> None:
     if text is not None:
         (tmp_path / "model.json").write_text(text)
 
-    with pytest.raises(backend_support.TritonModelException, match=message) as raised:
-        host.read_engine_arguments(tmp_path)
+    with pytest.raises(ValueError, match=message) as raised:
+        process_setup.read_engine_arguments(tmp_path)
 
     assert str(tmp_path / "model.json") in str(raised.value)
 
@@ -125,32 +125,34 @@ def test_engine_arguments_that_cannot_be_used_name_the_file(
     ("visible", "device", "wanted"), [(None, "1", "1"), ("4,6", "1", "6"), ("GPU-a,GPU-b", "0", "GPU-a")]
 )
 def test_kind_gpu_keeps_the_engine_on_its_gpu(
-    host: Any, monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str, wanted: str
+    process_setup: Any, monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str, wanted: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
 
-    host.choose_device({"model_instance_kind": "GPU", "model_instance_device_id": device}, {})
+    process_setup.choose_device({"model_instance_kind": "GPU", "model_instance_device_id": device}, {})
 
     assert os.environ["CUDA_VISIBLE_DEVICES"] == wanted
 
 
-def test_kind_gpu_with_two_gpus_is_refused(host: Any) -> None:
+def test_kind_gpu_with_two_gpus_is_refused(process_setup: Any) -> None:
     args = {"model_instance_kind": "GPU", "model_instance_device_id": "0"}
 
-    with pytest.raises(backend_support.TritonModelException, match="KIND_MODEL"):
-        host.choose_device(args, {"tensor_parallel_size": 2})
+    with pytest.raises(ValueError, match="KIND_MODEL"):
+        process_setup.choose_device(args, {"tensor_parallel_size": 2})
 
 
-def test_kind_model_leaves_the_devices_alone(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kind_model_leaves_the_devices_alone(process_setup: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
 
-    host.choose_device({"model_instance_kind": "MODEL", "model_instance_device_id": "0"}, {"tensor_parallel_size": 2})
+    process_setup.choose_device(
+        {"model_instance_kind": "MODEL", "model_instance_device_id": "0"}, {"tensor_parallel_size": 2}
+    )
 
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_engine_process_ends_when_its_parent_is_killed() -> None:
-    starter = backend_support.BACKEND / "triton_vllm" / "die_with_parent.py"
+    starter = backend_support.BACKEND / "triton_vllm" / "process_setup.py"
     assert os.access(starter, os.X_OK)
     code = (
         "import subprocess, sys, time\n"

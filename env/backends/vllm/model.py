@@ -4,17 +4,17 @@
 Triton runs this one file for every model whose config.pbtxt says `backend: "vllm"`; the engine's arguments
 stand in the model's own `<version>/model.json`. What each part does:
 
-    triton_vllm/contract.py    the tensors a model of this backend has
-    triton_vllm/host.py        locale, device and start method, before vLLM is imported
-    triton_vllm/sampling.py    sampling parameters: from JSON and request parameters to SamplingParams
-    triton_vllm/jobs.py        a Triton request as the engine needs it
-    triton_vllm/engine.py      the engine, on an asyncio loop in a thread of its own
-    triton_vllm/admission.py   when new requests join the running ones
-    triton_vllm/direct.py      answers past vLLM's per-token machinery
-    triton_vllm/gathering.py   what has come of such an answer so far
-    triton_vllm/responses.py   sends the answers, and notices cancelled requests
-    triton_vllm/text.py        from token ids to text, in as few steps as an answer has pieces
-    triton_vllm/metrics.py     vLLM's metrics, through Triton's metrics endpoint
+    triton_vllm/contract.py        the tensors and parameters a model of this backend has
+    triton_vllm/process_setup.py   locale, device and start method, before vLLM is imported
+    triton_vllm/request.py         a Triton request, read and checked, and the way its answer takes
+    triton_vllm/sampling.py        sampling parameters: from JSON and request parameters to SamplingParams
+    triton_vllm/engine.py          the engine, on an asyncio loop in a thread of its own
+    triton_vllm/admission.py       when new requests join the running ones
+    triton_vllm/fast_path.py       answers past vLLM's per-token machinery; all that vLLM does not promise
+    triton_vllm/output_buffer.py   what has come of such an answer so far
+    triton_vllm/detokenizer.py     from token ids to text, in as few steps as an answer has pieces
+    triton_vllm/responses.py       sends the answers, and notices cancelled requests
+    triton_vllm/metrics.py         vLLM's metrics, through Triton's metrics endpoint
 """
 
 import json
@@ -28,7 +28,7 @@ import triton_python_backend_utils as pb_utils
 # appended, not inserted: nothing here may hide a module of vLLM's many dependencies
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from triton_vllm import contract, host
+from triton_vllm import contract, process_setup
 
 
 class TritonPythonModel:
@@ -56,32 +56,32 @@ class TritonPythonModel:
                 "config.pbtxt needs `model_transaction_policy { decoupled: true }`"
             )
         self.name = args["model_name"]
-        arguments = host.read_engine_arguments(Path(pb_utils.get_model_dir()))
         try:
-            longest_wait_s = contract.longest_wait_s(config)
+            arguments = process_setup.read_engine_arguments(Path(pb_utils.get_model_dir()))
+            longest_wait_s, fast_path = contract.longest_wait_s(config), contract.wants_fast_path(config)
+            process_setup.choose_device(args, arguments)
         except ValueError as error:
             raise pb_utils.TritonModelException(str(error)) from error
-        host.choose_device(args, arguments)
-        host.prepare_process()
+        process_setup.prepare_process()
         self._log(f"importing vLLM for {arguments['model']}")
         # imported only now: vLLM reads the environment that was just prepared
         from triton_vllm.engine import Engine
-        from triton_vllm.jobs import JobReader
-        from triton_vllm.responses import Responses
+        from triton_vllm.request import RequestParser
+        from triton_vllm.responses import ResponseSender
 
         self._log(f"loading weights and starting the engine, {time.monotonic() - begin:.1f} s after the start")
         wants_metrics = contract.reports_metrics(config) and not arguments.get("disable_log_stats")
         labels = {"model": self.name, "version": args["model_version"]} if wants_metrics else None
-        self.responses = Responses()
-        self.engine = Engine(arguments, self.responses, labels, longest_wait_s)
-        self.reader = JobReader(self.engine)
+        self.responses = ResponseSender()
+        self.engine = Engine(arguments, self.responses, labels, longest_wait_s=longest_wait_s, fast_path=fast_path)
+        self.parser = RequestParser(self.engine)
         self._log(f"engine ready in {time.monotonic() - begin:.1f} s")
 
     def execute(self, requests: list[Any]) -> None:
         """Hand the requests to the engine, with one wake-up of its loop; the answers come later."""
-        jobs = [job for request in requests if (job := self.reader.read(request)) is not None]
-        if jobs:
-            self.engine.submit(jobs)
+        parsed = [known for request in requests if (known := self.parser.parse(request)) is not None]
+        if parsed:
+            self.engine.submit(parsed)
 
     def finalize(self) -> None:
         """Stop the engine and its processes."""

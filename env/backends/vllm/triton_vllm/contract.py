@@ -11,9 +11,10 @@ INPUTS = (
 )
 OUTPUTS = ({"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]},)
 METRICS_PARAMETER = "REPORT_CUSTOM_METRICS"
+FAST_PATH_PARAMETER = "FAST_PATH"
 DELAY_PARAMETER = "MAX_ADMISSION_DELAY_MS"
 USUAL_DELAY_MS = 100.0
-YES = ("yes", "true")  # r24.08 says "yes", later backends "true"
+YES, NO = ("yes", "true"), ("no", "false")  # r24.08 says "yes", later backends "true"
 
 
 def complete(config: Any) -> Any:
@@ -35,8 +36,19 @@ def complete(config: Any) -> Any:
 
 def reports_metrics(config: dict[str, Any]) -> bool:
     """Return whether config.pbtxt asks for vLLM's metrics: parameter REPORT_CUSTOM_METRICS "yes"."""
-    parameter = config.get("parameters", {}).get(METRICS_PARAMETER, {})
-    return parameter.get("string_value", "").lower() in YES
+    return _parameter(config, METRICS_PARAMETER).lower() in YES
+
+
+def wants_fast_path(config: dict[str, Any]) -> bool:
+    """Return whether answers may go past vLLM's output processor: always, but for parameter FAST_PATH "no".
+
+    Raises:
+        ValueError: It is neither yes nor no.
+    """
+    given = _parameter(config, FAST_PATH_PARAMETER)
+    if given and given.lower() not in YES + NO:
+        raise ValueError(f'parameter {FAST_PATH_PARAMETER} must be "yes" or "no", not {given!r}')
+    return given.lower() not in NO
 
 
 def longest_wait_s(config: dict[str, Any]) -> float:
@@ -45,7 +57,7 @@ def longest_wait_s(config: dict[str, Any]) -> float:
     Raises:
         ValueError: It is not a number, or less than 0.
     """
-    given = config.get("parameters", {}).get(DELAY_PARAMETER, {}).get("string_value", "")
+    given = _parameter(config, DELAY_PARAMETER)
     try:
         delay_ms = float(given) if given else USUAL_DELAY_MS
     except ValueError:
@@ -53,3 +65,7 @@ def longest_wait_s(config: dict[str, Any]) -> float:
     if not 0 <= delay_ms < float("inf"):
         raise ValueError(f"parameter {DELAY_PARAMETER} must be milliseconds, 0 or more, not {given!r}")
     return delay_ms / 1000
+
+
+def _parameter(config: dict[str, Any], name: str) -> str:
+    return str(config.get("parameters", {}).get(name, {}).get("string_value", ""))

@@ -15,14 +15,14 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from triton_vllm.admission import Admission
-from triton_vllm.direct import DirectAnswers
-from triton_vllm.gathering import Gathering
-from triton_vllm.jobs import Job
+from triton_vllm.admission import AdmissionController
+from triton_vllm.detokenizer import Detokenizer
+from triton_vllm.fast_path import FastPath, available, output_handler
 from triton_vllm.metrics import stat_logger_factory
-from triton_vllm.responses import Responses
+from triton_vllm.output_buffer import OutputBuffer
+from triton_vllm.request import GenerationRequest, Route, choose_route
+from triton_vllm.responses import ResponseSender
 from triton_vllm.sampling import BadRequest
-from triton_vllm.text import TextMaker
 
 STOP_TIMEOUT_S = 10.0  # for the tasks of requests that were still running
 # How much longer a step takes with new prompts in it, whatever their number; measured on an H100 with 256 requests:
@@ -33,14 +33,16 @@ GONE_MESSAGE = "the vLLM engine has stopped after an error (see the server's log
 
 
 class Engine:
-    """A running engine; requests go in with `submit`, answers come out through `Responses`."""
+    """A running engine; requests go in with `submit`, answers come out through `ResponseSender`."""
 
     def __init__(
         self,
         arguments: dict[str, Any],
-        responses: Responses,
+        responses: ResponseSender,
         labels: dict[str, str] | None,
+        *,
         longest_wait_s: float,
+        fast_path: bool,
     ) -> None:
         """Start the engine and return when it can serve.
 
@@ -49,6 +51,7 @@ class Engine:
             responses: Where answers go.
             labels: Labels of its metrics; None reports none.
             longest_wait_s: How long a request waits at most for others to join the running ones with, in seconds.
+            fast_path: Whether answers may go past vLLM's output processor, where this vLLM allows it.
 
         Raises:
             TritonModelException: vLLM refuses the arguments or does not start.
@@ -64,12 +67,11 @@ class Engine:
         except Exception as error:
             self._end_loop()
             raise pb_utils.TritonModelException(f"vLLM did not start: {type(error).__name__}: {error}") from error
-        self._tokenizer = self._llm.renderer.get_tokenizer()
         self._context = int(self._llm.model_config.max_model_len)
-        self.text = TextMaker(self._tokenizer)
-        self._direct = DirectAnswers(self._llm, self.text, self._send_gathered, self._send_error)
-        self._inside: set[Job] = set()
-        self._admission = Admission(
+        self._detokenizer = Detokenizer(self._llm.get_tokenizer())
+        self._fast_path = self._take_fast_path(allowed=fast_path)
+        self._inside: set[GenerationRequest] = set()
+        self._admission = AdmissionController(
             self._admit,
             lambda: len(self._inside),
             step_cost_s=STEP_COST_S if _replays_decoding_alone(self._llm) else 0.0,
@@ -85,7 +87,7 @@ class Engine:
         Raises:
             BadRequest: They leave no room for an answer in the model's context.
         """
-        ids = self.text.encode(prompt)
+        ids = self._detokenizer.encode(prompt)
         if not ids:
             raise BadRequest("text_input has no tokens: there is nothing to continue")
         if len(ids) >= self._context:
@@ -95,9 +97,14 @@ class Engine:
             )
         return ids
 
-    def submit(self, jobs: list[Job]) -> None:
-        """Take jobs from any thread; the loop is woken once for all of them."""
-        self._loop.call_soon_threadsafe(self._admission.arrive, jobs)
+    def route(self, params: Any, *, stream: bool) -> Route:
+        """Return the way that an answer with these sampling parameters takes."""
+        own_text = self._detokenizer.can_decode(params)
+        return choose_route(params, stream=stream, own_text=own_text, fast_path=self._fast_path is not None)
+
+    def submit(self, requests: list[GenerationRequest]) -> None:
+        """Take requests from any thread; the loop is woken once for all of them."""
+        self._loop.call_soon_threadsafe(self._admission.submit, requests)
 
     def stop(self) -> None:
         """End what still runs and shut the engine's processes down."""
@@ -108,18 +115,25 @@ class Engine:
         del self._llm
         gc.collect()
 
-    def _admit(self, jobs: list[Job]) -> None:
-        self._inside.update(jobs)
-        direct, others = list[Job](), list[Job]()
-        for job in jobs:
-            (direct if DirectAnswers.takes(job) else others).append(job)
-        for job in others:
-            task = self._keep(self._serve(job))
-            self._responses.watch(job, partial(self._loop.call_soon_threadsafe, task.cancel))
-        if direct:
-            self._keep(self._direct.accept(direct))
-            for job in direct:
-                self._responses.watch(job, partial(self._loop.call_soon_threadsafe, self._direct.cancel, job))
+    def _take_fast_path(self, *, allowed: bool) -> FastPath | None:
+        missing = available(self._llm) if allowed else 'parameter FAST_PATH is "no"'
+        if missing:
+            pb_utils.Logger.log_info(f"[vllm] no fast path, answers come from vLLM's generate(): {missing}")
+            return None
+        return FastPath(self._llm, self._detokenizer, self._send_buffered, self._send_error)
+
+    def _admit(self, requests: list[GenerationRequest]) -> None:
+        self._inside.update(requests)
+        fast = [request for request in requests if request.route is Route.FAST_PATH]
+        for request in requests:
+            if request.route is not Route.FAST_PATH:
+                task = self._keep(self._generate(request))
+                self._responses.watch(request, partial(self._loop.call_soon_threadsafe, task.cancel))
+        if fast and self._fast_path:
+            self._keep(self._fast_path.accept(fast))
+            for request in fast:
+                cancel = partial(self._loop.call_soon_threadsafe, self._fast_path.cancel, request)
+                self._responses.watch(request, cancel)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Start a task and hold it until it is done."""
@@ -128,54 +142,56 @@ class Engine:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _serve(self, job: Job) -> None:
-        prompt = {"type": "token", "prompt_token_ids": job.token_ids, "arrival_time": time.time()}
+    async def _generate(self, request: GenerationRequest) -> None:
+        prompt = {"type": "token", "prompt_token_ids": request.token_ids, "arrival_time": time.time()}
         try:
-            async for output in self._llm.generate(prompt, job.params, job.id):  # type: ignore[arg-type]
-                self._responses.piece(job, partial(self._texts, job, output), final=output.finished)
+            async for output in self._llm.generate(prompt, request.params, request.id):  # type: ignore[arg-type]
+                self._responses.chunk(request, partial(self._texts, request, output), final=output.finished)
         except (asyncio.CancelledError, Exception) as error:
-            self._send_error(job, error)
-        self._ended(job)
+            self._send_error(request, error)
+        self._ended(request)
 
-    def _ended(self, job: Job) -> None:
-        self._inside.discard(job)
+    def _ended(self, request: GenerationRequest) -> None:
+        self._inside.discard(request)
         self._admission.decide()
 
-    def _send_gathered(self, answer: Gathering) -> None:
-        final = answer.finish_reason is not None
+    def _send_buffered(self, answer: OutputBuffer) -> None:
+        request, final = answer.request, answer.finish_reason is not None
         if final:
-            self._ended(answer.job)
-        self._responses.piece(answer.job, lambda: [self._echo(answer.job) + answer.take()], final=final)
+            self._ended(request)
+        self._responses.chunk(request, lambda: [self._echo(request) + answer.drain()], final=final)
 
-    def _send_error(self, job: Job, error: BaseException) -> None:
+    def _send_error(self, request: GenerationRequest, error: BaseException) -> None:
         """Tell a client why there is no answer; validation errors have many types, and differ between releases."""
-        self._ended(job)
+        self._ended(request)
         codes = pb_utils.TritonError
         if isinstance(error, asyncio.CancelledError):
-            self._responses.error(job, "the request was cancelled", codes.CANCELLED)
+            self._responses.error(request, "the request was cancelled", codes.CANCELLED)
         elif isinstance(error, EngineDeadError):
-            self._responses.error(job, GONE_MESSAGE, codes.UNAVAILABLE)
+            self._responses.error(request, GONE_MESSAGE, codes.UNAVAILABLE)
         elif isinstance(error, EngineGenerateError | RuntimeError):
             cause = error.__cause__ or error
-            pb_utils.Logger.log_error(f"[vllm] {job.id} failed: {cause!r}")
-            self._responses.error(job, f"vLLM failed on this request: {cause!r}", codes.INTERNAL)
+            pb_utils.Logger.log_error(f"[vllm] {request.id} failed: {cause!r}")
+            self._responses.error(request, f"vLLM failed on this request: {cause!r}", codes.INTERNAL)
         else:
-            self._responses.error(job, f"vLLM refused the request: {error}", codes.INVALID_ARG)
+            self._responses.error(request, f"vLLM refused the request: {error}", codes.INVALID_ARG)
 
-    def _texts(self, job: Job, output: Any) -> list[str]:
+    def _texts(self, request: GenerationRequest, output: Any) -> list[str]:
         """Return one text for each sequence; of a stream, what is new since the last piece."""
-        texts = [""] * job.params.n
+        texts = [""] * request.params.n
         for piece in output.outputs:
-            texts[piece.index] = self._echo(job) + (self._text(job, piece) if job.own_text else piece.text)
+            text = piece.text if request.route is Route.VLLM else self._decode(request, piece)
+            texts[piece.index] = self._echo(request) + text
         return texts
 
-    def _text(self, job: Job, answer: Any) -> str:
+    def _decode(self, request: GenerationRequest, answer: Any) -> str:
         """Return the text of a whole answer that vLLM has left to us."""
-        return self.text.decode(job.token_ids, answer, skip_special_tokens=job.params.skip_special_tokens)
+        skip = request.params.skip_special_tokens
+        return self._detokenizer.decode(request.token_ids, answer, skip_special_tokens=skip)
 
     @staticmethod
-    def _echo(job: Job) -> str:
-        return job.prompt if job.echo else ""
+    def _echo(request: GenerationRequest) -> str:
+        return request.prompt if request.echo else ""
 
     async def _start(self, engine_args: AsyncEngineArgs, labels: dict[str, str] | None) -> AsyncLLM:
         llm = AsyncLLM.from_engine_args(engine_args, stat_loggers=_stat_loggers(labels))
@@ -183,11 +199,12 @@ class Engine:
         return llm
 
     async def _cancel_all(self) -> None:
-        self._admission.let_in()
-        self._direct.cancel_all()
+        self._admission.flush()
+        if self._fast_path:
+            self._fast_path.cancel_all()
         await _cancel(list(self._tasks))
         # vLLM's own reader of the engine's output would report the end of the engine as a crash
-        await _cancel([handler for handler in [self._llm.output_handler] if handler])
+        await _cancel([handler for handler in [output_handler(self._llm)] if handler])
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -1,39 +1,45 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What must be in order in this process before vLLM is imported: arguments, device, locale, start method."""
+"""What must be in order in this process before vLLM is imported: arguments, device, locale, start method.
 
+Run as a program, this file starts Python with the arguments it was given, in a process that is told to end when the
+one that started it dies. vLLM's engine is started that way: if Triton's stub is killed, it cannot stop the engine any
+more, and the kernel sends the signal in its place.
+"""
+
+import ctypes
 import json
 import locale
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
-
-import triton_python_backend_utils as pb_utils
 
 ENGINE_ARGUMENTS = "model.json"
 # Known to vLLM 0.5, where NVIDIA's samples use it; gone since, and off by default now.
 RETIRED_ARGUMENTS = ("disable_log_requests",)
 UTF8_LOCALE = "C.UTF-8"
 SWITCH_INTERVAL_S = 0.0005
-ENGINE_STARTER = Path(__file__).with_name("die_with_parent.py")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h; kept across exec
 
 
 def read_engine_arguments(version_folder: Path) -> dict[str, Any]:
     """Return the engine's arguments from `model.json` of a model version.
 
     Raises:
-        TritonModelException: No such file, not JSON, or no "model" in it.
+        ValueError: No such file, not JSON, or no "model" in it.
     """
     path = version_folder / ENGINE_ARGUMENTS
     try:
         arguments = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise pb_utils.TritonModelException(f"{path} is missing: it holds vLLM's engine arguments") from error
+        raise ValueError(f"{path} is missing: it holds vLLM's engine arguments") from error
     except ValueError as error:
-        raise pb_utils.TritonModelException(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(arguments, dict) or not arguments.get("model"):
-        raise pb_utils.TritonModelException(f'{path} must be a JSON object with at least "model"')
+        raise ValueError(f'{path} must be a JSON object with at least "model"')
     for name in RETIRED_ARGUMENTS:
         arguments.pop(name, None)
     return arguments
@@ -43,13 +49,13 @@ def choose_device(args: dict[str, str], arguments: dict[str, Any]) -> None:
     """Keep a KIND_GPU instance on the GPU that Triton gave it; KIND_MODEL leaves the choice to vLLM.
 
     Raises:
-        TritonModelException: Several GPUs are asked for with KIND_GPU, which stands for exactly one.
+        ValueError: Several GPUs are asked for with KIND_GPU, which stands for exactly one.
     """
     if args["model_instance_kind"] != "GPU":
         return
     gpus = int(arguments.get("tensor_parallel_size", 1)) * int(arguments.get("pipeline_parallel_size", 1))
     if gpus > 1:
-        raise pb_utils.TritonModelException(
+        raise ValueError(
             "KIND_GPU means one GPU for each instance: "
             "use KIND_MODEL in config.pbtxt with tensor or pipeline parallelism"
         )
@@ -69,8 +75,18 @@ def prepare_process() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # The engine must not be a fork of the stub: it would share Triton's memory and message queues.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    if os.access(ENGINE_STARTER, os.X_OK):
-        multiprocessing.set_executable(str(ENGINE_STARTER))
+    if os.access(__file__, os.X_OK):
+        multiprocessing.set_executable(__file__)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # An idle worker sleeps through the polite request to end; it ends on the signal that follows this wait.
     os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
+
+
+def become_python_that_dies_with_its_parent() -> None:
+    """Replace this process by Python with the same arguments; the kernel ends it with the process that started it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])  # noqa: S606 - multiprocessing gave the arguments
+
+
+if __name__ == "__main__":
+    become_python_that_dies_with_its_parent()

@@ -5,6 +5,7 @@ import itertools
 import json
 import threading
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
@@ -17,12 +18,36 @@ from triton_vllm.sampling import BadRequest, make_sampling_params, parse_json
 if TYPE_CHECKING:
     from triton_vllm.engine import Engine
 
-
 MOST_KNOWN = 64  # sampling parameters that are remembered; making them costs as much as tokenising a prompt
 
 
+class Route(Enum):
+    """The way of an answer from the engine to its client."""
+
+    FAST_PATH = "its tokens past vLLM's output processor, its text made here"
+    TEXT_AT_END = "through vLLM's generate(), its text made here when it is whole"
+    VLLM = "through vLLM's generate(), its text made by vLLM"
+
+
+def choose_route(params: Any, *, stream: bool, own_text: bool, fast_path: bool) -> Route:
+    """Return the quickest way that an answer can take.
+
+    Args:
+        params: vLLM's sampling parameters.
+        stream: Whether pieces are sent as they come.
+        own_text: Whether its text can be made here.
+        fast_path: Whether there is a fast path.
+    """
+    if not own_text:
+        return Route.VLLM
+    one_sequence = params.n == 1 and params.logprobs is None and params.prompt_logprobs is None
+    if one_sequence and fast_path:
+        return Route.FAST_PATH
+    return Route.VLLM if stream else Route.TEXT_AT_END
+
+
 @dataclass(eq=False)
-class Job:
+class GenerationRequest:
     """One request on its way through the engine.
 
     Attributes:
@@ -32,7 +57,7 @@ class Job:
         params: vLLM's sampling parameters.
         stream: Whether pieces are sent as they come.
         echo: Whether the prompt is put in front of the answer.
-        own_text: Whether the engine leaves the text to us.
+        route: The way that the answer takes.
         sampling_key: The same for all requests with the same sampling parameters.
         sender: Triton's response sender; None after the last response, with which Triton frees the request.
         lock: Held while `sender` is used.
@@ -44,26 +69,26 @@ class Job:
     params: Any
     stream: bool
     echo: bool
-    own_text: bool
+    route: Route
     sampling_key: str
     sender: Any
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class JobReader:
+class RequestParser:
     """Reads requests; what cannot be served gets its one error response here."""
 
     def __init__(self, engine: "Engine") -> None:
         """Read for this engine."""
         self._engine = engine
         self._numbers = itertools.count()
-        self._known: dict[str, Any] = {}
+        self._known: dict[tuple[str, bool], tuple[Any, Route]] = {}
 
-    def read(self, request: Any) -> Job | None:
-        """Return the job of a request, or None if it was refused and the client told why."""
+    def parse(self, request: Any) -> GenerationRequest | None:
+        """Return a request as the engine needs it, or None if it was refused and the client told why."""
         sender = request.get_response_sender()
         try:
-            return self._read(request, sender)
+            return self._parse(request, sender)
         except BadRequest as error:
             send_error(sender, str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:  # a request must never be left without an answer
@@ -71,7 +96,7 @@ class JobReader:
             send_error(sender, f"the request could not be read: {error!r}", pb_utils.TritonError.INTERNAL)
         return None
 
-    def _read(self, request: Any, sender: Any) -> Job:
+    def _parse(self, request: Any, sender: Any) -> GenerationRequest:
         prompt = _text(request, "text_input")
         if not prompt:
             raise BadRequest("text_input is empty: there is nothing to continue")
@@ -84,36 +109,38 @@ class JobReader:
         given = _sampling_parameters(request)
         token_ids = self._engine.tokenize(prompt)
         sampling_key = json.dumps(given, sort_keys=True)
-        own_text = self._engine.text.can_decode(given, stream=stream)
-        params = self._params(sampling_key, given, own_text=own_text, stream=stream)
-        return Job(
+        params, route = self._params(sampling_key, given, stream=stream)
+        return GenerationRequest(
             id=f"triton-{next(self._numbers)}",
             prompt=prompt,
             token_ids=token_ids,
             params=params,
             stream=stream,
             echo=not stream and not exclude,
-            own_text=own_text,
+            route=route,
             sampling_key=sampling_key,
             sender=sender,
         )
 
-    def _params(self, key: str, given: dict[str, Any], *, own_text: bool, stream: bool) -> Any:
-        """Return SamplingParams; where the text is ours they are only read from here on, and equal ones are shared."""
-        known = self._known.get(key) if own_text else None
+    def _params(self, key: str, given: dict[str, Any], *, stream: bool) -> tuple[Any, Route]:
+        """Return SamplingParams and the way of the answer.
+
+        Where the text is ours the parameters are only read from here on, and requests with equal ones share them.
+        """
+        known = self._known.get((key, stream))
         if known is not None:
             return known
-        params = make_sampling_params(
-            SamplingParams,
-            given,
-            output_kind=RequestOutputKind.DELTA if stream and not own_text else RequestOutputKind.FINAL_ONLY,
-            detokenize=not own_text,
-        )
-        if not own_text:
+        params = make_sampling_params(SamplingParams, given)
+        route = self._engine.route(params, stream=stream)
+        params.detokenize = route is Route.VLLM
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        if route is Route.VLLM:
             params.skip_clone = True  # used for this request only
+            if stream:
+                params.output_kind = RequestOutputKind.DELTA
         elif len(self._known) < MOST_KNOWN:
-            self._known[key] = params
-        return params
+            self._known[key, stream] = params, route
+        return params, route
 
 
 def _sampling_parameters(request: Any) -> dict[str, Any]:

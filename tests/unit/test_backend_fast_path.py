@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fast path: looked for at the start, never a condition; the whole model is answered with it and without."""
+
+import importlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit import backend_support
+from tests.unit.backend_support import Request, Sender
+
+pytest.importorskip("msgspec", reason="comes with vLLM: the CPU or CUDA environment")
+pytest.importorskip("tokenizers", reason="comes with vLLM: the CPU or CUDA environment")
+
+from tests.unit import fake_vllm
+from tests.unit.fake_vllm import ANSWER
+
+PROMPT = "Capital?"
+
+
+@pytest.fixture
+def fast_path(monkeypatch: pytest.MonkeyPatch) -> Any:
+    backend_support.install(monkeypatch)
+    fake_vllm.install(monkeypatch)
+    return importlib.import_module("triton_vllm.fast_path")
+
+
+def test_fast_path_is_there_with_all_that_it_needs(fast_path: Any) -> None:
+    assert fast_path.available(fake_vllm.AsyncLLM()) is None
+
+
+def test_fast_path_names_what_the_engine_lacks_and_the_version(fast_path: Any) -> None:
+    llm = fake_vllm.AsyncLLM()
+    del llm.engine_core
+    llm.engine_core = SimpleNamespace(abort_requests_async=lambda names: None)  # type: ignore[assignment]
+
+    reason = fast_path.available(llm)
+
+    assert reason.startswith("in vLLM 9.9.9 ")
+    assert "add_request_async" in reason
+
+
+def test_fast_path_names_a_call_that_takes_other_arguments(fast_path: Any) -> None:
+    llm = fake_vllm.AsyncLLM()
+    llm.output_processor.process_outputs = lambda outputs: None  # type: ignore[assignment, misc]
+
+    assert "output_processor.process_outputs takes other arguments" in fast_path.available(llm)
+
+
+def test_fast_path_names_a_module_that_is_gone(fast_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "vllm.v1.metrics.stats", None)
+
+    assert "vllm.v1.metrics.stats" in fast_path.available(fake_vllm.AsyncLLM())
+
+
+@pytest.mark.parametrize(
+    ("params", "stream", "routes"),
+    [
+        ({}, False, ("FAST_PATH", "TEXT_AT_END")),
+        ({}, True, ("FAST_PATH", "VLLM")),
+        ({"n": 2}, False, ("TEXT_AT_END", "TEXT_AT_END")),
+        ({"n": 2}, True, ("VLLM", "VLLM")),
+        ({"logprobs": 0}, False, ("TEXT_AT_END", "TEXT_AT_END")),
+        ({"logprobs": 0}, True, ("VLLM", "VLLM")),
+        ({"prompt_logprobs": 1}, True, ("VLLM", "VLLM")),
+    ],
+)
+def test_one_sequence_without_probabilities_takes_the_fast_path_where_there_is_one(
+    fast_path: Any, params: dict[str, Any], stream: bool, routes: tuple[str, str]
+) -> None:
+    choose = importlib.import_module("triton_vllm.request").choose_route
+    given = fake_vllm.SamplingParams(**params)
+
+    found = [choose(given, stream=stream, own_text=True, fast_path=way) for way in (True, False)]
+
+    assert tuple(route.name for route in found) == routes
+    assert choose(given, stream=stream, own_text=False, fast_path=True).name == "VLLM"
+
+
+class AModel:
+    """The backend's model on the stand-in for vLLM."""
+
+    def __init__(self, folder: Any, utils: Any, way: str, **parameters: str) -> None:
+        self.log: list[str] = []
+        utils.Logger = SimpleNamespace(log_info=self.log.append, log_error=self.log.append, log_warn=self.log.append)
+        utils.get_model_dir = lambda: str(folder)
+        utils.using_decoupled_model_transaction_policy = lambda config: True
+        if not (folder / "model.json").exists():
+            (folder / "model.json").write_text('{"model": "a/b"}')
+        given = {"FAST_PATH": "no" if way == "generate" else "yes"} | parameters
+        config = {"parameters": {name: {"string_value": value} for name, value in given.items()}}
+        module = backend_support.load_model(backend_support.BACKEND / "model.py")
+        self.model = module.TritonPythonModel()
+        self.model.initialize(
+            {
+                "model_config": json.dumps(config),
+                "model_name": "llm",
+                "model_version": "1",
+                "model_instance_kind": "MODEL",
+                "model_instance_device_id": "0",
+            }
+        )
+        self.llm = fake_vllm.AsyncLLM.made[-1]
+
+    def send(self, parameters: str = "", **inputs: Any) -> Sender:
+        request, sender = Request(parameters, **inputs), Sender()
+        request.get_response_sender = lambda: sender  # type: ignore[attr-defined]
+        self.model.execute([request])
+        return sender
+
+    def ask(self, parameters: str = "", **inputs: Any) -> list[Any]:
+        """Return all responses to a request."""
+        sender = self.send(parameters, **inputs)
+        wait_for(lambda: sender.closed)
+        return [response for response, _ in sender.sent]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture(params=["fast path", "generate"])
+def make_model(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> Iterator[Callable[..., AModel]]:
+    utils = backend_support.install(monkeypatch)
+    fake_vllm.install(monkeypatch)
+    made: list[AModel] = []
+
+    def make(**parameters: str) -> AModel:
+        made.append(AModel(tmp_path, utils, request.param, **parameters))
+        return made[-1]
+
+    yield make
+    for model in made:
+        model.model.finalize()
+
+
+@pytest.fixture
+def a_model(make_model: Callable[..., AModel]) -> AModel:
+    return make_model()
+
+
+def test_whole_answer_has_the_prompt_in_front_unless_it_is_excluded(a_model: AModel) -> None:
+    (with_prompt,) = a_model.ask(text_input=PROMPT)
+    (without,) = a_model.ask(text_input=PROMPT, exclude_input_in_output=True)
+
+    assert with_prompt.text("text_output") == PROMPT + ANSWER
+    assert without.text("text_output") == ANSWER
+
+
+def test_streamed_pieces_join_to_the_whole(a_model: AModel) -> None:
+    responses = a_model.ask(text_input=PROMPT, stream=True, sampling_parameters='{"max_tokens": 50}')
+
+    assert "".join(response.text("text_output") for response in responses) == ANSWER
+
+
+def test_several_sequences_come_as_several_texts(a_model: AModel) -> None:
+    (response,) = a_model.ask(
+        text_input=PROMPT, exclude_input_in_output=True, sampling_parameters='{"n": 2, "max_tokens": 50}'
+    )
+
+    assert [text.decode() for text in response.tensors["text_output"].values] == [ANSWER, ANSWER]
+
+
+def test_bad_request_gets_one_error_and_its_neighbour_an_answer(a_model: AModel) -> None:
+    (bad,) = a_model.ask(text_input=PROMPT, sampling_parameters='{"temprature": 1}')
+    (good,) = a_model.ask(text_input=PROMPT)
+
+    assert 'unknown sampling parameter "temprature"' in bad.error.message
+    assert bad.error.code == "invalid"
+    assert good.error is None
+
+
+def test_cancelled_request_leaves_the_engine(a_model: AModel) -> None:
+    a_model.llm.engine_core.step = lambda: __import__("asyncio").sleep(60)  # type: ignore[method-assign]
+    sender = a_model.send(text_input=PROMPT)
+
+    sender.cancelled = True
+    wait_for(lambda: sender.closed)
+
+    ((response, _),) = sender.sent
+    assert response is not None
+    assert response.error.code == "cancelled"
+
+
+def test_engine_that_dies_is_said_to_every_client(a_model: AModel) -> None:
+    a_model.llm.engine_core.dead = True
+
+    (response,) = a_model.ask(text_input=PROMPT)
+
+    assert response.error.code == "unavailable"
+
+
+def test_only_a_model_without_the_fast_path_says_so_and_asks_generate(a_model: AModel) -> None:
+    a_model.ask(text_input=PROMPT)
+
+    said = [line for line in a_model.log if "no fast path" in line]
+    assert len(said) == bool(a_model.llm.generated)
+    assert all('FAST_PATH is "no"' in line for line in said)
