@@ -150,12 +150,14 @@ def test_n_sequences_come_as_n_texts(a_real_vllm_server: TritonServer) -> None:
         ('{"temprature": 1}', 'unknown sampling parameter "temprature"; did you mean "temperature"?'),
         ('{"temperature": "hot"}', 'sampling parameter "temperature": Expected `float`'),
         ('{"temperature": -1}', "temperature must be non-negative"),
+        ('{"n": 65}', "n must be at most 64, got 65"),
+        ('{"structured_outputs": {"regex": "a", "choice": ["b"]}}', "You can only use one kind of structured outputs"),
         ('{"max_tokens": 0}', "max_tokens must be at least 1"),
         ('{"detokenize": false}', 'unknown sampling parameter "detokenize"'),
         ('{"max_tokens": 5', "sampling_parameters is not valid JSON"),
         ("[1]", "sampling_parameters must be a JSON object"),
     ],
-    ids=["unknown", "wrong-type", "refused", "zero", "reserved", "cut-json", "list"],
+    ids=["unknown", "wrong-type", "refused", "too-many", "two-constraints", "zero", "reserved", "cut-json", "list"],
 )
 @both
 def test_bad_sampling_parameters_give_one_clear_error(
@@ -166,6 +168,7 @@ def test_bad_sampling_parameters_give_one_clear_error(
     reply = generate(a_real_vllm_server, model, **{name: QUESTION}, sampling_parameters=parameters)
 
     assert reply.status_code == httpx.codes.BAD_REQUEST
+    assert "Error generating stream: " in reply.json()["error"] or model != "llm"
     assert text in reply.json()["error"]
     assert "N/A" not in reply.text
 
@@ -190,7 +193,7 @@ def test_a_prompt_that_cannot_be_served_gives_one_clear_error(
 def test_a_stream_that_shall_repeat_the_prompt_is_refused(a_real_vllm_server: TritonServer) -> None:
     reply = generate(a_real_vllm_server, "llm", text_input="a", stream=True, exclude_input_in_output=False)
 
-    assert "stream with exclude_input_in_output=false" in reply.json()["error"]
+    assert "When streaming, `exclude_input_in_output` = False is not allowed." in reply.json()["error"]
 
 
 def test_sixteen_at_once_are_answered_each_its_own_and_a_bad_one_harms_no_other(

@@ -42,7 +42,7 @@ class FinishReason(Enum):
         return str(self.value)
 
 
-class ValidationError(Exception):
+class VLLMClientError(Exception):
     """As vLLM 0.32's: not a ValueError."""
 
 
@@ -58,6 +58,7 @@ class SamplingParams(msgspec.Struct):  # type: ignore[misc]
     """The parameters that decide the way of an answer, and a few others."""
 
     n: int = 1
+    seed: int | None = None
     temperature: float = 1.0
     presence_penalty: float = 0.0
     max_tokens: int | None = 16
@@ -75,7 +76,7 @@ class SamplingParams(msgspec.Struct):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ValidationError(f"temperature must be non-negative, got {self.temperature}.")
+            raise VLLMClientError(f"temperature must be non-negative, got {self.temperature}.")
 
 
 class EngineCoreRequest(msgspec.Struct):  # type: ignore[misc]
@@ -204,7 +205,12 @@ class AsyncLLM:
         self._run_output_handler()
         self.generated.append(request_id)
         queue = self.output_processor.queues[request_id] = asyncio.Queue()
-        request = self._process_inputs(request_id, prompt, params, ("generate",), lora_request=lora_request)
+        try:
+            request = self._process_inputs(request_id, prompt, params, ("generate",), lora_request=lora_request)
+        except VLLMClientError:
+            raise
+        except Exception as error:
+            raise EngineGenerateError from error
         await self.engine_core.add_request_async(request)
         decode = byte_tokenizer().decode
         ids, sent, reason = list[int](), 0, None
@@ -267,6 +273,7 @@ class AsyncLLM:
 
 MODULES: dict[str, dict[str, Any]] = {
     "vllm": {"SamplingParams": SamplingParams, "__version__": "9.9.9"},
+    "vllm.exceptions": {"VLLMClientError": VLLMClientError},
     "vllm.sampling_params": {"RequestOutputKind": RequestOutputKind},
     "vllm.engine": {},
     "vllm.engine.arg_utils": {"AsyncEngineArgs": lambda **arguments: SimpleNamespace(**arguments)},
@@ -296,3 +303,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         module = types.ModuleType(name)
         module.__dict__.update(contents)
         monkeypatch.setitem(sys.modules, name, module)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -82,6 +83,16 @@ def test_reports_metrics_without_the_parameter_is_false(contract: Any) -> None:
     assert contract.reports_metrics({"parameters": {}}) is False
 
 
+@pytest.mark.parametrize(("value", "wanted"), [("", True), ("yes", True), ("no", False), ("False", False)])
+def test_fast_path_is_wanted_unless_the_parameter_says_no(contract: Any, value: str, wanted: bool) -> None:
+    assert contract.wants_fast_path({"parameters": {"FAST_PATH": {"string_value": value}}}) is wanted
+
+
+def test_fast_path_that_is_neither_yes_nor_no_is_refused_by_name(contract: Any) -> None:
+    with pytest.raises(ValueError, match='FAST_PATH must be "yes" or "no", not \'off\''):
+        contract.wants_fast_path({"parameters": {"FAST_PATH": {"string_value": "off"}}})
+
+
 @pytest.mark.parametrize(("value", "wanted_s"), [("", 0.1), ("0", 0.0), ("2.5", 0.0025)])
 def test_longest_wait_follows_the_parameter(contract: Any, value: str, wanted_s: float) -> None:
     assert contract.longest_wait_s({"parameters": {"MAX_ADMISSION_DELAY_MS": {"string_value": value}}}) == wanted_s
@@ -151,6 +162,20 @@ def test_kind_model_leaves_the_devices_alone(process_setup: Any, monkeypatch: py
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
+@pytest.mark.parametrize("given", [None, "8"])
+def test_sequences_of_one_request_have_a_limit_that_the_user_may_set(
+    process_setup: Any, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    environ = {} if given is None else {"VLLM_MAX_N_SEQUENCES": given}
+    monkeypatch.setattr(process_setup, "os", SimpleNamespace(environ=environ, access=lambda *_: False, X_OK=1))
+    monkeypatch.setattr(process_setup.locale, "setlocale", lambda *_: None)
+    monkeypatch.setattr(process_setup.sys, "setswitchinterval", lambda _: None)
+
+    process_setup.prepare_process()
+
+    assert environ["VLLM_MAX_N_SEQUENCES"] == (given or "64")
+
+
 def test_engine_process_ends_when_its_parent_is_killed() -> None:
     starter = backend_support.BACKEND / "triton_vllm" / "process_setup.py"
     assert os.access(starter, os.X_OK)
@@ -164,7 +189,7 @@ def test_engine_process_ends_when_its_parent_is_killed() -> None:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         deadline = time.monotonic() + GONE_WITHIN_S
-        while starter.name in " ".join(child.cmdline()):  # until it has become the Python it was asked for
+        while child.cmdline()[1:] != ["-c", "import time; time.sleep(60)"]:  # the Python it was asked for
             assert time.monotonic() < deadline
             time.sleep(0.02)
         parent.send_signal(signal.SIGKILL)

@@ -132,6 +132,8 @@ def make_model(
 ) -> Iterator[Callable[..., AModel]]:
     utils = backend_support.install(monkeypatch)
     fake_vllm.install(monkeypatch)
+    setup = importlib.import_module("triton_vllm.process_setup")
+    monkeypatch.setattr(setup, "prepare_process", lambda: None)  # this process is that of all tests
     made: list[AModel] = []
 
     def make(**parameters: str) -> AModel:
@@ -179,6 +181,68 @@ def test_bad_request_gets_one_error_and_its_neighbour_an_answer(a_model: AModel)
     assert good.error is None
 
 
+DEEP = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ('{"temperature": -1}', "temperature must be non-negative, got -1.0."),
+        ('{"max_tokens": 1e999}', "sampling_parameters is not valid JSON: 1e999 is not a finite number"),
+        ('{"temperature": NaN}', "NaN is not a finite number"),
+        (DEEP, "sampling_parameters is nested too deeply"),
+        ('{"structured_outputs": "{"}', "structured_outputs is not valid JSON"),
+        ('{"length_penalty": 1}', 'unknown sampling parameter "length_penalty": vLLM had it up to 0.6'),
+        ('{"prompt_logprobs": 1}', 'sampling parameter "prompt_logprobs" has no effect'),
+    ],
+    ids=["refused", "infinite", "nan", "deep", "structured", "retired", "no-effect"],
+)
+def test_request_that_cannot_be_served_is_an_invalid_argument_in_upstreams_words(
+    a_model: AModel, parameters: str, message: str
+) -> None:
+    (response,) = a_model.ask(text_input=PROMPT, sampling_parameters=parameters)
+
+    assert response.error.message.startswith("Error generating stream: ")
+    assert message in response.error.message
+    assert response.error.code == "invalid"
+    assert any(line.startswith("[vllm] Error generating stream: ") for line in a_model.log)
+
+
+@pytest.mark.parametrize("parameters", ['{"max_tokens": null}', "", '{"seed": 1}'])
+def test_value_that_vllm_takes_is_taken(a_model: AModel, parameters: str) -> None:
+    (response,) = a_model.ask(text_input=PROMPT, exclude_input_in_output=True, sampling_parameters=parameters)
+
+    assert response.text("text_output") == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ValueError("no such token"), "invalid", "Error generating stream: no such token"),
+        (fake_vllm.VLLMClientError("no such token"), "invalid", "Error generating stream: no such token"),
+        (OverflowError("int too big"), "invalid", "Error generating stream: int too big"),
+        (OSError("cannot read /root/.cache/key"), "internal", "vLLM failed on this request (OSError)"),
+    ],
+)
+def test_error_of_vllm_is_the_clients_or_the_servers_and_names_no_path(
+    a_model: AModel, error: Exception, code: str, said: str
+) -> None:
+    a_model.llm.refuses[PROMPT] = error
+
+    (response,) = a_model.ask(text_input=PROMPT)
+
+    assert said in response.error.message
+    assert response.error.code == code
+    assert "/root" not in response.error.message
+
+
+def test_stream_that_shall_repeat_the_prompt_is_refused_in_upstreams_words(a_model: AModel) -> None:
+    (response,) = a_model.ask(text_input=PROMPT, stream=True, exclude_input_in_output=False)
+
+    wanted = "Error generating stream: When streaming, `exclude_input_in_output` = False is not allowed."
+    assert response.error.message == wanted
+
+
 def test_cancelled_request_leaves_the_engine(a_model: AModel) -> None:
     a_model.llm.engine_core.step = lambda: __import__("asyncio").sleep(60)  # type: ignore[method-assign]
     sender = a_model.send(text_input=PROMPT)
@@ -189,6 +253,7 @@ def test_cancelled_request_leaves_the_engine(a_model: AModel) -> None:
     ((response, _),) = sender.sent
     assert response is not None
     assert response.error.code == "cancelled"
+    assert "[vllm] Cancelling the request" in a_model.log
 
 
 def test_engine_that_dies_is_said_to_every_client(a_model: AModel) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+from vllm import exceptions
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -21,7 +22,7 @@ from triton_vllm.fast_path import FastPath, available, output_handler
 from triton_vllm.metrics import stat_logger_factory
 from triton_vllm.output_buffer import OutputBuffer
 from triton_vllm.request import GenerationRequest, Route, choose_route
-from triton_vllm.responses import ResponseSender
+from triton_vllm.responses import ERROR_PREFIX, ResponseSender
 from triton_vllm.sampling import BadRequest
 
 STOP_TIMEOUT_S = 10.0  # for the tasks of requests that were still running
@@ -29,6 +30,8 @@ STOP_TIMEOUT_S = 10.0  # for the tasks of requests that were still running
 # 4.5 ms without, 8 to 25 ms with. It is the processor's time to launch the kernels one by one, so it is much the same
 # on other GPUs. As simulated in tests/unit/test_backend_admission.py, 4 to 8 ms here give the same throughput.
 STEP_COST_S = 0.006
+# What vLLM raises about a request: a ValueError in the older versions, an error of its own in the newer ones.
+REFUSALS = (ValueError, TypeError, OverflowError, getattr(exceptions, "VLLMClientError", ValueError))
 GONE_MESSAGE = "the vLLM engine has stopped after an error (see the server's log); load the model again"
 
 
@@ -162,19 +165,22 @@ class Engine:
         self._responses.chunk(request, lambda: [self._echo(request) + answer.drain()], final=final)
 
     def _send_error(self, request: GenerationRequest, error: BaseException) -> None:
-        """Tell a client why there is no answer; validation errors have many types, and differ between releases."""
+        """Tell a client why there is no answer: what vLLM says of the request, or that the server failed."""
         self._ended(request)
         codes = pb_utils.TritonError
-        if isinstance(error, asyncio.CancelledError):
-            self._responses.error(request, "the request was cancelled", codes.CANCELLED)
-        elif isinstance(error, EngineDeadError):
-            self._responses.error(request, GONE_MESSAGE, codes.UNAVAILABLE)
-        elif isinstance(error, EngineGenerateError | RuntimeError):
-            cause = error.__cause__ or error
-            pb_utils.Logger.log_error(f"[vllm] {request.id} failed: {cause!r}")
-            self._responses.error(request, f"vLLM failed on this request: {cause!r}", codes.INTERNAL)
+        cause = (error.__cause__ or error) if isinstance(error, EngineGenerateError) else error
+        if isinstance(cause, asyncio.CancelledError):
+            pb_utils.Logger.log_info("[vllm] Cancelling the request")
+            self._responses.error(request, "Request was cancelled", codes.CANCELLED)
+            return
+        pb_utils.Logger.log_error(f"[vllm] {ERROR_PREFIX}{request.id}: {cause!r}")
+        if isinstance(cause, EngineDeadError):
+            self._responses.error(request, ERROR_PREFIX + GONE_MESSAGE, codes.UNAVAILABLE)
+        elif isinstance(cause, REFUSALS):
+            self._responses.error(request, f"{ERROR_PREFIX}{cause}", codes.INVALID_ARG)
         else:
-            self._responses.error(request, f"vLLM refused the request: {error}", codes.INVALID_ARG)
+            message = f"{ERROR_PREFIX}vLLM failed on this request ({type(cause).__name__}); see the server's log"
+            self._responses.error(request, message, codes.INTERNAL)
 
     def _texts(self, request: GenerationRequest, output: Any) -> list[str]:
         """Return one text for each sequence; of a stream, what is new since the last piece."""

@@ -21,6 +21,7 @@ ENGINE_ARGUMENTS = "model.json"
 # Known to vLLM 0.5, where NVIDIA's samples use it; gone since, and off by default now.
 RETIRED_ARGUMENTS = ("disable_log_requests",)
 UTF8_LOCALE = "C.UTF-8"
+MOST_SEQUENCES = "64"
 SWITCH_INTERVAL_S = 0.0005
 PR_SET_PDEATHSIG = 1  # linux/prctl.h; kept across exec
 
@@ -56,8 +57,8 @@ def choose_device(args: dict[str, str], arguments: dict[str, Any]) -> None:
     gpus = int(arguments.get("tensor_parallel_size", 1)) * int(arguments.get("pipeline_parallel_size", 1))
     if gpus > 1:
         raise ValueError(
-            "KIND_GPU means one GPU for each instance: "
-            "use KIND_MODEL in config.pbtxt with tensor or pipeline parallelism"
+            "KIND_GPU is currently for single-GPU models, please specify KIND_MODEL "
+            "in the model's config.pbtxt for multi-GPU models"
         )
     # The engine runs in a process of its own, so torch.cuda.set_device here would not reach it.
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -78,6 +79,8 @@ def prepare_process() -> None:
     if os.access(__file__, os.X_OK):
         multiprocessing.set_executable(__file__)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # One request must not starve the others; vLLM's own limit is 16384, and its error names this variable.
+    os.environ.setdefault("VLLM_MAX_N_SEQUENCES", MOST_SEQUENCES)
     # An idle worker sleeps through the polite request to end; it ends on the signal that follows this wait.
     os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
 

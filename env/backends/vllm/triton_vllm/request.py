@@ -4,6 +4,7 @@
 import itertools
 import json
 import threading
+import traceback
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from triton_vllm.responses import send_error
+from triton_vllm.responses import ERROR_PREFIX, send_error
 from triton_vllm.sampling import BadRequest, make_sampling_params, parse_json
 
 if TYPE_CHECKING:
@@ -90,11 +91,21 @@ class RequestParser:
         try:
             return self._parse(request, sender)
         except BadRequest as error:
-            send_error(sender, str(error), pb_utils.TritonError.INVALID_ARG)
+            self._refuse(sender, str(error))
+        except RecursionError:
+            self._refuse(sender, "sampling_parameters is nested too deeply")
+        except ValueError as error:  # vLLM's own, about what the client sent
+            self._refuse(sender, str(error))
         except Exception as error:  # a request must never be left without an answer
-            pb_utils.Logger.log_error(f"[vllm] reading a request failed: {error!r}")
-            send_error(sender, f"the request could not be read: {error!r}", pb_utils.TritonError.INTERNAL)
+            pb_utils.Logger.log_error(f"[vllm] {ERROR_PREFIX}{traceback.format_exc()}")
+            message = f"{ERROR_PREFIX}reading the request failed ({type(error).__name__}); see the server's log"
+            send_error(sender, message, pb_utils.TritonError.INTERNAL)
         return None
+
+    @staticmethod
+    def _refuse(sender: Any, reason: str) -> None:
+        pb_utils.Logger.log_error(f"[vllm] {ERROR_PREFIX}{reason}")
+        send_error(sender, ERROR_PREFIX + reason, pb_utils.TritonError.INVALID_ARG)
 
     def _parse(self, request: Any, sender: Any) -> GenerationRequest:
         prompt = _text(request, "text_input")
@@ -103,9 +114,7 @@ class RequestParser:
         stream = bool(_flag(request, "stream"))
         exclude = _flag(request, "exclude_input_in_output")
         if stream and exclude is False:
-            raise BadRequest(
-                "stream with exclude_input_in_output=false is not supported: a stream never repeats the prompt"
-            )
+            raise BadRequest("When streaming, `exclude_input_in_output` = False is not allowed.")
         given = _sampling_parameters(request)
         token_ids = self._engine.tokenize(prompt)
         sampling_key = json.dumps(given, sort_keys=True)
@@ -148,7 +157,7 @@ def _sampling_parameters(request: Any) -> dict[str, Any]:
     text = _text(request, "sampling_parameters")
     if text is not None:
         return parse_json(text, "sampling_parameters")
-    return dict(json.loads(request.parameters() or "{}"))
+    return parse_json(request.parameters() or "", "request parameters")
 
 
 def _text(request: Any, name: str) -> str | None:

@@ -10,6 +10,7 @@ number of streams: what comes sooner waits, and goes out as one piece. First and
 import heapq
 import itertools
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 Chunk = tuple[Callable[[], list[str]], bool]  # what makes its texts, and whether it is the last
 # What a piece costs the server and a Python model behind this one; 16 streams get a piece every 4 ms, 256 every 64 ms.
 PIECE_COST_S = 0.00025
+ERROR_PREFIX = "Error generating stream: "  # upstream's clients look for it
+LOCAL_PATH = re.compile(r"(?<![\w:/.<])/(?:[\w.+@-]+/)+[\w.+@-]*")  # of a file here; not the one of a URL
 CANCEL_POLL_S = 0.4  # a cancelled request is out of the engine within a second; each question is a message
 
 
 def send_error(sender: Any, message: str, code: Any) -> None:
-    """Send the one and last response of a request that failed."""
-    response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+    """Send the one and last response of a request that failed; no client learns a path of this machine."""
+    response = pb_utils.InferenceResponse(error=pb_utils.TritonError(LOCAL_PATH.sub("(a path)", message), code))
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
@@ -97,7 +100,8 @@ class ResponseSender:
             made = zip(*(make() for make, _ in pieces), strict=True)
             texts = np.array(["".join(parts).encode("utf-8") for parts in made], dtype=np.object_)
         except Exception as error:  # the client must hear of it
-            message = f"the answer could not be turned into text: {error!r}"
+            pb_utils.Logger.log_error(f"[vllm] {ERROR_PREFIX}{error!r}")
+            message = f"{ERROR_PREFIX}the answer could not be turned into text ({type(error).__name__})"
             self._close(request, lambda sender: send_error(sender, message, pb_utils.TritonError.INTERNAL))
             return
         if not final and not any(texts):  # the tokens since the last piece end inside a character
