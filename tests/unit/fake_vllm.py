@@ -79,6 +79,11 @@ class SamplingParams(msgspec.Struct):  # type: ignore[misc]
             raise VLLMClientError(f"temperature must be non-negative, got {self.temperature}.")
 
 
+class LoRARequest:
+    def __init__(self, lora_name: str, lora_int_id: int, lora_path: str) -> None:
+        self.lora_name, self.lora_int_id, self.lora_path = lora_name, lora_int_id, lora_path
+
+
 class EngineCoreRequest(msgspec.Struct):  # type: ignore[misc]
     request_id: str
     prompt_token_ids: list[int] | None
@@ -175,7 +180,9 @@ class AsyncLLM:
     def __init__(self) -> None:
         self.model_config = SimpleNamespace(max_model_len=CONTEXT)
         mode = SimpleNamespace(separate_routine=lambda: False)
-        self.vllm_config = SimpleNamespace(compilation_config=SimpleNamespace(cudagraph_mode=mode))
+        self.vllm_config = SimpleNamespace(
+            compilation_config=SimpleNamespace(cudagraph_mode=mode), scheduler_config=SimpleNamespace(policy="fcfs")
+        )
         self.input_processor = SimpleNamespace(process_inputs=self._process_inputs)
         self.output_processor, self.engine_core = OutputProcessor(), EngineCore()
         self.output_handler: asyncio.Task[None] | None = None
@@ -253,6 +260,7 @@ class AsyncLLM:
         supported_tasks: Any,
         arrival_time: float | None = None,
         lora_request: Any = None,
+        priority: int = 0,
     ) -> EngineCoreRequest:
         for text, error in self.refuses.items():
             if byte_tokenizer().decode(prompt["prompt_token_ids"]) == text:
@@ -278,9 +286,7 @@ MODULES: dict[str, dict[str, Any]] = {
     "vllm.engine": {},
     "vllm.engine.arg_utils": {"AsyncEngineArgs": lambda **arguments: SimpleNamespace(**arguments)},
     "vllm.lora": {},
-    "vllm.lora.request": {
-        "LoRARequest": lambda name, number, path: SimpleNamespace(lora_name=name, lora_int_id=number, lora_path=path)
-    },
+    "vllm.lora.request": {"LoRARequest": LoRARequest},
     "vllm.v1": {},
     "vllm.v1.engine": {"EngineCoreRequest": EngineCoreRequest, "FinishReason": FinishReason},
     "vllm.v1.engine.async_llm": {"AsyncLLM": AsyncLLM},

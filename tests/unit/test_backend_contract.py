@@ -57,8 +57,11 @@ def test_complete_empty_config_adds_the_tensors_of_the_contract(contract: Any) -
     config = contract.complete(Config([]))
 
     names = [tensor["name"] for tensor in config.values["input"]]
-    assert names == ["text_input", "stream", "sampling_parameters", "exclude_input_in_output"]
-    assert config.values["output"] == [{"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]}]
+    more = ["finish_reason", "cumulative_logprob", "logprobs", "num_input_tokens", "num_output_tokens"]
+    assert names[:4] == ["text_input", "stream", "sampling_parameters", "exclude_input_in_output"]
+    assert names[4:] == [f"return_{name}" for name in more]
+    assert config.values["output"][0] == {"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]}
+    assert [tensor["name"] for tensor in config.values["output"][1:]] == more
     assert config.values["policy"] == {"decoupled": True}
     assert config.values["max_batch_size"] == 0
 
@@ -69,7 +72,7 @@ def test_complete_given_tensor_is_left_as_it_is(contract: Any) -> None:
     config = contract.complete(Config([given]))
 
     assert config.values["input"][0] == given
-    assert len(config.values["input"]) == 4
+    assert len(config.values["input"]) == 9
 
 
 @pytest.mark.parametrize(

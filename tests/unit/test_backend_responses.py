@@ -35,6 +35,7 @@ class ARequest:
         self.sender: Sender | None = Sender()
         self.triton = self.sender  # what Triton was sent, also after the last response
         self.lock = threading.Lock()
+        self.additional = None
 
 
 def wait_for(condition: Any) -> None:

@@ -14,6 +14,7 @@ stand in the model's own `<version>/model.json`. What each part does:
     triton_vllm/output_buffer.py   what has come of such an answer so far
     triton_vllm/detokenizer.py     from token ids to text, in as few steps as an answer has pieces
     triton_vllm/responses.py       sends the answers, and notices cancelled requests
+    triton_vllm/additional_outputs.py  what an answer tells besides its text
     triton_vllm/metrics.py         vLLM's metrics, through Triton's metrics endpoint
 """
 
@@ -57,7 +58,9 @@ class TritonPythonModel:
             )
         self.name = args["model_name"]
         try:
-            arguments = process_setup.read_engine_arguments(Path(pb_utils.get_model_dir()))
+            folder = Path(pb_utils.get_model_dir())
+            arguments = process_setup.read_engine_arguments(folder)
+            adapters = process_setup.read_lora_adapters(folder, arguments)
             longest_wait_s, fast_path = contract.longest_wait_s(config), contract.wants_fast_path(config)
             process_setup.choose_device(args, arguments)
         except ValueError as error:
@@ -73,7 +76,14 @@ class TritonPythonModel:
         wants_metrics = contract.reports_metrics(config) and not arguments.get("disable_log_stats")
         labels = {"model": self.name, "version": args["model_version"]} if wants_metrics else None
         self.responses = ResponseSender()
-        self.engine = Engine(arguments, self.responses, labels, longest_wait_s=longest_wait_s, fast_path=fast_path)
+        self.engine = Engine(
+            arguments,
+            self.responses,
+            labels,
+            longest_wait_s=longest_wait_s,
+            fast_path=fast_path,
+            lora_adapters=adapters,
+        )
         self.parser = RequestParser(self.engine)
         self._log(f"engine ready in {time.monotonic() - begin:.1f} s")
 

@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors every model of this backend has, as in vllm_backend r24.08."""
+"""The tensors and parameters of every model of this backend: vllm_backend r24.08, and what r24.12 added."""
 
 from typing import Any
 
+ADDITIONAL = {
+    "finish_reason": {"data_type": "TYPE_STRING", "dims": [-1]},
+    "cumulative_logprob": {"data_type": "TYPE_FP32", "dims": [-1]},
+    "logprobs": {"data_type": "TYPE_STRING", "dims": [-1]},
+    "num_input_tokens": {"data_type": "TYPE_UINT32", "dims": [1]},
+    "num_output_tokens": {"data_type": "TYPE_UINT32", "dims": [-1]},
+}
+SWITCH = "return_"  # an input of this name and the output's asks for an additional output
 INPUTS = (
     {"name": "text_input", "data_type": "TYPE_STRING", "dims": [1]},
     {"name": "stream", "data_type": "TYPE_BOOL", "dims": [1], "optional": True},
     {"name": "sampling_parameters", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
     {"name": "exclude_input_in_output", "data_type": "TYPE_BOOL", "dims": [1], "optional": True},
+    *({"name": SWITCH + name, "data_type": "TYPE_BOOL", "dims": [1], "optional": True} for name in ADDITIONAL),
 )
-OUTPUTS = ({"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]},)
+OUTPUTS = (
+    {"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]},
+    *({"name": name, **tensor} for name, tensor in ADDITIONAL.items()),
+)
 METRICS_PARAMETER = "REPORT_CUSTOM_METRICS"
+HEALTH_PARAMETER = "ENABLE_VLLM_HEALTH_CHECK"
 FAST_PATH_PARAMETER = "FAST_PATH"
 DELAY_PARAMETER = "MAX_ADMISSION_DELAY_MS"
 USUAL_DELAY_MS = 100.0
@@ -37,6 +50,11 @@ def complete(config: Any) -> Any:
 def reports_metrics(config: dict[str, Any]) -> bool:
     """Return whether config.pbtxt asks for vLLM's metrics: parameter REPORT_CUSTOM_METRICS "yes"."""
     return _parameter(config, METRICS_PARAMETER).lower() in YES
+
+
+def checks_health(config: dict[str, Any]) -> bool:
+    """Return whether a dead engine makes the model not ready: parameter ENABLE_VLLM_HEALTH_CHECK "true"."""
+    return _parameter(config, HEALTH_PARAMETER).lower() in YES
 
 
 def wants_fast_path(config: dict[str, Any]) -> bool:

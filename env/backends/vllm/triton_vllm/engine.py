@@ -13,6 +13,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from vllm import exceptions
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -23,7 +24,7 @@ from triton_vllm.metrics import stat_logger_factory
 from triton_vllm.output_buffer import OutputBuffer
 from triton_vllm.request import GenerationRequest, Route, choose_route
 from triton_vllm.responses import ERROR_PREFIX, ResponseSender
-from triton_vllm.sampling import BadRequest
+from triton_vllm.sampling import BadRequest, UnknownAdapter
 
 STOP_TIMEOUT_S = 10.0  # for the tasks of requests that were still running
 # How much longer a step takes with new prompts in it, whatever their number; measured on an H100 with 256 requests:
@@ -46,6 +47,7 @@ class Engine:
         *,
         longest_wait_s: float,
         fast_path: bool,
+        lora_adapters: dict[str, str] | None,
     ) -> None:
         """Start the engine and return when it can serve.
 
@@ -55,11 +57,17 @@ class Engine:
             labels: Labels of its metrics; None reports none.
             longest_wait_s: How long a request waits at most for others to join the running ones with, in seconds.
             fast_path: Whether answers may go past vLLM's output processor, where this vLLM allows it.
+            lora_adapters: Name and place of each LoRA adapter; None if LoRA is not enabled.
 
         Raises:
             TritonModelException: vLLM refuses the arguments or does not start.
         """
         self._responses = responses
+        self._lora_enabled = lora_adapters is not None
+        self._loras = {
+            name: LoRARequest(name, number, place)
+            for number, (name, place) in enumerate((lora_adapters or {}).items(), start=1)
+        }
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="vllm-loop", daemon=True)
@@ -105,6 +113,36 @@ class Engine:
         own_text = self._detokenizer.can_decode(params)
         return choose_route(params, stream=stream, own_text=own_text, fast_path=self._fast_path is not None)
 
+    def lora(self, name: Any) -> LoRARequest | None:
+        """Return the LoRA adapter of a name; None for None.
+
+        Raises:
+            UnknownAdapter: There is none of this name, or LoRA is not enabled.
+        """
+        if name is None:
+            return None
+        if not self._lora_enabled:
+            pb_utils.Logger.log_info("[vllm] LoRA is not enabled, please restart the backend with LoRA enabled.")
+            raise UnknownAdapter("LoRA feature is not enabled.")
+        if not isinstance(name, str) or name not in self._loras:
+            pb_utils.Logger.log_info(f"[vllm] LoRA {name} not found.")
+            raise UnknownAdapter(f"LoRA {name} is not supported, we currently support {list(self._loras)}")
+        return self._loras[name]
+
+    def priority(self, given: Any) -> int:
+        """Return the priority of a request.
+
+        Raises:
+            BadRequest: It is not a whole number, or this engine takes requests in their order.
+        """
+        try:
+            value = int(given)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadRequest(f"priority must be a whole number, not {given!r}") from error
+        if value and self._llm.vllm_config.scheduler_config.policy != "priority":
+            raise BadRequest('priority has no effect: model.json needs "scheduling_policy": "priority"')
+        return value
+
     def submit(self, requests: list[GenerationRequest]) -> None:
         """Take requests from any thread; the loop is woken once for all of them."""
         self._loop.call_soon_threadsafe(self._admission.submit, requests)
@@ -148,7 +186,14 @@ class Engine:
     async def _generate(self, request: GenerationRequest) -> None:
         prompt = {"type": "token", "prompt_token_ids": request.token_ids, "arrival_time": time.time()}
         try:
-            async for output in self._llm.generate(prompt, request.params, request.id):  # type: ignore[arg-type]
+            outputs = self._llm.generate(
+                prompt,  # type: ignore[arg-type]
+                request.params,
+                request.id,
+                lora_request=request.lora,
+                priority=request.priority,
+            )
+            async for output in outputs:
                 self._responses.chunk(request, partial(self._texts, request, output), final=output.finished)
         except (asyncio.CancelledError, Exception) as error:
             self._send_error(request, error)
@@ -188,6 +233,8 @@ class Engine:
         for piece in output.outputs:
             text = piece.text if request.route is Route.VLLM else self._decode(request, piece)
             texts[piece.index] = self._echo(request) + text
+            if request.additional:
+                request.additional.add(piece)
         return texts
 
     def _decode(self, request: GenerationRequest, answer: Any) -> str:
@@ -202,6 +249,11 @@ class Engine:
     async def _start(self, engine_args: AsyncEngineArgs, labels: dict[str, str] | None) -> AsyncLLM:
         llm = AsyncLLM.from_engine_args(engine_args, stat_loggers=_stat_loggers(labels))
         await llm.get_supported_tasks()  # asked once here instead of by the first request
+        for name, adapter in self._loras.items():
+            try:
+                await llm.add_lora(adapter)  # a wrong one is an error now, not of the first request
+            except Exception as error:
+                raise ValueError(f"LoRA {name} cannot be loaded from {adapter.lora_path}: {error}") from error
         return llm
 
     async def _cancel_all(self) -> None:

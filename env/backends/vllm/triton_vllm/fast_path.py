@@ -37,7 +37,7 @@ ENGINE, STATS = "vllm.v1.engine", "vllm.v1.metrics.stats"
 CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     "_run_output_handler": (0, ()),
     "get_supported_tasks": (0, ()),
-    "input_processor.process_inputs": (3, ("supported_tasks", "arrival_time")),
+    "input_processor.process_inputs": (3, ("supported_tasks", "arrival_time", "lora_request", "priority")),
     "output_processor.process_outputs": (3, ()),
     "output_processor.propagate_error": (1, ()),
     "engine_core.add_request_async": (1, ()),
@@ -155,6 +155,8 @@ class FastPath:
                 request.params,
                 supported_tasks=self._supported_tasks,
                 arrival_time=time.time(),  # type: ignore[arg-type]
+                lora_request=request.lora,
+                priority=request.priority,
             )
             if len(self._patterns) >= MOST_PATTERNS:
                 self._patterns.clear()

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ENGINE_ARGUMENTS = "model.json"
+ENGINE_ARGUMENTS, LORA_ADAPTERS = "model.json", "multi_lora.json"
 # Known to vLLM 0.5, where NVIDIA's samples use it; gone since, and off by default now.
 RETIRED_ARGUMENTS = ("disable_log_requests",)
 UTF8_LOCALE = "C.UTF-8"
@@ -33,17 +33,42 @@ def read_engine_arguments(version_folder: Path) -> dict[str, Any]:
         ValueError: No such file, not JSON, or no "model" in it.
     """
     path = version_folder / ENGINE_ARGUMENTS
-    try:
-        arguments = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: it holds vLLM's engine arguments") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    arguments = _read_json(path, f"{path} is missing: it holds vLLM's engine arguments")
     if not isinstance(arguments, dict) or not arguments.get("model"):
         raise ValueError(f'{path} must be a JSON object with at least "model"')
     for name in RETIRED_ARGUMENTS:
         arguments.pop(name, None)
     return arguments
+
+
+def read_lora_adapters(version_folder: Path, arguments: dict[str, Any]) -> dict[str, str] | None:
+    """Return name and place of each LoRA adapter of `multi_lora.json`; None unless model.json says `enable_lora`.
+
+    As text, which NVIDIA's samples have, `enable_lora` becomes the truth value that vLLM takes.
+
+    Raises:
+        ValueError: No such file, not JSON, or not names and places.
+    """
+    if "enable_lora" not in arguments:
+        return None
+    arguments["enable_lora"] = str(arguments["enable_lora"]).lower() == "true"
+    if not arguments["enable_lora"]:
+        return None
+    path = version_folder / LORA_ADAPTERS
+    adapters = _read_json(path, f"Triton backend cannot find {path}.")
+    if not isinstance(adapters, dict) or not all(isinstance(place, str) and place for place in adapters.values()):
+        raise ValueError(f"{path} must be a JSON object of names and folders of LoRA adapters")
+    inside = {name: version_folder / place for name, place in adapters.items()}
+    return {name: str(inside[name]) if inside[name].is_dir() else place for name, place in adapters.items()}
+
+
+def _read_json(path: Path, missing: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(missing) from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def choose_device(args: dict[str, str], arguments: dict[str, Any]) -> None:

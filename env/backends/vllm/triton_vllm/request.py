@@ -13,8 +13,10 @@ import triton_python_backend_utils as pb_utils
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
+from triton_vllm.additional_outputs import AdditionalOutputs
+from triton_vllm.contract import ADDITIONAL, SWITCH
 from triton_vllm.responses import ERROR_PREFIX, send_error
-from triton_vllm.sampling import BadRequest, make_sampling_params, parse_json
+from triton_vllm.sampling import BadRequest, UnknownAdapter, make_sampling_params, parse_json
 
 if TYPE_CHECKING:
     from triton_vllm.engine import Engine
@@ -59,7 +61,10 @@ class GenerationRequest:
         stream: Whether pieces are sent as they come.
         echo: Whether the prompt is put in front of the answer.
         route: The way that the answer takes.
-        sampling_key: The same for all requests with the same sampling parameters.
+        sampling_key: The same for all requests with the same sampling parameters, adapter and priority.
+        lora: vLLM's LoRARequest; None asks the model as it is.
+        priority: vLLM's priority; the lower, the earlier.
+        additional: What the answer tells besides its text; None if nothing else is asked for.
         sender: Triton's response sender; None after the last response, with which Triton frees the request.
         lock: Held while `sender` is used.
     """
@@ -72,6 +77,9 @@ class GenerationRequest:
     echo: bool
     route: Route
     sampling_key: str
+    lora: Any
+    priority: int
+    additional: AdditionalOutputs | None
     sender: Any
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -90,6 +98,8 @@ class RequestParser:
         sender = request.get_response_sender()
         try:
             return self._parse(request, sender)
+        except UnknownAdapter as error:
+            send_error(sender, str(error), pb_utils.TritonError.INVALID_ARG)
         except BadRequest as error:
             self._refuse(sender, str(error))
         except RecursionError:
@@ -116,9 +126,16 @@ class RequestParser:
         if stream and exclude is False:
             raise BadRequest("When streaming, `exclude_input_in_output` = False is not allowed.")
         given = _sampling_parameters(request)
-        token_ids = self._engine.tokenize(prompt)
         sampling_key = json.dumps(given, sort_keys=True)
-        params, route = self._params(sampling_key, given, stream=stream)
+        lora = self._engine.lora(given.pop("lora_name", None))
+        priority = self._engine.priority(given.pop("priority", 0))
+        wanted = frozenset(name for name in ADDITIONAL if _flag(request, SWITCH + name))
+        with_logprobs = given.get("logprobs") is not None
+        if "cumulative_logprob" in wanted and not with_logprobs:
+            given["logprobs"] = 0  # those of the answer's own tokens, to add them up
+        token_ids = self._engine.tokenize(prompt)
+        params, route = self._params(sampling_key, given, stream=stream, additional=bool(wanted))
+        additional = AdditionalOutputs(wanted, params, prompt_tokens=len(token_ids), with_logprobs=with_logprobs)
         return GenerationRequest(
             id=f"triton-{next(self._numbers)}",
             prompt=prompt,
@@ -128,19 +145,23 @@ class RequestParser:
             echo=not stream and not exclude,
             route=route,
             sampling_key=sampling_key,
+            lora=lora,
+            priority=priority,
+            additional=additional if wanted else None,
             sender=sender,
         )
 
-    def _params(self, key: str, given: dict[str, Any], *, stream: bool) -> tuple[Any, Route]:
+    def _params(self, key: str, given: dict[str, Any], *, stream: bool, additional: bool) -> tuple[Any, Route]:
         """Return SamplingParams and the way of the answer.
 
         Where the text is ours the parameters are only read from here on, and requests with equal ones share them.
         """
         known = self._known.get((key, stream))
-        if known is not None:
+        if known is not None and not additional:
             return known
         params = make_sampling_params(SamplingParams, given)
-        route = self._engine.route(params, stream=stream)
+        # what an answer tells besides its text, only vLLM's own machinery knows
+        route = Route.VLLM if additional else self._engine.route(params, stream=stream)
         params.detokenize = route is Route.VLLM
         params.output_kind = RequestOutputKind.FINAL_ONLY
         if route is Route.VLLM:

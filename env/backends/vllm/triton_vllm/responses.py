@@ -104,9 +104,10 @@ class ResponseSender:
             message = f"{ERROR_PREFIX}the answer could not be turned into text ({type(error).__name__})"
             self._close(request, lambda sender: send_error(sender, message, pb_utils.TritonError.INTERNAL))
             return
-        if not final and not any(texts):  # the tokens since the last piece end inside a character
+        if not final and not any(texts) and request.additional is None:  # the new tokens end inside a character
             return
-        response = pb_utils.InferenceResponse([pb_utils.Tensor("text_output", texts)])
+        more = [] if request.additional is None else request.additional.drain()
+        response = pb_utils.InferenceResponse([pb_utils.Tensor("text_output", texts), *more])
         if final:
             flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
             self._close(request, lambda sender: sender.send(response, flags=flags))

@@ -24,6 +24,10 @@ class BadRequest(Exception):  # noqa: N818 - what it is, not what went wrong ins
     """The request cannot be served as it stands; the text goes to the client."""
 
 
+class UnknownAdapter(BadRequest):
+    """The LoRA adapter that a request names is not there; upstream's clients look for its text as it is."""
+
+
 def parse_json(text: str, source: str) -> dict[str, Any]:
     """Return a JSON object.
 
