@@ -243,6 +243,94 @@ def test_stream_that_shall_repeat_the_prompt_is_refused_in_upstreams_words(a_mod
     assert response.error.message == wanted
 
 
+@pytest.fixture
+def adapters(tmp_path: Any) -> None:
+    """A model with two LoRA adapters, `enable_lora` written as in upstream's samples."""
+    (tmp_path / "model.json").write_text('{"model": "a/b", "enable_lora": "true"}')
+    (tmp_path / "multi_lora.json").write_text('{"alpaca": "/loras/alpaca", "wizard": "wizard"}')
+    (tmp_path / "wizard").mkdir()
+
+
+def test_request_that_names_an_adapter_is_answered_by_it(adapters: None, a_model: AModel, tmp_path: Any) -> None:
+    given = {"lora_name": "wizard", "max_tokens": 50}
+
+    (response,) = a_model.ask(text_input=PROMPT, exclude_input_in_output=True, sampling_parameters=json.dumps(given))
+    (without,) = a_model.ask(text_input=PROMPT, exclude_input_in_output=True)
+
+    assert response.text("text_output") == f"wizard: {ANSWER}"
+    assert without.text("text_output") == ANSWER
+    loaded = [(lora.lora_name, lora.lora_int_id, lora.lora_path) for lora in a_model.llm.loras]
+    assert loaded == [("alpaca", 1, "/loras/alpaca"), ("wizard", 2, str(tmp_path / "wizard"))]
+
+
+def test_adapter_that_is_not_there_is_refused_in_upstreams_words(adapters: None, a_model: AModel) -> None:
+    (response,) = a_model.ask(text_input=PROMPT, sampling_parameters='{"lora_name": "bactrian"}')
+
+    wanted = "LoRA bactrian is not supported, we currently support ['alpaca', 'wizard']"
+    assert response.error.message == wanted
+
+
+def test_adapter_without_lora_is_refused_in_upstreams_words(a_model: AModel) -> None:
+    (response,) = a_model.ask('{"lora_name": "alpaca"}', text_input=PROMPT)
+
+    assert response.error.message == "LoRA feature is not enabled."
+
+
+def test_lora_without_its_file_is_an_error_of_the_start_in_upstreams_words(
+    make_model: Callable[..., AModel], tmp_path: Any
+) -> None:
+    (tmp_path / "model.json").write_text('{"model": "a/b", "enable_lora": true}')
+
+    with pytest.raises(backend_support.TritonModelException) as raised:
+        make_model()
+
+    assert str(raised.value) == f"Triton backend cannot find {tmp_path / 'multi_lora.json'}."
+
+
+def test_additional_outputs_come_only_as_asked_for(a_model: AModel) -> None:
+    given = '{"max_tokens": 5, "logprobs": 1}'
+    (plain,) = a_model.ask(text_input=PROMPT, sampling_parameters=given)
+    switches = {f"return_{name}": True for name in ("finish_reason", "logprobs", "num_input_tokens")}
+
+    (response,) = a_model.ask(text_input=PROMPT, sampling_parameters=given, **switches)
+
+    assert set(plain.tensors) == {"text_output"}
+    assert set(response.tensors) == {"text_output", "finish_reason", "logprobs", "num_input_tokens"}
+    assert response.text("finish_reason") == "length"
+    assert list(response.tensors["num_input_tokens"].values) == [len(PROMPT)]
+    logprobs = json.loads(response.text("logprobs"))
+    assert len(logprobs) == 5
+    assert list(logprobs[0].values()) == [{"logprob": -0.5, "rank": 1, "decoded_token": "x"}]
+
+
+def test_additional_outputs_of_a_stream_tell_what_is_new_and_add_up(a_model: AModel) -> None:
+    switches = {f"return_{name}": True for name in ("finish_reason", "cumulative_logprob", "num_output_tokens")}
+
+    responses = a_model.ask(text_input=PROMPT, stream=True, sampling_parameters='{"max_tokens": 50}', **switches)
+
+    reasons = [response.text("finish_reason") for response in responses]
+    assert reasons == ["None"] * (len(responses) - 1) + ["stop"]
+    tokens = sum(int(response.tensors["num_output_tokens"].values[0]) for response in responses)
+    assert tokens == len(ANSWER.encode()) + 1
+    assert float(responses[-1].tensors["cumulative_logprob"].values[0]) < 0
+    assert "".join(response.text("text_output") for response in responses) == ANSWER
+
+
+def test_logprobs_that_were_not_asked_for_are_null(a_model: AModel) -> None:
+    (response,) = a_model.ask(text_input=PROMPT, return_logprobs=True, return_cumulative_logprob=True)
+
+    assert response.text("logprobs") == "null"
+
+
+def test_priority_without_the_schedule_for_it_is_refused(a_model: AModel) -> None:
+    (refused,) = a_model.ask(text_input=PROMPT, sampling_parameters='{"priority": 1}')
+    a_model.llm.vllm_config.scheduler_config.policy = "priority"
+    (taken,) = a_model.ask(text_input=PROMPT, sampling_parameters='{"priority": 1}')
+
+    assert 'priority has no effect: model.json needs "scheduling_policy": "priority"' in refused.error.message
+    assert taken.error is None
+
+
 def test_cancelled_request_leaves_the_engine(a_model: AModel) -> None:
     a_model.llm.engine_core.step = lambda: __import__("asyncio").sleep(60)  # type: ignore[method-assign]
     sender = a_model.send(text_input=PROMPT)
