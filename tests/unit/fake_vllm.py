@@ -100,7 +100,7 @@ class RequestStateStats:
 
 class IterationStats:
     def __init__(self) -> None:
-        self.num_generation_tokens = 0
+        self.num_generation_tokens, self.n_params_iter = 0, list[int]()
 
     def update_from_output(self, output: Any, at: float, prefilling: bool, stats: Any, lora: Any, name: Any) -> None:
         self.num_generation_tokens += len(output.new_token_ids)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fast path: looked for at the start, never a condition; the whole model is answered with it and without."""
 
+import asyncio
 import importlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -52,7 +54,7 @@ def test_fast_path_names_a_call_that_takes_other_arguments(fast_path: Any) -> No
 
 
 def test_fast_path_names_a_module_that_is_gone(fast_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "vllm.v1.metrics.stats", None)
+    monkeypatch.setitem(sys.modules, "vllm.v1.metrics.stats", None)
 
     assert "vllm.v1.metrics.stats" in fast_path.available(fake_vllm.AsyncLLM())
 
@@ -332,7 +334,7 @@ def test_priority_without_the_schedule_for_it_is_refused(a_model: AModel) -> Non
 
 
 def test_cancelled_request_leaves_the_engine(a_model: AModel) -> None:
-    a_model.llm.engine_core.step = lambda: __import__("asyncio").sleep(60)  # type: ignore[method-assign]
+    a_model.llm.engine_core.step = lambda: asyncio.sleep(60)  # type: ignore[method-assign]
     sender = a_model.send(text_input=PROMPT)
 
     sender.cancelled = True
@@ -350,6 +352,33 @@ def test_engine_that_dies_is_said_to_every_client(a_model: AModel) -> None:
     (response,) = a_model.ask(text_input=PROMPT)
 
     assert response.error.code == "unavailable"
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_dead_engine_unloads_a_model_that_checks_its_health(
+    make_model: Callable[..., AModel], monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    monkeypatch.setattr(importlib.import_module("triton_vllm.engine"), "HEALTH_POLL_S", 0.01)
+    unloaded: list[str] = []
+
+    def unload(name: str) -> None:
+        unloaded.append(name)
+        if refused:
+            raise RuntimeError("not allowed")
+
+    sys.modules["triton_python_backend_utils"].unload_model = unload  # type: ignore[attr-defined]
+    model = make_model(ENABLE_VLLM_HEALTH_CHECK="true")
+    assert model.ask(text_input=PROMPT)[0].error is None
+
+    model.llm.engine_core.dead = True
+    wait_for(lambda: bool(unloaded))
+    (response,) = model.ask(text_input=PROMPT)
+
+    assert unloaded == ["llm"]
+    assert response.error.message == "Model is unavailable due to unhealthy vLLM engine"
+    assert response.error.code == "unavailable"
+    if refused:
+        wait_for(lambda: "llm stays loaded: not allowed" in model.log[-1])
 
 
 def test_only_a_model_without_the_fast_path_says_so_and_asks_generate(a_model: AModel) -> None:

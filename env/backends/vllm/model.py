@@ -85,10 +85,16 @@ class TritonPythonModel:
             lora_adapters=adapters,
         )
         self.parser = RequestParser(self.engine)
+        if contract.checks_health(config):
+            self.engine.watch_health(self._unload)
         self._log(f"engine ready in {time.monotonic() - begin:.1f} s")
 
     def execute(self, requests: list[Any]) -> None:
         """Hand the requests to the engine, with one wake-up of its loop; the answers come later."""
+        if not self.engine.healthy:
+            for request in requests:
+                self.parser.refuse_unhealthy(request)
+            return
         parsed = [known for request in requests if (known := self.parser.parse(request)) is not None]
         if parsed:
             self.engine.submit(parsed)
@@ -100,6 +106,15 @@ class TritonPythonModel:
             self.engine.stop()
             self.responses.stop()
         self._log("engine stopped")
+
+    def _unload(self, error: Exception) -> None:
+        """Make the model not ready, since its engine is dead: as upstream, by unloading it."""
+        pb_utils.Logger.log_error(f"[vllm] Engine is not healthy and model will be unloaded: {error!r}")
+        try:
+            pb_utils.unload_model(self.name)
+        except Exception as refused:
+            hint = "start the server with --model-control-mode=explicit"
+            pb_utils.Logger.log_error(f"[vllm] {self.name} stays loaded: {refused}; {hint}")
 
     def _log(self, message: str) -> None:
         pb_utils.Logger.log_info(f"[vllm] {getattr(self, 'name', 'model')}: {message}")

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from triton_vllm.request import GenerationRequest, Route, choose_route
 from triton_vllm.responses import ERROR_PREFIX, ResponseSender
 from triton_vllm.sampling import BadRequest, UnknownAdapter
 
+HEALTH_POLL_S = 1.0
 STOP_TIMEOUT_S = 10.0  # for the tasks of requests that were still running
 # How much longer a step takes with new prompts in it, whatever their number; measured on an H100 with 256 requests:
 # 4.5 ms without, 8 to 25 ms with. It is the processor's time to launch the kernels one by one, so it is much the same
@@ -37,7 +38,11 @@ GONE_MESSAGE = "the vLLM engine has stopped after an error (see the server's log
 
 
 class Engine:
-    """A running engine; requests go in with `submit`, answers come out through `ResponseSender`."""
+    """A running engine; requests go in with `submit`, answers come out through `ResponseSender`.
+
+    Attributes:
+        healthy: False once it was found dead, by `watch_health`.
+    """
 
     def __init__(
         self,
@@ -81,6 +86,7 @@ class Engine:
         self._context = int(self._llm.model_config.max_model_len)
         self._detokenizer = Detokenizer(self._llm.get_tokenizer())
         self._fast_path = self._take_fast_path(allowed=fast_path)
+        self.healthy = True
         self._inside: set[GenerationRequest] = set()
         self._admission = AdmissionController(
             self._admit,
@@ -112,6 +118,10 @@ class Engine:
         """Return the way that an answer with these sampling parameters takes."""
         own_text = self._detokenizer.can_decode(params)
         return choose_route(params, stream=stream, own_text=own_text, fast_path=self._fast_path is not None)
+
+    def watch_health(self, died: Callable[[Exception], None]) -> None:
+        """Ask the engine every second whether it lives; when it does not, tell `died` once, in another thread."""
+        self._loop.call_soon_threadsafe(lambda: self._keep(self._watch_health(died)))
 
     def lora(self, name: Any) -> LoRARequest | None:
         """Return the LoRA adapter of a name; None for None.
@@ -182,6 +192,15 @@ class Engine:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _watch_health(self, died: Callable[[Exception], None]) -> None:
+        while self.healthy:
+            await asyncio.sleep(HEALTH_POLL_S)
+            try:
+                await self._llm.check_health()
+            except Exception as error:
+                self.healthy = False
+                await asyncio.to_thread(died, error)
 
     async def _generate(self, request: GenerationRequest) -> None:
         prompt = {"type": "token", "prompt_token_ids": request.token_ids, "arrival_time": time.time()}

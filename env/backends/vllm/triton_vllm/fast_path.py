@@ -59,7 +59,7 @@ def available(llm: "AsyncLLM") -> str | None:
         attrgetter("output_processor.lora_states")(llm)
         attrgetter("FinishReason.ABORT", "FinishReason.ERROR")(engine)
         attrgetter("num_generation_tokens", "last_token_ts")(stats.RequestStateStats(arrival_time=0.0))
-        attrgetter("num_generation_tokens")(stats.IterationStats())
+        attrgetter("num_generation_tokens", "n_params_iter")(stats.IterationStats())
         attrgetter(*REQUEST_FIELDS)(engine.EngineCoreRequest)
     except (ImportError, AttributeError, TypeError) as error:
         version = getattr(importlib.import_module("vllm"), "__version__", "of unknown version")
@@ -206,6 +206,7 @@ class FastPath:
         if stats is not None:
             prompt, limit = len(request.token_ids), request.params.max_tokens
             stats.update_from_finished_request(reason, request.id, prompt, limit, buffer.stats)
+            stats.n_params_iter.append(1)
         if reason in self._failures:
             self._failed(request, RuntimeError(f"the engine ended the request early ({reason})"))
         else:

@@ -113,6 +113,12 @@ class RequestParser:
         return None
 
     @staticmethod
+    def refuse_unhealthy(request: Any) -> None:
+        """Tell a client that the engine is dead."""
+        message = "Model is unavailable due to unhealthy vLLM engine"
+        send_error(request.get_response_sender(), message, pb_utils.TritonError.UNAVAILABLE)
+
+    @staticmethod
     def _refuse(sender: Any, reason: str) -> None:
         pb_utils.Logger.log_error(f"[vllm] {ERROR_PREFIX}{reason}")
         send_error(sender, ERROR_PREFIX + reason, pb_utils.TritonError.INVALID_ARG)
