@@ -237,6 +237,9 @@ def test_a_cancelled_stream_leaves_the_engine_within_a_second(a_real_vllm_server
     time.sleep(CANCELLED_WITHIN_S)
 
     assert metric_value(a_real_vllm_server, RUNNING) == 0
+    log = a_real_vllm_server.log_path.read_text(errors="replace")
+    assert "[vllm] Cancelling the request" in log
+    assert "[vllm] Successfully cancelled the request" in log
 
 
 def test_a_cancelled_request_without_stream_leaves_the_engine_within_a_second(

@@ -234,7 +234,7 @@ class Engine:
         codes = pb_utils.TritonError
         cause = (error.__cause__ or error) if isinstance(error, EngineGenerateError) else error
         if isinstance(cause, asyncio.CancelledError):
-            pb_utils.Logger.log_info("[vllm] Cancelling the request")
+            pb_utils.Logger.log_info("[vllm] Successfully cancelled the request")
             self._responses.error(request, "Request was cancelled", codes.CANCELLED)
             return
         pb_utils.Logger.log_error(f"[vllm] {ERROR_PREFIX}{request.id}: {cause!r}")

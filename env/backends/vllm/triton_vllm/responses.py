@@ -153,4 +153,5 @@ class ResponseSender:
                     cancelled = request.sender is not None and request.sender.is_cancelled()
                 if cancelled:
                     self._open.pop(request, None)
+                    pb_utils.Logger.log_info("[vllm] Cancelling the request")
                     cancel()
