@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import AsyncIterator
 from enum import Enum
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ END = "<end>"
 CONTEXT = 100
 
 
+@cache
 def byte_tokenizer() -> Any:
     """One token for each byte: characters beyond ASCII take several."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())

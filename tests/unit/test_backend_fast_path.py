@@ -136,7 +136,8 @@ def make_model(
     fake_vllm.install(monkeypatch)
     setup = importlib.import_module("triton_vllm.process_setup")
     monkeypatch.setattr(setup, "prepare_process", lambda: None)  # this process is that of all tests
-    monkeypatch.setattr(importlib.import_module("gc"), "freeze", lambda: None)  # for good, of all that the tests made
+    collector = SimpleNamespace(collect=lambda: 0, freeze=lambda: None)  # not of all that the tests have made
+    monkeypatch.setattr(importlib.import_module("triton_vllm.engine"), "gc", collector)
     made: list[AModel] = []
 
     def make(**parameters: str) -> AModel:
