@@ -124,24 +124,27 @@ class RequestParser:
         send_error(sender, ERROR_PREFIX + reason, pb_utils.TritonError.INVALID_ARG)
 
     def _parse(self, request: Any, sender: Any) -> GenerationRequest:
-        prompt = _text(request, "text_input")
+        tensors = {tensor.name(): tensor for tensor in request.inputs()}  # one walk: each is a call into Triton's stub
+        prompt = _text(tensors, "text_input")
         if not prompt:
             raise BadRequest("text_input is empty: there is nothing to continue")
-        stream = bool(_flag(request, "stream"))
-        exclude = _flag(request, "exclude_input_in_output")
+        stream = bool(_flag(tensors, "stream"))
+        exclude = _flag(tensors, "exclude_input_in_output")
         if stream and exclude is False:
             raise BadRequest("When streaming, `exclude_input_in_output` = False is not allowed.")
-        given = _sampling_parameters(request)
+        given = _sampling_parameters(request, tensors)
         sampling_key = json.dumps(given, sort_keys=True)
         lora = self._engine.lora(given.pop("lora_name", None))
         priority = self._engine.priority(given.pop("priority", 0))
-        wanted = frozenset(name for name in ADDITIONAL if _flag(request, SWITCH + name))
+        wanted = frozenset(name for name in ADDITIONAL if _flag(tensors, SWITCH + name))
         with_logprobs = given.get("logprobs") is not None
         if "cumulative_logprob" in wanted and not with_logprobs:
             given["logprobs"] = 0  # those of the answer's own tokens, to add them up
         token_ids = self._engine.tokenize(prompt)
         params, route = self._params(sampling_key, given, stream=stream, additional=bool(wanted))
-        additional = AdditionalOutputs(wanted, params, prompt_tokens=len(token_ids), with_logprobs=with_logprobs)
+        additional = None
+        if wanted:
+            additional = AdditionalOutputs(wanted, params, prompt_tokens=len(token_ids), with_logprobs=with_logprobs)
         return GenerationRequest(
             id=f"triton-{next(self._numbers)}",
             prompt=prompt,
@@ -153,7 +156,7 @@ class RequestParser:
             sampling_key=sampling_key,
             lora=lora,
             priority=priority,
-            additional=additional if wanted else None,
+            additional=additional,
             sender=sender,
         )
 
@@ -179,16 +182,16 @@ class RequestParser:
         return params, route
 
 
-def _sampling_parameters(request: Any) -> dict[str, Any]:
+def _sampling_parameters(request: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     """As r24.08: the tensor if there is one, else the request's own parameters."""
-    text = _text(request, "sampling_parameters")
+    text = _text(tensors, "sampling_parameters")
     if text is not None:
         return parse_json(text, "sampling_parameters")
     return parse_json(request.parameters() or "", "request parameters")
 
 
-def _text(request: Any, name: str) -> str | None:
-    value = _first(request, name)
+def _text(tensors: dict[str, Any], name: str) -> str | None:
+    value = _first(tensors, name)
     if value is None:
         return None
     try:
@@ -197,13 +200,13 @@ def _text(request: Any, name: str) -> str | None:
         raise BadRequest(f"{name} is not UTF-8: {error}") from error
 
 
-def _flag(request: Any, name: str) -> bool | None:
-    value = _first(request, name)
+def _flag(tensors: dict[str, Any], name: str) -> bool | None:
+    value = _first(tensors, name)
     return None if value is None else bool(value)
 
 
-def _first(request: Any, name: str) -> Any:
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
+def _first(tensors: dict[str, Any], name: str) -> Any:
+    tensor = tensors.get(name)
     if tensor is None:
         return None
     values = tensor.as_numpy().reshape(-1)
