@@ -141,6 +141,15 @@ def test_error_is_the_one_and_last_response(responses: Any) -> None:
     assert [(response.error.message, flags) for response, flags in request.triton.sent] == [("no", 1)]
 
 
+def test_error_names_no_path_of_this_machine_but_keeps_a_link(responses: Any) -> None:
+    request = ARequest()
+
+    responses.error(request, "no '/root/.cache/a.json', see https://vllm.ai/docs/x or 1/2", "internal")
+    wait_for(lambda: request.triton.closed)
+
+    assert request.triton.sent[0][0].error.message == "no '(a path)', see https://vllm.ai/docs/x or 1/2"
+
+
 def test_text_that_cannot_be_made_becomes_an_error_of_that_job(responses: Any) -> None:
     broken, good = ARequest(), ARequest()
 

@@ -77,6 +77,7 @@ def test_json_object_keys_become_token_ids(sampling: Any) -> None:
     [
         ({"temprature": 1}, 'unknown sampling parameter "temprature"; did you mean "temperature"?'),
         ({"length_penalty": 1}, 'unknown sampling parameter "length_penalty": vLLM had it up to 0.6'),
+        ({"image": "aGk="}, 'unknown sampling parameter "image": this backend takes text and answers with text'),
         ({"structured_outputs": "["}, "structured_outputs is not valid JSON"),
         ({"structured_outputs": {"fail": 1}}, "refused by vLLM: one constraint, please"),
         ({"xyz": 1}, 'unknown sampling parameter "xyz"'),

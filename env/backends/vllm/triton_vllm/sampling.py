@@ -16,6 +16,7 @@ WITHOUT_EFFECT = frozenset(
     | {"routed_experts_prompt_start", "stream_interval"}
 )
 RETIRED = frozenset({"best_of", "use_beam_search", "length_penalty", "early_stopping"})  # known to vLLM 0.5
+OTHER_TASKS = frozenset({"image", "embedding_request"})  # inputs of upstream's later releases
 TYPED_WRONG = 0.85  # how alike two names are that a slip of the finger explains
 LONGEST_NAME = 60
 
@@ -105,5 +106,7 @@ def _convert(name: str, value: Any, types: dict[str, Any]) -> Any:
 def _hint(name: str, types: dict[str, Any]) -> str:
     if name in RETIRED:
         return ": vLLM had it up to 0.6"
+    if name in OTHER_TASKS:
+        return ": this backend takes text and answers with text"
     near = difflib.get_close_matches(name, types, n=1, cutoff=TYPED_WRONG)
     return f'; did you mean "{near[0]}"?' if near else ""
