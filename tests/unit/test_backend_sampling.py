@@ -90,6 +90,7 @@ def test_json_object_keys_become_token_ids(sampling: Any) -> None:
     ids=[
         "near-miss",
         "retired",
+        "other-task",
         "cut-json",
         "own-error",
         "unknown",

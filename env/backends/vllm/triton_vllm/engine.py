@@ -272,6 +272,7 @@ class Engine:
             try:
                 await llm.add_lora(adapter)  # a wrong one is an error now, not of the first request
             except Exception as error:
+                llm.shutdown(timeout=STOP_TIMEOUT_S)
                 raise ValueError(f"LoRA {name} cannot be loaded from {adapter.lora_path}: {error}") from error
         return llm
 
