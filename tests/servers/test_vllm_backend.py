@@ -5,6 +5,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -259,12 +260,14 @@ def test_a_cancelled_request_without_stream_leaves_the_engine_within_a_second(
 def test_each_request_is_answered_by_the_adapter_it_names(a_real_vllm_server: TritonServer, a_prompt: str) -> None:
     short = GREEDY | {"max_tokens": 16}
 
-    async def at_once() -> list[str]:
-        each = [short | {"lora_name": name} for name in ("silent", "noisy", "silent", "noisy")]
-        asked = [ask_many(a_real_vllm_server, [a_prompt], model="llm", sampling_parameters=one) for one in each]
-        return [answers[0].text for answers in await asyncio.gather(*asked)]
+    def answer(name: str) -> str:
+        given = {"text_input": a_prompt, "exclude_input_in_output": True}
+        parameters = json.dumps(short | {"lora_name": name})
+        reply = generate(a_real_vllm_server, "llm", **given, sampling_parameters=parameters)
+        return str(reply.json()["text_output"])
 
-    silent, noisy, silent_too, noisy_too = asyncio.run(at_once())
+    with ThreadPoolExecutor() as at_once:
+        silent, noisy, silent_too, noisy_too = at_once.map(answer, ["silent", "noisy"] * 2)
 
     assert silent == silent_too == ANSWER
     assert noisy == noisy_too
