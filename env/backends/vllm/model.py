@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Python-based Triton backend for vLLM 0.25 to 0.32, with the contract of NVIDIA's vllm_backend r24.08.
+"""A Python-based Triton backend for vLLM: the contract of vllm_backend r24.08, and what r24.12 added to it.
 
 Triton runs this one file for every model whose config.pbtxt says `backend: "vllm"`; the engine's arguments
 stand in the model's own `<version>/model.json`. What each part does:
 
-    triton_vllm/contract.py        the tensors and parameters a model of this backend has
-    triton_vllm/process_setup.py   locale, device and start method, before vLLM is imported
-    triton_vllm/request.py         a Triton request, read and checked, and the way its answer takes
-    triton_vllm/sampling.py        sampling parameters: from JSON and request parameters to SamplingParams
-    triton_vllm/engine.py          the engine, on an asyncio loop in a thread of its own
-    triton_vllm/admission.py       when new requests join the running ones
-    triton_vllm/fast_path.py       answers past vLLM's per-token machinery; all that vLLM does not promise
-    triton_vllm/output_buffer.py   what has come of such an answer so far
-    triton_vllm/detokenizer.py     from token ids to text, in as few steps as an answer has pieces
-    triton_vllm/responses.py       sends the answers, and notices cancelled requests
-    triton_vllm/additional_outputs.py  what an answer tells besides its text
-    triton_vllm/metrics.py         vLLM's metrics, through Triton's metrics endpoint
+    triton_vllm/contract.py             the tensors and parameters a model of this backend has
+    triton_vllm/process_setup.py        locale, device and start method, before vLLM is imported
+    triton_vllm/request.py              a Triton request, read and checked, and the way its answer takes
+    triton_vllm/sampling.py             sampling parameters: from JSON and request parameters to SamplingParams
+    triton_vllm/engine.py               the engine, on an asyncio loop in a thread of its own
+    triton_vllm/admission.py            when new requests join the running ones
+    triton_vllm/fast_path.py            answers past vLLM's per-token machinery; all that vLLM does not promise
+    triton_vllm/output_buffer.py        what has come of such an answer so far
+    triton_vllm/detokenizer.py          from token ids to text, in as few steps as an answer has pieces
+    triton_vllm/responses.py            sends the answers, and notices cancelled requests
+    triton_vllm/additional_outputs.py   what an answer tells besides its text
+    triton_vllm/metrics.py              vLLM's metrics, through Triton's metrics endpoint
 """
 
 import json
