@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ensemblekit.cli.main import app
-from ensemblekit.errors import BuildError
+from ensemblekit.errors import BuildError, ParameterError
 from ensemblekit.faults.build import build_hint
 from ensemblekit.workarounds.build_plan import make_plan
 from ensemblekit.workarounds.source_build import Build, BuildLine, BuildRecord, read_lines, read_record
@@ -47,7 +47,7 @@ def test_stand_in_build_script_is_cut_into_its_six_lines_with_nothing_lost(stand
     assert [line.container for line in lines] == ["", "tritonserver_builder", "", "", "", ""]
 
 
-@pytest.mark.parametrize("odd", ["for name in a b; do", "docker push \\", "if true; then"])
+@pytest.mark.parametrize("odd", ["for name in a b; do", "docker push \\", "if true; then", "if true; then echo; fi"])
 def test_stand_in_build_script_of_another_form_is_refused_and_the_way_without_lines_named(
     stand_in_build: Path, odd: str
 ) -> None:
@@ -97,6 +97,14 @@ def test_stand_in_build_finished_lines_are_kept_for_the_same_command_and_scripts
     again = dry_run(source, jobs=2 if change == "command" else None)
 
     assert again == [change == "nothing", *[False] * 5]
+
+
+def test_stand_in_build_from_a_line_that_is_not_there_names_those_that_are(stand_in_build: Path) -> None:
+    source = stand_in_build.parent
+    build = Build(make_plan("24.08", "full", source=source), source / "work", print, print)
+
+    with pytest.raises(ParameterError, match=r"line 7[\s\S]*Hint: 1 to 6"):
+        build.run(start=7)
 
 
 def test_build_that_has_begun_asks_no_longer_for_the_whole_disk(

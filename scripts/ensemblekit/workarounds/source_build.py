@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
-from ensemblekit.errors import BuildError, KitError
+from ensemblekit.errors import BuildError, KitError, ParameterError
 from ensemblekit.faults.build import build_hint
 from ensemblekit.faults.log import tail
 from ensemblekit.paths import cache_dir
@@ -154,8 +154,8 @@ def read_lines(build: Path) -> list[BuildLine]:
             condition = ""
         elif line.strip() and not line.startswith("#") and not _SETTING.match(line):
             raise _unknown(script, line)
-    if not lines:
-        raise _unknown(script, "no docker command")
+    if condition or not lines:
+        raise _unknown(script, condition.strip() or "no docker command")
     return lines
 
 
@@ -218,6 +218,7 @@ class Build:
 
         Raises:
             BuildError: A line failed, another run uses the folder, or the result has no ensembles.
+            ParameterError: The script has no line `start`.
             UnsupportedMachine: No engine answers.
             KeyboardInterrupt: It was stopped; the next run goes on with the same line.
         """
@@ -235,6 +236,9 @@ class Build:
         record = self._write_scripts()
         if dryrun:
             return BuildResult(tuple(record.lines))
+        if start and start > len(record.lines):
+            hint = f"1 to {len(record.lines)}; the log of the last run names them"
+            raise ParameterError(f"begin at line {start}", found="no such line in upstream's script", hint=hint)
         engine = find_engine("docker")  # upstream's scripts call docker, no other engine
         first = 0 if fresh else self._first_to_run(record, engine)
         first = min(first, start - 1) if start else first
