@@ -7,15 +7,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from ensemblekit.diagnose.preflight import Row
 from ensemblekit.errors import BuildError, ParameterError
-from ensemblekit.workarounds.build_plan import BuildPlan, make_plan
-from ensemblekit.workarounds.build_progress import Progress
-from ensemblekit.workarounds.build_scripts import STAGES, Stage
-from ensemblekit.workarounds.build_show import plan_json, print_plan, rows_table, shell_script
-from ensemblekit.workarounds.prerequisites import check_prerequisites, unmet
-from ensemblekit.workarounds.source_build import Build, work_folder
+from ensemblekit.workarounds.build_plan import BuildPlan, make_plan, plan_json, print_plan, shell_script
+from ensemblekit.workarounds.prerequisites import check_prerequisites, rows_table, unmet
+from ensemblekit.workarounds.source_build import Build, read_record, work_folder
 
 __all__ = ["app"]
 
@@ -29,9 +27,8 @@ SourceOption = Annotated[
     Path | None, typer.Option(help="A checkout of upstream's server repository, instead of cloning it.")
 ]
 JobsOption = Annotated[int | None, typer.Option(help="Compile jobs at once; default: two a core.", min=1)]
-
 StartOption = Annotated[
-    str | None, typer.Option("--from", help=f"Repeat from this stage on: {', '.join(STAGES)}.", metavar="STAGE")
+    int | None, typer.Option("--from", help="Repeat from this line of upstream's script on.", metavar="LINE", min=1)
 ]
 
 
@@ -47,7 +44,7 @@ def plan_command(
 ) -> None:
     """Print the pinned command lines of upstream's build.py with and without ensembles, and what this machine lacks.
 
-    `run` does the build, stage by stage.
+    `run` does the build, line by line.
     """
     if context.invoked_subcommand:
         return
@@ -83,39 +80,35 @@ def run(
     start: StartOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs and begin anew.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Build although a prerequisite is missing.")] = False,
-    work: Annotated[Path | None, typer.Option(help="Where source, log and meter go (default: the cache).")] = None,
+    work: Annotated[Path | None, typer.Option(help="Where source, log and seconds go (default: the cache).")] = None,
 ) -> None:
-    """Build with progress, a log and a meter of minutes and GB a stage; after a failure, go on where it stopped."""
+    """Build line by line with a log and the seconds of each; after a failure, go on where it stopped."""
     plan = make_plan(release, variant, source=source, jobs=jobs)
     folder = work.resolve() if work else work_folder(plan)
-    first = _stage(start)
     console = Console()
-    progress = Progress(console)
-    build = Build(plan, folder, progress)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    status = console.status("")
+    build = Build(plan, folder, say, lambda text: status.update(Text(text, no_wrap=True, overflow="ellipsis")))
     if not anyway:
-        built = () if fresh or not build.resumed else ("free disk",)
+        record = None if fresh else read_record(build.record_path)
+        begun = record is not None and any(line.attempts for line in record.lines)
+        built = ("free disk",) if begun else ()
         _require(console, check_prerequisites(plan, folder), NEEDED_FOR_DRYRUN if dryrun else (), but=built)
     try:
-        with progress:
-            result = build.run(dryrun=dryrun, fresh=fresh, start=first)
+        with status:
+            result = build.run(dryrun=dryrun, fresh=fresh, start=start)
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. The same command goes on with the stage that was interrupted.")
+        Console(stderr=True).print("Stopped. The same command goes on with the line that was interrupted.")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    rows = [f"log    {build.log}", f"meter  {build.meter_path}", f"build  {build.build}"]
     if result.probe is not None:
-        rows = [f"{result.image} knows ensembles, after {result.meter.seconds / 60:.1f} minutes of building", *rows]
-        rows.append("use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
-    for row in rows:
-        console.print(row, markup=False, highlight=False, soft_wrap=True)
-
-
-def _stage(name: str | None) -> Stage | None:
-    if name is None:
-        return None
-    for stage in STAGES:
-        if stage == name:
-            return stage
-    raise ParameterError(f"begin at stage {name!r}", found="no such stage", hint=f"one of {', '.join(STAGES)}")
+        say(f"{result.image} knows ensembles, after {result.seconds / 60:.1f} minutes of building")
+    for row in (f"log    {build.log}", f"lines  {build.record_path}", f"build  {build.build}"):
+        say(row)
+    if result.probe is not None:
+        say("use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
 
 
 def _require(console: Console, rows: tuple[Row, ...], only: tuple[str, ...], *, but: tuple[str, ...]) -> None:

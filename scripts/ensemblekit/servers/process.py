@@ -196,7 +196,9 @@ class TritonServer:
         begin = time.monotonic()
         process = self._process
         try:
-            kind: Kind | None = wait_until(self._end_of_start, timeout_s, on_poll=(lambda: on_poll(self)) if on_poll else None)
+            kind: Kind | None = wait_until(
+                self._end_of_start, timeout_s, on_poll=(lambda: on_poll(self)) if on_poll else None
+            )
         except BaseException:
             self.stop()
             raise
