@@ -29,7 +29,7 @@ def test_codes_are_unique_and_sorted_within_their_kind() -> None:
 @pytest.mark.parametrize("entry", FAULTS, ids=lambda entry: entry.code)
 def test_every_fault_is_complete(entry: Fault) -> None:
     assert entry.title
-    assert entry.why.endswith((".", '"', "...).")), entry.why
+    assert entry.cause.endswith((".", '"', "...).")), entry.cause
     assert entry.fix.endswith("."), entry.fix
     assert entry.link.startswith("https://github.com/triton-inference-server/")
     assert entry.phase == {"1": "poll", "2": "load", "3": "serve"}[entry.code[1]]
@@ -37,7 +37,7 @@ def test_every_fault_is_complete(entry: Fault) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [entry for entry in FAULTS if entry.words and entry.code not in PARTIAL], ids=lambda entry: entry.code
+    "entry", [entry for entry in FAULTS if entry.message and entry.code not in PARTIAL], ids=lambda entry: entry.code
 )
 def test_the_words_of_a_fault_match_its_own_pattern(entry: Fault) -> None:
     text = entry.says(**(SAMPLE | ({"platform": "python"} if entry.code == "E103" else {})))

@@ -179,9 +179,7 @@ except ParameterError as error:
 
 def _lint_as_nobody(repository: Path) -> str:
     program = _PROGRAM.format(nobody=NOBODY)
-    return subprocess.run(
-        [sys.executable, "-c", program, str(repository)], capture_output=True, text=True
-    ).stdout
+    return subprocess.run([sys.executable, "-c", program, str(repository)], capture_output=True, text=True).stdout
 
 
 def test_command_answers_unusable_input_with_exit_code_2(tmp_path: Path) -> None:

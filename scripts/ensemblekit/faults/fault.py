@@ -22,12 +22,12 @@ class Fault:
         title: A few words.
         severity: `error` if it stops the server or breaks every request, else `warning` or `note`.
         phase: When Triton notices, see `Phase`.
-        words: What Triton says: in the log, and unless `hidden` in the answer of its load API. A template
+        message: What Triton says: in the log, and unless `hidden` in the answer of its load API. A template
             whose fields are the named groups of `pattern`; empty if Triton says nothing.
         pattern: A regular expression for those words, to be searched in a log message or an answer's body.
         status: HTTP status: of the load API for E faults, of the request for T faults; None if there is none.
         hidden: Whether the load API's answer leaves the reason out (it says only "failed to poll").
-        why: The cause, in plain words.
+        cause: Why, in plain words.
         fix: What to change.
         link: Upstream's issue, documentation or source.
         same_words: Codes of faults of which Triton says the same: a log alone cannot tell them apart.
@@ -38,10 +38,10 @@ class Fault:
     title: str
     severity: Severity
     phase: Phase
-    words: str
+    message: str
     pattern: str
     status: int | None
-    why: str
+    cause: str
     fix: str
     link: str
     same_words: tuple[str, ...] = ()
@@ -63,5 +63,5 @@ class Fault:
 
     def says(self, **values: object) -> str:
         """Return Triton's words with these values; a value that is not given stands as `…`."""
-        fields = re.findall(r"{(\w+)}", self.words)
-        return self.words.format(**{name: values.get(name, "…") for name in fields})
+        fields = re.findall(r"{(\w+)}", self.message)
+        return self.message.format(**{name: values.get(name, "…") for name in fields})

@@ -12,10 +12,10 @@ def _trap(
     title: str,
     severity: Severity,
     *,
-    why: str,
+    cause: str,
     fix: str,
     link: str,
-    words: str = "",
+    message: str = "",
     pattern: str = "",
     status: int | None = None,
 ) -> Fault:
@@ -24,10 +24,10 @@ def _trap(
         title=title,
         severity=severity,
         phase="serve",
-        words=words,
+        message=message,
         pattern=pattern,
         status=status,
-        why=why,
+        cause=cause,
         fix=fix,
         link=link,
     )
@@ -38,8 +38,9 @@ LATE_TRAPS = (
         "T301",
         "a vLLM input that the ensemble does not pass on",
         "warning",
-        why="What a client sends under a name that the ensemble does not declare is no tensor but a request parameter, "
-        "and reaches vLLM as a sampling parameter: refused if vLLM does not know it, silently without effect as input.",
+        cause="What a client sends under a name that the ensemble does not declare is no tensor but a request "
+        "parameter, and reaches vLLM as a sampling parameter: refused if vLLM does not know it, silently without "
+        "effect as input.",
         fix="Declare it as an optional input of the ensemble and map it in the step, or let an earlier step write it.",
         link=links.VLLM_BACKEND,
     ),
@@ -47,10 +48,10 @@ LATE_TRAPS = (
         "T302",
         "a decoupled model does not answer /infer",
         "note",
-        words="HTTP end point doesn't support models with decoupled transaction policy",
+        message="HTTP end point doesn't support models with decoupled transaction policy",
         pattern=r"doesn't support models with decoupled transaction policy",
         status=501,
-        why="Any number of responses to one request do not fit into one HTTP answer.",
+        cause="Any number of responses to one request do not fit into one HTTP answer.",
         fix="Use /generate or /generate_stream over HTTP, or a stream over gRPC (ModelStreamInfer).",
         link=links.DECOUPLED,
     ),
@@ -58,12 +59,12 @@ LATE_TRAPS = (
         "T303",
         "/generate with stream true answers 200 with an error in its body",
         "note",
-        words="generate expects model to produce exactly 1 response, use generate stream for model that generates "
+        message="generate expects model to produce exactly 1 response, use generate stream for model that generates "
         "various number of responses",
         pattern=r"generate expects model to produce exactly 1 response, use generate stream",
         status=200,
-        why="The status line is sent before the second response arrives, so that the error can only come in the body: "
-        "a client that looks at the status takes it for an answer.",
+        cause="The status line is sent before the second response arrives, so that the error can only come in the "
+        "body: a client that looks at the status takes it for an answer.",
         fix="Send `stream: true` to /generate_stream only, and look for `error` in every body.",
         link=links.GENERATE,
     ),
@@ -71,9 +72,9 @@ LATE_TRAPS = (
         "T304",
         "numpy 2 with a Python stub of Triton up to 24.10",
         "warning",
-        words="error: unpack_from requires a buffer of at least {bytes} bytes",
+        message="error: unpack_from requires a buffer of at least {bytes} bytes",
         pattern=r"unpack_from requires a buffer of at least (?P<bytes>\d+) bytes",
-        why="Stubs up to 24.10 cannot read string tensors with numpy 2, and their process ends: on 24.08 the request "
+        cause="Stubs up to 24.10 cannot read string tensors with numpy 2, and their process ends: on 24.08 the request "
         "hangs for ever while ready stays 200, on 24.10 it is answered with an error.",
         fix="Install `numpy<2` (1.26.4) in the Python that the models run in.",
         link=links.PYTHON_BACKEND,
@@ -82,11 +83,11 @@ LATE_TRAPS = (
         "T305",
         "an ensemble that batches over a step that does not",
         "warning",
-        words="in ensemble '{model}', unexpected shape for input '{input}' for model '{step}'",
+        message="in ensemble '{model}', unexpected shape for input '{input}' for model '{step}'",
         pattern=r"in ensemble '(?P<model>[^']*)', .*unexpected shape for input '(?P<input>[^']*)' for model"
         r" '(?P<step>[^']*)'",
         status=400,
-        why="The ensemble has max_batch_size above 0, a step has 0, and their dims agree, so that it loads without a "
+        cause="The ensemble has max_batch_size above 0, a step has 0, and their dims agree, so that it loads without a "
         "word. Requests of batch 1 work; every larger batch is refused by the step.",
         fix="Give both the same max_batch_size; with a vLLM step that is 0, since vLLM forms its own batches.",
         link=links.BATCHING,
@@ -95,10 +96,10 @@ LATE_TRAPS = (
         "T306",
         "with --exit-on-error=false this server would be ready without the model",
         "note",
-        words="Request for unknown model: '{model}' is not found",
+        message="Request for unknown model: '{model}' is not found",
         pattern=r"Request for unknown model: '(?P<model>[^']*)'",
         status=404,
-        why="With that option Triton starts although a model failed: /v2/health/ready is 200, the model has no "
+        cause="With that option Triton starts although a model failed: /v2/health/ready is 200, the model has no "
         'state in the index, and its requests are answered with "unknown model".',
         fix="Ask /v2/models/<model>/ready for each model, not the server as a whole.",
         link=links.SERVER_OPTIONS,
@@ -107,7 +108,8 @@ LATE_TRAPS = (
         "T307",
         "a client that hangs up is not noticed",
         "note",
-        why="Without streaming, Triton's HTTP endpoint does not see that a client is gone: vLLM generates to the end.",
+        cause="Without streaming, Triton's HTTP endpoint does not see that a client is gone: vLLM generates to the "
+        "end.",
         fix="Stream (gRPC, or /generate_stream), or keep max_tokens small.",
         link=links.GENERATE,
     ),
@@ -115,10 +117,10 @@ LATE_TRAPS = (
         "T308",
         "several vLLM engines want more than the GPU has",
         "warning",
-        words="No available memory for the cache blocks",
+        message="No available memory for the cache blocks",
         pattern=r"No available memory for the cache blocks"
         r"|Free memory on device .* is less than desired GPU memory utilization",
-        why="Each engine takes the share gpu_memory_utilization of the whole GPU, 0.9 unless model.json says "
+        cause="Each engine takes the share gpu_memory_utilization of the whole GPU, 0.9 unless model.json says "
         "otherwise; together they ask for more than 1.",
         fix="Let the shares add up to less than 1, and load one after the other: --model-load-thread-count=1.",
         link=links.VLLM_BACKEND,
@@ -127,9 +129,9 @@ LATE_TRAPS = (
         "T309",
         "several vLLM engines measure the GPU at once",
         "note",
-        words="No available memory for the cache blocks",
+        message="No available memory for the cache blocks",
         pattern=r"Error in memory profiling|Initial free memory .* current free memory",
-        why="While an engine starts it measures free memory, and takes another engine's for its own.",
+        cause="While an engine starts it measures free memory, and takes another engine's for its own.",
         fix="Start Triton with --model-load-thread-count=1.",
         link=links.VLLM_BACKEND,
     ),
@@ -137,8 +139,8 @@ LATE_TRAPS = (
         "T310",
         "vLLM's metrics are switched half on",
         "warning",
-        why="The metrics need both: the parameter REPORT_CUSTOM_METRICS in config.pbtxt, and statistics in the engine "
-        "(disable_log_stats not true in model.json). With one of them nothing is reported, and nothing said.",
+        cause="The metrics need both: the parameter REPORT_CUSTOM_METRICS in config.pbtxt, and statistics in the "
+        "engine (disable_log_stats not true in model.json). With one of them nothing is reported, and nothing said.",
         fix='Set REPORT_CUSTOM_METRICS to "yes" and remove disable_log_stats, or remove the parameter.',
         link=links.VLLM_BACKEND,
     ),
@@ -146,7 +148,7 @@ LATE_TRAPS = (
         "T311",
         "a template that was not filled in, in a string",
         "warning",
-        why="`${...}` is a placeholder; Triton passes it on as it stands, and the backend takes it for the value.",
+        cause="`${...}` is a placeholder; Triton passes it on as it stands, and the backend takes it for the value.",
         fix="Fill it in, or remove the parameter.",
         link=links.CONFIGURATION,
     ),
@@ -154,9 +156,10 @@ LATE_TRAPS = (
         "T312",
         "a version folder that is not loaded",
         "warning",
-        words="ignore version directory '{version_folder}' which {reason}",
+        message="ignore version directory '{version_folder}' which {reason}",
         pattern=r"ignore version directory '(?P<version_folder>[^']*)' which (?P<reason>[^\"]*)",
-        why="Triton reads only folders whose name is a number without a leading zero, and by default only the highest.",
+        cause="Triton reads only folders whose name is a number without a leading zero, and by default only the "
+        "highest.",
         fix="Rename the folder to its plain number, for example `1`.",
         link=links.VERSION_POLICY,
     ),
@@ -164,8 +167,8 @@ LATE_TRAPS = (
         "T313",
         "a model that this image has no backend for",
         "warning",
-        words="unable to find backend library for backend '{backend}'",
-        why="NVIDIA's vLLM image carries the backends python and vllm only.",
+        message="unable to find backend library for backend '{backend}'",
+        cause="NVIDIA's vLLM image carries the backends python and vllm only.",
         fix="Use an image that has this backend, or keep this model in another repository.",
         link=links.VLLM_BACKEND,
     ),

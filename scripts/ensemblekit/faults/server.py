@@ -16,8 +16,8 @@ __all__ = ["DEPENDS", "GENERIC", "HARMLESS", "SERVER_FAULTS", "known_fault", "ma
 ISSUES = "https://github.com/triton-inference-server/server/issues"
 
 
-def _start(code: str, title: str, pattern: str, *, why: str, fix: str, link: str = links.SERVER_OPTIONS) -> Fault:
-    return Fault(code, title, "error", "load", "", pattern, None, why, fix, link)
+def _start(code: str, title: str, pattern: str, *, cause: str, fix: str, link: str = links.SERVER_OPTIONS) -> Fault:
+    return Fault(code, title, "error", "load", "", pattern, None, cause, fix, link)
 
 
 SERVER_FAULTS = (
@@ -26,7 +26,7 @@ SERVER_FAULTS = (
         "the GPU's memory is used up",
         r"CUDA out of memory|CUDA error: out of memory|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
         r"|OutOfMemoryError",
-        why="The model asked for more memory than the GPU has free; other models and other processes count too.",
+        cause="The model asked for more memory than the GPU has free; other models and other processes count too.",
         fix="Look at `nvidia-smi`. For vLLM lower gpu_memory_utilization or max_model_len in model.json; for several "
         "engines let the shares add up to less than 1.",
         link=links.VLLM_BACKEND,
@@ -35,7 +35,7 @@ SERVER_FAULTS = (
         "S402",
         "a shared library is missing",
         r"(?P<program>\S+): error while loading shared libraries: (?P<library>[^:\s]+)",
-        why="The dynamic linker could not start the program. If it is a Python model's stub, Triton waits for it "
+        cause="The dynamic linker could not start the program. If it is a Python model's stub, Triton waits for it "
         "without limit.",
         fix="Install the package that holds the library, or name its folder in LD_LIBRARY_PATH.",
         link=links.PYTHON_BACKEND,
@@ -45,8 +45,8 @@ SERVER_FAULTS = (
         "a port is in use",
         r"failed to start (?P<service>\w+) service: .*?Socket '(?P<address>[^']*)' already in use"
         r"|Socket '(?P<socket>[^']*)' already in use",
-        why="Another process listens there, often an older tritonserver. A line `Started ... at` may stand before it: "
-        "Triton prints that before it knows.",
+        cause="Another process listens there, often an older tritonserver. A line `Started ... at` may stand before "
+        "it: Triton prints that before it knows.",
         fix="Find it (`ss -ltnp`), stop it, or start with other --http-port, --grpc-port and --metrics-port.",
     ),
     _start(
@@ -55,7 +55,7 @@ SERVER_FAULTS = (
         r"(?:[Ss]hared memory|shm|/dev/shm|boost::interprocess).*No space left on device"
         r"|[Uu]nable to initialize shared memory key|[Ff]ailed to (?:increase|initialize) the shared memory pool"
         r"|No space left on device.*(?:shm|shared memory)|\bBus error\b",
-        why="Python models and their tensors live in /dev/shm; a container has 64 MB of it unless told otherwise.",
+        cause="Python models and their tensors live in /dev/shm; a container has 64 MB of it unless told otherwise.",
         fix="Start the container with `--shm-size=1g` (Kubernetes: an emptyDir with medium Memory on /dev/shm).",
         link=links.PYTHON_BACKEND,
     ),
@@ -63,7 +63,7 @@ SERVER_FAULTS = (
         "S405",
         "the model repository is not there",
         r"creating server: Internal - failed to stat file (?P<path>\S+)|--model-repository must be specified",
-        why="The path does not exist where the server runs; in a container that is the path inside.",
+        cause="The path does not exist where the server runs; in a container that is the path inside.",
         fix="Check --model-repository, and that the folder is mounted: `--volume /your/models:/models`.",
         link=links.REPOSITORY,
     ),
@@ -72,7 +72,7 @@ SERVER_FAULTS = (
         "a backend of another Triton version",
         r"TRITONBACKEND API version[^\"]*(?:does not support|is not compatible)|triton backend API version does not "
         r"support this backend|Serialized Engine Version: \d+|Current Version: \d+, Serialized",
-        why="A backend or a compiled engine was made for another release than this server.",
+        cause="A backend or a compiled engine was made for another release than this server.",
         fix="Use the backend's branch of the server's release (for example r24.08), or compile the engine anew.",
         link=links.PYTHON_BACKEND,
     ),
@@ -80,8 +80,8 @@ SERVER_FAULTS = (
         "S407",
         "a Python package is missing",
         r"ModuleNotFoundError: No module named '(?P<module>[^']+)'",
-        why="The model imports a package that the Python of the server's stub does not have; that is the first python3 "
-        "on the server's PATH, not the one of your shell.",
+        cause="The model imports a package that the Python of the server's stub does not have; that is the first "
+        "python3 on the server's PATH, not the one of your shell.",
         fix="Install it in that Python, or give the model an environment of its own (EXECUTION_ENV_PATH).",
         link=links.PYTHON_BACKEND,
     ),
@@ -91,7 +91,7 @@ SERVER_FAULTS = (
         r"ImportError: cannot import name '(?P<name>[^']+)' from '(?P<module>[^']+)'"
         r"|AttributeError: module '(?P<other>[^']+)' has no attribute|undefined symbol: (?P<symbol>\S+)"
         r"|was removed in the NumPy 2\.0 release",
-        why="The code was written, or compiled, for another version of that package.",
+        cause="The code was written, or compiled, for another version of that package.",
         fix="Install the versions that belong together; for the vLLM backend its release's vLLM.",
         link=links.VLLM_BACKEND,
     ),
@@ -99,7 +99,7 @@ SERVER_FAULTS = (
         "S409",
         "a Python model's process died",
         r"Stub process '(?P<instance>[^']*)' is not healthy",
-        why="It ended without a Python exception: os._exit, a crash in native code, or the kernel's out-of-memory "
+        cause="It ended without a Python exception: os._exit, a crash in native code, or the kernel's out-of-memory "
         "killer.",
         fix="Look at what it printed before, at `dmesg | tail`, and at the memory limit of the container.",
         link=links.PYTHON_BACKEND,
@@ -108,7 +108,7 @@ SERVER_FAULTS = (
         "S410",
         "a Python model took too long to start",
         r"[Tt]imed out occurred while waiting for the stub process",
-        why="The stub did not report within stub-timeout-seconds, 30 by default: slow imports, a slow disk.",
+        cause="The stub did not report within stub-timeout-seconds, 30 by default: slow imports, a slow disk.",
         fix="Start with `--backend-config=python,stub-timeout-seconds=120`.",
         link=links.PYTHON_BACKEND,
     ),
@@ -116,7 +116,7 @@ SERVER_FAULTS = (
         "S411",
         "the server crashed",
         r"^Signal \((?P<signal>4|6|7|8|11)\) received|Segmentation fault",
-        why="The server's process was ended by a fault in native code, its own or a backend's.",
+        cause="The server's process was ended by a fault in native code, its own or a backend's.",
         fix="The stack below it names the library; the newest release may have the repair.",
         link=ISSUES,
     ),
@@ -125,7 +125,7 @@ SERVER_FAULTS = (
         "the weights cannot be fetched",
         r"LocalEntryNotFoundError|couldn't connect to 'https://huggingface\.co'|Max retries exceeded with url: /"
         r"|is not a local folder and is not a valid model identifier|GatedRepoError|401 Client Error",
-        why="model.json names a model of a hub, and the server cannot reach it, or may not.",
+        cause="model.json names a model of a hub, and the server cannot reach it, or may not.",
         fix="Name a local folder that is mounted into the container, or give it the network and HF_TOKEN.",
         link=links.VLLM_BACKEND,
     ),
@@ -133,14 +133,14 @@ SERVER_FAULTS = (
         "S413",
         "an option that this server does not know",
         r"unrecognized option '(?P<option>[^']*)'",
-        why="The option belongs to another release, or to a part that this build was made without.",
+        cause="The option belongs to another release, or to a part that this build was made without.",
         fix="`tritonserver --help` lists the options of this build.",
     ),
     _start(
         "S414",
         "the server was killed",
         r"^Killed$|OOMKilled|exit(?:ed with)? code:? 137\b|Out of memory: Killed process",
-        why="The kernel or the container engine ended it, most often for want of memory.",
+        cause="The kernel or the container engine ended it, most often for want of memory.",
         fix="Raise the memory limit, or load fewer models; `dmesg | tail` says what was killed.",
         link=ISSUES,
     ),
@@ -148,7 +148,7 @@ SERVER_FAULTS = (
         "S415",
         "a compiled package wants another numpy",
         r"A module that was compiled using NumPy 1\.x cannot be run in NumPy 2",
-        why="numpy 2 is installed beside packages that were compiled for numpy 1.",
+        cause="numpy 2 is installed beside packages that were compiled for numpy 1.",
         fix="Install `numpy<2` (1.26.4) in the Python that the models run in.",
         link=links.PYTHON_BACKEND,
     ),
@@ -156,7 +156,7 @@ SERVER_FAULTS = (
         "S416",
         "the driver is too old for this image",
         r"forward compatibility was attempted|unsupported display driver|The NVIDIA driver on your system is too old",
-        why="The CUDA of the image needs a newer driver than the host has.",
+        cause="The CUDA of the image needs a newer driver than the host has.",
         fix="Update the driver, or take an older image; NVIDIA's support matrix names the pairs.",
         link=ISSUES,
     ),
@@ -164,7 +164,7 @@ SERVER_FAULTS = (
         "S417",
         "vLLM has too little memory for one request of full length",
         r"max seq len \((?P<length>\d+)\).{0,40}KV cache is needed, which is larger than the available",
-        why="What is left for the cache of keys and values does not hold max_model_len tokens.",
+        cause="What is left for the cache of keys and values does not hold max_model_len tokens.",
         fix="In model.json lower max_model_len, or raise gpu_memory_utilization (CPU: VLLM_CPU_KVCACHE_SPACE).",
         link=links.VLLM_BACKEND,
     ),
@@ -173,7 +173,7 @@ SERVER_FAULTS = (
         "a GPU that is not there",
         r"invalid or unsupported gpu id (?P<gpu>\d+)|No CUDA GPUs are available|Found no NVIDIA driver on your system"
         r"|no CUDA-capable device is detected|Failed to infer device type",
-        why="The config or the engine asks for a GPU, and this server sees none, or not that one.",
+        cause="The config or the engine asks for a GPU, and this server sees none, or not that one.",
         fix="`nvidia-smi` must list it where the server runs (`docker run --gpus all`); CUDA_VISIBLE_DEVICES must not "
         "hide it.",
     ),
@@ -181,7 +181,7 @@ SERVER_FAULTS = (
         "S419",
         "the GPU is held by another process alone",
         r"CUDA-capable device\(s\) is/are busy or unavailable",
-        why="The GPU is in exclusive mode and somebody uses it.",
+        cause="The GPU is in exclusive mode and somebody uses it.",
         fix="Stop that process (`nvidia-smi` names it), or `nvidia-smi --compute-mode=DEFAULT`.",
     ),
 )

@@ -251,11 +251,11 @@ def _named(plan: Plan, error: RequestError, suspects: tuple[ModelProcess, ...], 
     if old and not get_release(release).numpy_2_safe:
         trap = fault("T304")
         title = f"{trap.code} {trap.title}: numpy {old[0].numpy} is loaded in the process of {old[0].model}"
-        details += [f"from {old[0].packages}", f"why: {trap.why}", f"fix: {trap.fix}", f"see {trap.link}"]
+        details += [f"from {old[0].packages}", f"why: {trap.cause}", f"fix: {trap.fix}", f"see {trap.link}"]
         return Step("request", "error", title, tuple(details), facts={"code": trap.code, "hangs": _hangs(error)})
     if known:
         entry = known[0]
-        details += [f"why: {entry.why}", f"fix: {entry.fix}", f"see {entry.link}"]
+        details += [f"why: {entry.cause}", f"fix: {entry.fix}", f"see {entry.link}"]
         return Step("request", "error", f"{entry.code} {entry.title}", tuple(details), facts={"code": entry.code})
     details.append(f"hint: {error.hint}")
     title = "no answer will come" if _hangs(error) else "no good answer, for a reason that the catalogue does not know"

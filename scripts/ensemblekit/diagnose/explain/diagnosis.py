@@ -185,7 +185,7 @@ def _cause(each: Happening) -> Cause:
                      "", "", "", _hidden(each), note)  # fmt: skip
     fault: Fault = each.fault
     return Cause(
-        fault.code, fault.title, each.model, each.text, each.number, each.time_s, fault.why, fault.fix, fault.link,
+        fault.code, fault.title, each.model, each.text, each.number, each.time_s, fault.cause, fault.fix, fault.link,
         _hidden(each), note,
     )  # fmt: skip
 
