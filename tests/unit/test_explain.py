@@ -212,7 +212,7 @@ error: creating server: Internal - failed to load all models
     ("exception", "code"),
     [
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.", "S401"),
-        ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", "T308"),
+        ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", "S420"),
         ("OSError: /weights is not a local folder and is not a valid model identifier", "S412"),
         ("ModuleNotFoundError: No module named 'flash_attn'", "S407"),
         ("ValueError: something that nobody has seen", "E216"),

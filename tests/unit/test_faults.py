@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from ensemblekit.faults.catalogue import FAULTS, fault, fault_in
+from ensemblekit.faults.catalogue import FAULTS, fault, recognise
 from ensemblekit.faults.fault import Fault
 
 SAMPLE = {
@@ -43,9 +43,9 @@ def test_the_words_of_a_fault_match_its_own_pattern(entry: Fault) -> None:
     text = entry.says(**(SAMPLE | ({"platform": "python"} if entry.code == "E103" else {})))
 
     assert entry.match(text), text
-    found = fault_in(text)
+    found = recognise(text)
     assert found
-    assert found[0].code in (entry.code, *entry.same_words)
+    assert found.code in (entry.code, *entry.same_words)
 
 
 def test_a_consequence_that_quotes_its_cause_gives_the_cause() -> None:
@@ -54,11 +54,11 @@ def test_a_consequence_that_quotes_its_cause_gives_the_cause() -> None:
         "at least one version must be available under the version policy of model 'pre'"
     )
 
-    found = fault_in(text)
+    found = recognise(text)
 
     assert found
-    assert (found[0].code, found[1]["model"]) == ("E207", "pre")
+    assert (found.code, found.model) == ("E207", "pre")
 
 
 def test_a_text_without_a_known_fault_gives_none() -> None:
-    assert fault_in("successfully loaded 'pre'") is None
+    assert recognise("successfully loaded 'pre'") is None

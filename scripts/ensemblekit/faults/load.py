@@ -2,50 +2,43 @@
 """E2xx: the config is read, and the model refused when it is loaded. The load API says why (HTTP 400)."""
 
 from ensemblekit.faults import links
-from ensemblekit.faults.fault import Fault
+from ensemblekit.faults.fault import Also, Context, Detail, Fault, Values
 
 __all__ = ["LOAD_FAULTS"]
 
+# which of NVIDIA's images has a backend, by the end of its tag
+IMAGES = {"vllm": "-vllm-python-py3", "tensorrtllm": "-trtllm-python-py3"}
+BASE_BACKENDS = ("onnxruntime", "tensorrt", "pytorch", "tensorflow", "openvino", "dali", "fil", "python")
 
-def _load(
-    code: str,
-    title: str,
-    *,
-    message: str,
-    pattern: str,
-    cause: str,
-    fix: str,
-    link: str = links.ENSEMBLE_CHECKS,
-    status: int | None = 400,
-    consequence: bool = False,
-) -> Fault:
-    return Fault(
-        code=code,
-        title=title,
-        severity="error",
-        phase="load",
-        message=message,
-        pattern=pattern,
-        status=status,
-        cause=cause,
-        fix=fix,
-        link=link,
-        consequence=consequence,
-    )
+
+def _image(values: Values, _text: str, context: Context) -> Detail | None:
+    """Return where a backend is that this server lacks."""
+    backend = values.get("backend") or values.get("library", "")
+    tag = IMAGES.get(backend) or ("-py3" if backend in BASE_BACKENDS else "")
+    if not tag:
+        return None
+    release = context.release or "<release>"
+    hint = f"use an image that has the backend {backend}: nvcr.io/nvidia/tritonserver:{release}{tag}"
+    if backend == "tensorflow":
+        hint += " (the last releases with it are those of early 2025)"
+    return Detail(f"this server has no backend {backend}", hint)
 
 
 LOAD_FAULTS = (
-    _load(
+    Fault(
         "E201",
         "a step names a model that is not there",
         message="ensemble {model} contains models that are not available or ambiguous: {missing}",
         pattern=r"ensemble (?P<model>\S+) contains models that are not available or ambiguous: "
         r"(?P<missing>[^\n\"\\;]+)",
+        also=(
+            Also(r"ensemble (?P<model>\S+) contains models that are not available: (?P<missing>[^\n\";]+)", "to 23.02"),
+        ),
         cause="The repository has no model folder of this name, or its own config was refused.",
         fix="Correct `model_name` in the step, or add the model to the repository.",
         link=links.ENSEMBLES,
     ),
-    _load(
+    Fault(
         "E202",
         "a step maps an input that its model does not have",
         message="in ensemble {model}, ensemble tensor {tensor} is mapping to non-existing input {input} in model "
@@ -55,8 +48,9 @@ LOAD_FAULTS = (
         cause="In input_map the key is the name of the model's tensor, the value the name within the ensemble; they "
         "may be swapped, or one is misspelt.",
         fix="Use one of the model's own inputs as key.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E203",
         "a step maps an output that its model does not have",
         message="in ensemble {model}, ensemble tensor {tensor} is mapped from non-existing output {output} "
@@ -65,8 +59,9 @@ LOAD_FAULTS = (
         r" (?P<output>\S+) in model (?P<step>[^\s\"\\;]+)",
         cause="In output_map the key is the name of the model's tensor, the value the name within the ensemble.",
         fix="Use one of the model's own outputs as key.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E204",
         "a required input of a step is left unmapped",
         message="in ensemble {model}, input {input} in model {step} is not mapped to any ensemble tensors",
@@ -74,8 +69,9 @@ LOAD_FAULTS = (
         r" tensors",
         cause="The model of the step needs this input, and the step's input_map does not give it.",
         fix="Add an input_map for it, or declare it `optional: true` in the model if it can do without.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E205",
         "the two ends of a tensor have different types",
         message="in ensemble {model}, ensemble tensor {tensor}: inconsistent data type: {here} is inferred from model "
@@ -84,8 +80,9 @@ LOAD_FAULTS = (
         r" is inferred from model (?P<origin>\S+) while (?P<there>\S+) is inferred from model (?P<step>[^\s\"\\;]+)",
         cause="A tensor has one data type everywhere in an ensemble.",
         fix="Write the same data_type on both sides.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E206",
         "the two ends of a tensor have different shapes",
         message="in ensemble {model}, ensemble tensor {tensor}: inconsistent shape: {here} is inferred from model "
@@ -96,8 +93,9 @@ LOAD_FAULTS = (
         cause="A tensor has one shape everywhere in an ensemble; -1 fits any size. A model with max_batch_size above 0 "
         "has a batch dimension before its dims.",
         fix="Write the same dims on both sides, or -1 where the size varies.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E207",
         "no version folder",
         message="at least one version must be available under the version policy of model '{model}'",
@@ -108,7 +106,7 @@ LOAD_FAULTS = (
         fix="Make the folder `1` beside config.pbtxt, for an ensemble with a `.gitkeep` in it.",
         link=links.VERSION_POLICY,
     ),
-    _load(
+    Fault(
         "E208",
         "a step takes the prompt and the generation",
         message="in ensemble {model}, step of model '{model}' receives inputs originated from different decoupled "
@@ -120,7 +118,7 @@ LOAD_FAULTS = (
         fix="Give the step only tensors from behind the decoupled model; what else it needs, that model must pass on.",
         link=links.DECOUPLED,
     ),
-    _load(
+    Fault(
         "E209",
         "a step's model failed first",
         message="ensemble '{model}' depends on '{step}' which has no loaded version",
@@ -131,15 +129,16 @@ LOAD_FAULTS = (
         link=links.ENSEMBLES,
         consequence=True,
     ),
-    _load(
+    Fault(
         "E210",
         "ensembles that contain each other",
         message="circular dependency between ensembles: {model} -> ... -> {step} -> {model}",
         pattern=r"circular dependency between ensembles: (?P<model>\S+) -> \.\.\. -> (?P<step>\S+) -> ",
         cause="A step of the ensemble is the ensemble itself, or one that contains it.",
         fix="Break the circle: a step can only name a model or an ensemble that does not lead back.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E211",
         "an ensemble that batches more than a step can",
         message="ensemble {model} allows maximum batch size {size}, but it contains model {step} which only allows "
@@ -150,7 +149,7 @@ LOAD_FAULTS = (
         fix="Lower the ensemble's max_batch_size, or raise the step's.",
         link=links.BATCHING,
     ),
-    _load(
+    Fault(
         "E212",
         "a step asks for a version that is not loaded",
         message="ensemble '{model}' depends on '{step}' whose required version {version} is not loaded.",
@@ -161,7 +160,7 @@ LOAD_FAULTS = (
         fix="Write `model_version: -1` for the latest, or have the model load that version.",
         link=links.VERSION_POLICY,
     ),
-    _load(
+    Fault(
         "E213",
         "a tensor is declared incompletely",
         message="{reason} for {model}",
@@ -173,17 +172,19 @@ LOAD_FAULTS = (
         fix="Add what the message names.",
         link=links.CONFIGURATION,
     ),
-    _load(
+    Fault(
         "E214",
         "a backend that this server does not have",
         message="unable to find backend library for backend '{backend}', try specifying runtime on the model "
         "configuration.",
         pattern=r"unable to find backend library for backend '(?P<backend>[^']*)'",
+        also=(Also(r"unable to find 'libtriton_(?P<library>\w+)\.so' for model '(?P<model>[^']*)'", "to 23.12"),),
+        detail=_image,
         cause="Each image carries only some backends: NVIDIA's vLLM image python and vllm, the base image no vllm.",
         fix="Correct the backend's name, or use a server that has it.",
         link=links.CONFIGURATION,
     ),
-    _load(
+    Fault(
         "E215",
         "a Python model without its model.py",
         message="Failed to preinitialize Python stub: Python model file not found in '{path}'",
@@ -194,7 +195,7 @@ LOAD_FAULTS = (
         link=links.PYTHON_BACKEND,
         status=None,
     ),
-    _load(
+    Fault(
         "E216",
         "a Python model's code failed",
         message="failed to load '{model}' version {version}: Internal: {reason}",
@@ -206,8 +207,9 @@ LOAD_FAULTS = (
         "in the Python of the server, or an error of its own.",
         fix="Read the Python traceback in the log; the last line names the cause.",
         link=links.PYTHON_BACKEND,
+        general=True,
     ),
-    _load(
+    Fault(
         "E217",
         "a model that wants a GPU where there is none",
         message="instance group {group} of model {model} has kind KIND_GPU but no GPUs are available",
@@ -217,7 +219,7 @@ LOAD_FAULTS = (
         fix="Write `kind: KIND_AUTO` (a GPU if there is one) or `KIND_CPU`, or give the container its GPUs.",
         link=links.CONFIGURATION,
     ),
-    _load(
+    Fault(
         "E218",
         "tensor parallelism in an instance of one GPU",
         message="KIND_GPU is currently for single-GPU models, please specify KIND_MODEL in the model's config.pbtxt "
@@ -227,7 +229,7 @@ LOAD_FAULTS = (
         fix="Write `instance_group [ { count: 1 kind: KIND_MODEL } ]`: vLLM then chooses the devices itself.",
         link=links.VLLM_BACKEND,
     ),
-    _load(
+    Fault(
         "E219",
         "model.json is missing or wrong",
         message="{reason}",
@@ -237,7 +239,7 @@ LOAD_FAULTS = (
         fix='Write the file, for example { "model": "HuggingFaceTB/SmolLM2-135M-Instruct" }.',
         link=links.VLLM_BACKEND,
     ),
-    _load(
+    Fault(
         "E220",
         "a vLLM model with settings that its backend does not allow",
         message="ValueError: {reason}",
@@ -250,7 +252,7 @@ LOAD_FAULTS = (
         fix="Remove max_batch_size and model_transaction_policy from the model's config.",
         link=links.VLLM_BACKEND,
     ),
-    _load(
+    Fault(
         "E221",
         "a model declares an output twice",
         message="in ensemble {model}, multiple outputs in model {step} are mapped to the same ensemble tensor {tensor}",
@@ -258,5 +260,6 @@ LOAD_FAULTS = (
         r" tensor (?P<tensor>[^\s\"\\;]+)",
         cause="The model of the step has two outputs of one name. By itself it loads; in an ensemble it is refused.",
         fix="Remove one of them from the model's config.",
+        link=links.ENSEMBLE_CHECKS,
     ),
 )

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton's log as data: lines, the events of a start, and a form in which two logs can be compared."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 __all__ = [
     "EntryReader",
     "LogLine",
+    "LogReader",
     "ModelLoad",
     "Printed",
     "missing_library",
@@ -40,6 +43,8 @@ _LIBRARY = re.compile(r"^(\S+): error while loading shared libraries: ([^:\s]+):
 STUB_NAME = "triton_python_backend_stub"
 LONGEST_MESSAGE = 400  # lines of one quoted message; a traceback through a framework has about 100
 DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+LONGEST_LINE = 64 * 1024  # bytes; what is longer is cut into pieces
+LONGEST_READ = 16 * 1024 * 1024  # bytes of one look
 TAIL_LINES = 50  # enough for the server's option table and the lines before it
 
 
@@ -91,6 +96,58 @@ def tail(path: Path, lines: int = TAIL_LINES) -> tuple[str, ...]:
         OSError: The file is there but cannot be read.
     """
     return tuple(read_log(path).splitlines()[-lines:])
+
+
+class LogReader:
+    """Reads a log that is being written, each time from where the last look ended.
+
+    A log that was cut or replaced by a new one (rotation, a restart) is read from its beginning.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Begin at the beginning of the file, which need not be there yet."""
+        self.path = path
+        self._file: IO[bytes] | None = None
+        self._rest = b""
+
+    def read_new(self) -> list[str]:
+        """Return the lines that were completed since the last look, without colours; none if the file is absent.
+
+        Raises:
+            OSError: The file is there but cannot be read.
+        """
+        lines = self._take()
+        if not lines and self._replaced():
+            self.close()
+            lines = self._take()
+        return lines
+
+    def _take(self) -> list[str]:
+        if self._file is None:
+            try:
+                self._file = self.path.open("rb")
+            except FileNotFoundError:
+                return []
+        lines = (self._rest + self._file.read(LONGEST_READ)).split(b"\n")
+        # a file without line ends is no trap
+        self._rest = lines.pop() if len(lines[-1]) < LONGEST_LINE else b""
+        return [_ANSI.sub("", line.decode(errors="replace")) for line in lines]
+
+    def _replaced(self) -> bool:
+        if self._file is None:
+            return False
+        try:
+            now = self.path.stat()
+        except OSError:
+            return False  # between an old file and a new one
+        mine = os.fstat(self._file.fileno())
+        return (now.st_ino, now.st_dev) != (mine.st_ino, mine.st_dev) or now.st_size < self._file.tell()
+
+    def close(self) -> None:
+        """Close the file; the next look begins anew."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._rest = None, b""
 
 
 def parse_log(text: str) -> tuple[LogLine, ...]:

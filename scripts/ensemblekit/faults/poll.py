@@ -2,7 +2,7 @@
 """E1xx: refused when the config is read. The load API says only "failed to poll"; the log has the reason."""
 
 from ensemblekit.faults import links
-from ensemblekit.faults.fault import Fault
+from ensemblekit.faults.fault import Also, Context, Fault, Values
 
 __all__ = ["POLL_FAULTS"]
 
@@ -19,34 +19,18 @@ _NO_BACKEND_WORDS = (
 )
 
 
-def _poll(
-    code: str,
-    title: str,
-    *,
-    message: str,
-    pattern: str,
-    cause: str,
-    fix: str,
-    link: str,
-    same_words: tuple[str, ...] = (),
-) -> Fault:
-    return Fault(
-        code=code,
-        title=title,
-        severity="error",
-        phase="poll",
-        message=message,
-        pattern=pattern,
-        status=500,
-        cause=cause,
-        fix=fix,
-        link=link,
-        same_words=same_words,
-    )
+def _without_config(values: Values, _context: Context) -> bool | None:
+    """An older release says itself that there is no config; of a number, another entry is right."""
+    return True if "path" in values else None
+
+
+def _not_a_template(values: Values, _context: Context) -> bool | None:
+    """The parser's own line tells them apart."""
+    return True if "reason" in values else None
 
 
 POLL_FAULTS = (
-    _poll(
+    Fault(
         "E101",
         "this server was built without ensembles",
         message="unexpected platform type 'ensemble' for {model}",
@@ -57,7 +41,7 @@ POLL_FAULTS = (
         fix="Use the base image plus the vLLM backend, a build with --backend=ensemble, or release 24.10 or later.",
         link=links.REPORT,
     ),
-    _poll(
+    Fault(
         "E102",
         "unknown platform",
         message="unexpected platform type '{platform}' for {model}",
@@ -67,7 +51,7 @@ POLL_FAULTS = (
         fix='Write `platform: "ensemble"` for an ensemble; for any other model write `backend: "..."`.',
         link=links.CONFIGURATION,
     ),
-    _poll(
+    Fault(
         "E103",
         "a backend's name given as platform",
         message="unexpected platform type '{platform}' for {model}",
@@ -76,7 +60,7 @@ POLL_FAULTS = (
         fix='Write it as `backend: "..."`; if the model is an ensemble, write `platform: "ensemble"`.',
         link=links.CONFIGURATION,
     ),
-    _poll(
+    Fault(
         "E104",
         "ensemble steps in a model of another backend",
         message="ensemble scheduling cannot be set for model '{model}' whose platform is not ensemble",
@@ -85,7 +69,7 @@ POLL_FAULTS = (
         fix='Replace the backend line by `platform: "ensemble"`, or remove `ensemble_scheduling`.',
         link=links.ENSEMBLES,
     ),
-    _poll(
+    Fault(
         "E105",
         "an ensemble with a backend as well",
         message="Ensemble model '{model}' must have platform type 'ensemble' and empty backend type",
@@ -95,7 +79,7 @@ POLL_FAULTS = (
         fix="Remove the backend line.",
         link=links.ENSEMBLES,
     ),
-    _poll(
+    Fault(
         "E106",
         "an ensemble without its platform",
         message=_NO_BACKEND_WORDS,
@@ -105,8 +89,9 @@ POLL_FAULTS = (
         fix='Add `platform: "ensemble"`.',
         link=links.ENSEMBLES,
         same_words=("E119", "E120"),
+        general=True,
     ),
-    _poll(
+    Fault(
         "E107",
         "an ensemble without steps",
         message="ensemble scheduling must be set for ensemble {model} whose platform is ensemble",
@@ -116,7 +101,7 @@ POLL_FAULTS = (
         fix="Add `ensemble_scheduling { step [ ... ] }`, one step for each model in the chain.",
         link=links.ENSEMBLES,
     ),
-    _poll(
+    Fault(
         "E108",
         "a step lacks its model or a map",
         message="must specify '{field}' in step {step} of ensemble '{model}'",
@@ -126,7 +111,7 @@ POLL_FAULTS = (
         fix="Add what is missing; in a map the key is the model's tensor, the value a name of the ensemble.",
         link=links.ENSEMBLES,
     ),
-    _poll(
+    Fault(
         "E109",
         "an ensemble with a field that only models may have",
         message="{field} should not be specified for ensemble '{model}'",
@@ -136,7 +121,7 @@ POLL_FAULTS = (
         fix="Remove the field here, and set it in the models of the steps.",
         link=links.ENSEMBLES,
     ),
-    _poll(
+    Fault(
         "E110",
         "an output that no step produces",
         message="ensemble output '{tensor}' for ensemble {model}' is not used",
@@ -145,7 +130,7 @@ POLL_FAULTS = (
         fix="Give the name as a value in a step's output_map, or remove the output.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E111",
         "an input that no step takes",
         message="ensemble input '{tensor}' for ensemble {model}' is not used",
@@ -154,7 +139,7 @@ POLL_FAULTS = (
         fix="Give the name as a value in a step's input_map, or remove the input.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E112",
         "a step waits for a tensor that nothing writes",
         message="output '{output}' for ensemble '{model}' is not written: at least one of its depending tensors, "
@@ -167,7 +152,7 @@ POLL_FAULTS = (
         "input_map.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E113",
         "a tensor that nothing takes",
         message="ensemble tensor '{tensor}' is unused in ensemble '{model}'",
@@ -176,7 +161,7 @@ POLL_FAULTS = (
         fix="Remove it from the output_map, or use it: in a later step's input_map or as an output of the ensemble.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E114",
         "two steps write the same tensor",
         message="ensemble tensor '{tensor}' can appear in an output map only once for ensemble '{model}' step {step}",
@@ -186,7 +171,7 @@ POLL_FAULTS = (
         fix="Give the second one another name.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E115",
         "name and folder differ",
         message="unexpected directory name '{model}' for model '{name}', directory name must equal model name",
@@ -196,7 +181,7 @@ POLL_FAULTS = (
         fix="Remove the name line (the folder's name then counts), or make them equal.",
         link=links.CONFIGURATION,
     ),
-    _poll(
+    Fault(
         "E116",
         "config.pbtxt cannot be parsed",
         message="failed to read text proto from {path}",
@@ -207,8 +192,10 @@ POLL_FAULTS = (
         fix="Correct the place that is named.",
         link=links.CONFIGURATION,
         same_words=("E117",),
+        holds=_not_a_template,
+        general=True,
     ),
-    _poll(
+    Fault(
         "E117",
         "a template that was not filled in",
         message="failed to read text proto from {path}",
@@ -219,7 +206,7 @@ POLL_FAULTS = (
         fix="Fill it in, then load.",
         link=links.CONFIGURATION,
     ),
-    _poll(
+    Fault(
         "E118",
         "a value that Triton refuses",
         message="{reason}",
@@ -234,7 +221,7 @@ POLL_FAULTS = (
         fix="Choose a value as the message says.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E119",
         "config.pbtxt one level too deep",
         message=_NO_BACKEND_WORDS,
@@ -244,8 +231,9 @@ POLL_FAULTS = (
         fix="Give the folder that holds the models as repository, or move the file up beside the version folders.",
         link=links.REPOSITORY,
         same_words=("E106", "E120"),
+        general=True,
     ),
-    _poll(
+    Fault(
         "E120",
         "a folder in which Triton finds no model",
         message=_NO_BACKEND_WORDS,
@@ -254,9 +242,11 @@ POLL_FAULTS = (
         "version folder has no file from which Triton can tell one (model.py, model.onnx, model.plan, model.pt ...).",
         fix='Add config.pbtxt with `backend: "..."`, or move the folder out of the repository.',
         link=links.REPOSITORY,
-        same_words=("E106", "E119"),
+        also=(Also(r"failed to open text file for read (?P<path>\S*config\.pbtxt): No such file", "to 22.03"),),
+        same_words=("E119", "E106", "S460"),
+        holds=_without_config,
     ),
-    _poll(
+    Fault(
         "E121",
         "a link that leads nowhere",
         message="failed to poll model repository '{repository}': failed to stat file {path}",

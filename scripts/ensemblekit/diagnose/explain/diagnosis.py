@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from ensemblekit.diagnose.explain.events import Happening, Kind, with_fault
 from ensemblekit.diagnose.explain.explanation import HIDDEN, Cause, Moment, State, Unknown
+from ensemblekit.faults.catalogue import DEPENDS
 from ensemblekit.faults.fault import Fault
-from ensemblekit.faults.server import DEPENDS, GENERIC
 
 __all__ = ["Diagnosis", "diagnose", "moment_of"]
 
@@ -173,7 +173,7 @@ def _first_reason(each: Happening, seen: Sequence[Happening]) -> Happening:
     before = [other for other in seen if other.number < each.number and other.kind in ("exception", "printed")]
     reasons = [other for other in before if not _SEE_ABOVE.search(other.text)]
     # words that the catalogue knows well are the reason; else the exception that came last before the failure
-    special = [other for other in reasons if other.fault and other.fault.code != GENERIC]
+    special = [other for other in reasons if other.fault and not other.fault.general]
     found = special[:1] or reasons[-1:]
     return replace(found[0], model=each.model) if found else replace(each, fault=None)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
 
+from ensemblekit.faults.catalogue import DEPENDS, HARMLESS, look_up, may_be_known
 from ensemblekit.faults.fault import Fault
 from ensemblekit.faults.log import LogLine, Printed
-from ensemblekit.faults.server import DEPENDS, HARMLESS, known_fault, may_be_known
 
 __all__ = ["Happening", "Kind", "Recogniser", "with_fault"]
 
@@ -132,7 +132,7 @@ class Recogniser:
             yield _end(item, match[1])
         elif text.startswith("Signal (") and (match := _SIGNAL.match(text)) and match[1] in STOP_SIGNALS:
             yield Happening("stopped", item.number, None, text.strip())
-        elif may_be_known(text) and (known := known_fault(text.strip()[:EXCERPT])):
+        elif may_be_known(text) and (known := look_up(text.strip()[:EXCERPT])):
             kind: Kind = "start" if known[0].code in START_CODES else "printed"
             yield Happening(kind, item.number, None, text.strip()[:EXCERPT], "", *known)
 
@@ -203,7 +203,7 @@ def _of_error(entry: LogLine, text: str) -> Iterator[Happening]:
         yield Happening("blocked", number, time_s, text[:EXCERPT], found["model"], DEPENDS, found.groupdict())
     elif any(pattern.search(text) for pattern in HARMLESS):
         return
-    elif known := known_fault(text[:EXCERPT]):
+    elif known := look_up(text[:EXCERPT]):
         entry_fault, values = known
         kind: Kind = "printed" if entry_fault.phase == "serve" else "start" if entry_fault.code == "S403" else "blocked"
         if entry.level == "W" and kind != "printed":
@@ -217,7 +217,7 @@ def with_fault(kind: Kind, number: int, time_s: float | None, text: str, model: 
     """Return a happening with the fault that its words speak of, if they are known."""
     # what a model's process says is what its failed load will say; the catalogue knows that form
     said = f"failed to load '{model}' version 0: Internal: {text}" if kind in ("stub", "exception") else text
-    known = known_fault(said[:EXCERPT])
+    known = look_up(said[:EXCERPT])
     fault, values = known or (None, {})
     if not model and fault and fault.code == NO_FILE:
         model = PurePath(values.get("path", "")).parent.parent.name

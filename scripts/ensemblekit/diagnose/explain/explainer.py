@@ -9,8 +9,8 @@ from ensemblekit.diagnose.explain.diagnosis import Diagnosis, diagnose
 from ensemblekit.diagnose.explain.events import Happening, Recogniser
 from ensemblekit.diagnose.explain.explanation import Cause, Explanation, Unknown
 from ensemblekit.diagnose.explain.source import Stripper, lines_of, open_log
+from ensemblekit.faults.catalogue import may_be_known
 from ensemblekit.faults.log import EntryReader, LogLine, Printed
-from ensemblekit.faults.server import may_be_known
 
 __all__ = ["Explainer", "explain_lines", "explain_log"]
 
