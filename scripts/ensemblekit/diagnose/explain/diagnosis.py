@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ensemblekit.diagnose.explain.events import Kind, LogEvent, with_fault
 from ensemblekit.faults.catalogue import DEPENDS, resolve
-from ensemblekit.faults.fault import NO_CONTEXT, Context, Severity
+from ensemblekit.faults.fault import NO_CONTEXT, Context
 
 __all__ = ["Cause", "Explanation", "State", "TimelineRow", "Unknown", "diagnose", "timeline_row"]
 
@@ -52,6 +52,7 @@ WHAT: dict[Kind, str] = {
     "listening": "listens",
     "stopped": "is told to stop",
     "printed": "printed",
+    "warned": "warns",
     "exception": "an exception was printed",
     "unknown": "an error",
     "said": "an error was printed",
@@ -75,7 +76,7 @@ class Cause:
         link: Upstream's issue, documentation or source.
         api: What the load API says instead, if it hides the reason.
         note: How sure this is, where it is not plain.
-        severity: How much it stops.
+        severity: `warning` if the server only warns of it.
     """
 
     code: str
@@ -89,7 +90,7 @@ class Cause:
     link: str = ""
     api: str = ""
     note: str = ""
-    severity: Severity = "error"
+    severity: Literal["error", "warning"] = "error"
 
     @property
     def known(self) -> bool:
@@ -170,7 +171,7 @@ class Explanation:
     @property
     def doubts(self) -> tuple[str, ...]:
         """What speaks against "nothing failed", in a few words each, where no cause was found."""
-        about = [notice.title for notice in self.notices if notice.severity != "note"]
+        about = [notice.title for notice in self.notices if notice.severity == "error"]
         if self.unknown:
             lines = sum(each.count for each in self.unknown)
             about.append(f"{lines} error line{'s' if lines > 1 else ''} not in the catalogue")
@@ -261,9 +262,11 @@ def diagnose(
         whole: Whether the beginning of the start is there, where refused configs are named.
     """
     seen = _told_apart(seen)
-    roots, healed = _healed(_roots(seen), seen)
+    # without any failure that it follows from, a consequence is all that there is
+    found = _roots(seen) or [each for each in seen if each.kind in FAILURES and each.kind != "died"]
+    roots, healed = _healed(found, seen)
     causes = [_cause(each, context) if whole or not _is_absent(each) else _half_seen(each) for each in roots]
-    mentioned = [each for each in seen if each.kind in ("printed", "died") and each not in roots]
+    mentioned = [each for each in seen if each.kind in ("printed", "warned", "died") and each not in roots]
     if not roots:  # of a start that failed they are the same again
         mentioned += [each for each in seen if each.kind == "exception" and each.fault]
     notices = _unique([_cause(each, context) for each in (*healed, *mentioned)])
@@ -430,7 +433,7 @@ def _cause(each: LogEvent, context: Context) -> Cause:
         link=known.link,
         api=api,
         note=known.note,
-        severity=known.fault.severity,
+        severity="warning" if each.kind == "warned" else "error",
     )
 
 

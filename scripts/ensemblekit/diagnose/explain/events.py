@@ -30,6 +30,7 @@ Kind = Literal[
     "listening",
     "stopped",
     "printed",
+    "warned",  # the same, of level W
     "exception",
     "unknown",
     "said",  # a program's own line of level ERROR, unknown
@@ -288,8 +289,10 @@ def _of_error(entry: LogLine, text: str) -> Iterator[LogEvent]:
         kind: Kind = "printed" if fault.phase == "serve" else "start" if fault.code == "S403" else "blocked"
         if fault.code in DEATH_CODES:
             kind = "died"
-        if entry.level == "W" and kind != "printed":
-            return
+        if entry.level == "W":
+            if kind != "printed":
+                return
+            kind = "warned"
         yield LogEvent(kind, number, time_s, text[:EXCERPT], values.get("model", ""), fault, values)
     elif entry.level in "EF":
         yield LogEvent("unknown", number, time_s, text[:EXCERPT])
