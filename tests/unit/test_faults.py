@@ -269,8 +269,9 @@ def test_everybody_who_asks_says_the_same_of_a_line(entry: Fault, monkeypatch: p
     assert by_doctor
     assert by_start.code in right
     assert (by_doctor.code, by_doctor.found, by_doctor.fix) == (by_start.code, by_start.found, by_start.fix)
-    assert [cause.code for cause in by_explain] == [by_start.code], str(explained)
-    assert by_explain[0].fix == by_start.fix
+    if not entry.consequence:  # of which explain says that the cause is not in the log
+        assert [cause.code for cause in by_explain] == [by_start.code], str(explained)
+        assert by_explain[0].fix == by_start.fix
     assert explained.exit_code == 1
     assert may_be_known(line) or line.startswith("E0301")
     if reason := reason_of(line):

@@ -192,9 +192,8 @@ class Explanation:
             return f"the server gave up; the cause is not known from this log: {why}"
         if self.doubts:
             return f"{STATE_TEXT[self.state]}; {'; '.join(self.doubts[:2])}"
-        if self.state == "ready":
-            return "the server became ready; nothing failed"
-        return STATE_TEXT[self.state] + ("; no failure in it" if self.state != "not a log" else "")
+        ends = {"ready": "; nothing failed", "no end": "; no failure in it", "stopped": "; no failure in it"}
+        return STATE_TEXT[self.state] + ends.get(self.state, "")
 
     @property
     def exit_code(self) -> int:
@@ -265,14 +264,15 @@ def diagnose(
     # without any failure that it follows from, a consequence is all that there is
     found = _roots(seen) or [each for each in seen if each.kind in FAILURES and each.kind != "died"]
     roots, healed = _healed(found, seen)
-    causes = [_cause(each, context) if whole or not _is_absent(each) else _half_seen(each) for each in roots]
+    causes = [_half_seen(each) if _is_half(each, whole=whole) else _cause(each, context) for each in roots]
     mentioned = [each for each in seen if each.kind in ("printed", "warned", "died") and each not in roots]
     if not roots:  # of a start that failed they are the same again
         mentioned += [each for each in seen if each.kind == "exception" and each.fault]
     notices = _unique([_cause(each, context) for each in (*healed, *mentioned)])
     notices = [each for each in notices if each.code not in {cause.code for cause in causes}]
     state = _state(seen)
-    raw = () if roots else [each for each in seen if each.kind == "exception" and not each.fault]
+    # what has no words of the catalogue and no cause that explains it
+    raw = [each for each in seen if not each.fault and each.kind in ("exception", "incomplete") and not roots]
     return Explanation(
         state=state,
         causes=tuple(_unique(causes)),
@@ -361,8 +361,13 @@ def _is_absent(each: LogEvent) -> bool:
     return each.fault is not None and each.fault.code == ABSENT
 
 
+def _is_half(each: LogEvent, *, whole: bool) -> bool:
+    """Return whether the model that another one lacks may have failed in a part of the log that is missing."""
+    return each.fault is DEPENDS or (_is_absent(each) and not whole)
+
+
 def _half_seen(each: LogEvent) -> Cause:
-    missing = each.values.get("missing", "a model").strip()
+    missing = (each.values.get("missing") or each.values.get("step") or "a model").strip()
     return Cause(
         code="",
         title=f"it lacks {missing}: absent, or refused in the part of the log that is missing",

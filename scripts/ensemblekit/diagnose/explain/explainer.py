@@ -51,7 +51,7 @@ class Explainer:
     def feed(self, raw: str) -> list[LogEvent]:
         """Take the next line of the log and return what it says, mostly nothing."""
         self._lines += 1
-        if self._idle(raw):
+        if "&" not in raw and not self._clean.begun and self._idle(raw):
             return []
         new = list[LogEvent]()
         for line in self._clean(raw):
