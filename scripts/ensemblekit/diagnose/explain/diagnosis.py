@@ -196,6 +196,13 @@ class Explanation:
         return STATE_TEXT[self.state] + ends.get(self.state, "")
 
     @property
+    def summary(self) -> Cause:
+        """A start that failed without a known cause, in one."""
+        lines = [(each.line, each.text) for each in self.unknown] or [(row.line, row.what) for row in self.moments]
+        line, text = lines[0] if lines else (0, "")
+        return Cause(code="", title=self.headline, model="", says=text, line=line, time_s=None)
+
+    @property
     def exit_code(self) -> int:
         """0 if nothing in the log speaks of a failure, 1 if something does, 2 if it is no log."""
         if self.state == "not a log":

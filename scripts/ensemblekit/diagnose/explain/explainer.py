@@ -88,7 +88,8 @@ class Explainer:
 
     def _begin_again(self) -> None:
         """Close a start: what follows is of the next one."""
-        for cause in self._diagnosis().causes:
+        found = self._diagnosis()
+        for cause in found.causes or ([found.summary] if found.exit_code else []):
             if len(self._earlier) < KEPT_EARLIER:
                 self._earlier.setdefault((cause.code, cause.model or cause.says), cause)
         self._seen, self._unknown, self._said, self._left_out = [], {}, {}, 0
