@@ -16,8 +16,8 @@ from ensemblekit.diagnose.explain.diagnosis import Explanation
 from ensemblekit.diagnose.explain.explainer import explain_lines, explain_log
 from ensemblekit.diagnose.explain.source import LONGEST_LINE, follow_lines, lines_of
 from ensemblekit.errors import ParameterError
-from ensemblekit.faults.catalogue import HARMLESS
-from ensemblekit.faults.log import parse_log
+from ensemblekit.faults.catalogue import HARMLESS, context_of, recognise
+from ensemblekit.faults.log import parse_log, read_log
 from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
 from tests.conftest import DATA
 
@@ -83,6 +83,29 @@ def test_explain_captured_log_names_its_cause(name: str) -> None:
     assert _codes(found) == {(code, model)}
     assert found.state == state
     assert not found.unknown
+
+
+@pytest.mark.parametrize("name", ["genuine-24.08-ensemble-off", *CAPTURED])
+def test_failed_start_recognises_in_a_captured_log_what_explain_says(name: str) -> None:
+    path = DATA / "logs" / f"{name}.log"
+    (cause,), log = explain_log(path).causes, read_log(path)
+    found = recognise(log, context_of(log))
+
+    assert found
+    assert (found.code, found.fix, found.link) == (cause.code, cause.fix, cause.link)
+
+
+def test_explain_with_the_repository_at_hand_takes_what_lint_found_in_it() -> None:
+    refused = (
+        "Invalid model name: Could not determine backend for model 'pipe' with no backend in model configuration. "
+        "Expected model name of the form 'model.<backend_name>'."
+    )
+    lines = [f"E{STAMP} m.cc:1460] \"Poll failed for model directory 'pipe': {refused}\""]
+    (alone,) = explain_lines(lines).causes
+    (decided,) = explain_lines(lines, frozenset({("pipe", "E106")})).causes
+
+    assert alone.title.startswith("one of: ")
+    assert (decided.code, decided.fix) == ("E106", 'Add `platform: "ensemble"`.')
 
 
 def test_explain_config_syntax_shows_line_and_column_that_the_refusal_lacks() -> None:
