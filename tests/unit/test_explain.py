@@ -387,7 +387,7 @@ TRACEBACK = [
         (["tritonserver: symbol lookup error: /x.so: undefined symbol: foo"], "another version"),
         (["(EngineCore pid=7) ERROR 11-24 08:11:12 [core.py:700] the flux is out of phase"], "not in the catalogue"),
         (["[TensorRT-LLM][ERROR] the flux is out of phase"], "not in the catalogue"),
-        ([f"E{STAMP} pb_stub.cc:736] \"Failed to process the request(s) for model 'pre_0': boom\""], "catalogue"),
+        ([f"E{STAMP} pb_stub.cc:736] \"Failed to process the request(s) for model 'pre_0': boom\""], "at a request"),
         (["vllm.engine.async_llm_engine.AsyncEngineDeadError: Background loop has errored already."], "engine died"),
     ],
     ids=["unknown", "traceback", "cut-traceback", "signal", "loader", "vllm", "trtllm", "request", "engine"],

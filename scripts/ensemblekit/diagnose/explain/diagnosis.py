@@ -450,9 +450,12 @@ def _cause(each: LogEvent, context: Context) -> Cause:
 
 
 def _unique(causes: Sequence[Cause]) -> list[Cause]:
+    """Return each cause once: of a fault that a model's load names, what a process said of it before is the same."""
+    named = {cause.code for cause in causes if cause.code and cause.model}
     kept: dict[tuple[str, str, str], Cause] = {}
     for cause in causes:
-        kept.setdefault((cause.code, cause.model, "" if cause.known else cause.says), cause)
+        if cause.model or cause.code not in named:
+            kept.setdefault((cause.code, cause.model, "" if cause.known else cause.says), cause)
     return list(kept.values())
 
 

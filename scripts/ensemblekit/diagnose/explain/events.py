@@ -99,6 +99,7 @@ _VLLM = re.compile(
 _EXCEPTION = re.compile(r"^((?:[A-Za-z_]\w*\.)*[A-Z]\w*)(?:: (.*))?$")
 _SAID = re.compile(r"^(?:\([^)]*\) ?)?(?:\[[\w-]+\] ?)?\[?(?:ERROR|FATAL|CRITICAL)\b")
 _ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|["\\/bfnrt])')
+REQUEST_FAILED = "Failed to process the request"
 STOP_SIGNALS = ("2", "15")
 GIVING_UP = "internal - failed to load all models"
 # among the first lines of every start, with a GPU, without one, and in NVIDIA's images
@@ -250,7 +251,7 @@ def _of_entry(entry: LogLine) -> Iterator[LogEvent]:
         yield with_fault("stub", entry.number, entry.time_s, match[1], "")
     elif _LISTENS.match(text):
         yield LogEvent("listening", entry.number, entry.time_s, text)
-    elif entry.level != "I":
+    elif entry.level != "I" or text.startswith(REQUEST_FAILED):  # which a stub writes with level I
         yield from _of_error(entry, text)
 
 
