@@ -487,6 +487,15 @@ def test_explain_counts_the_engines_of_the_log(several: bool, code: str) -> None
     assert {cause.code for cause in explain_lines([*READY[:1], *lines, ENDS]).causes} == {code}
 
 
+def test_explain_model_that_an_ensemble_lacks_is_no_matter_of_load_model() -> None:
+    lines = [
+        f"E{STAMP} m.cc:1] \"failed to poll model 'eccho': model not found in any model repository.\"",
+        f'E{STAMP} m.cc:1] "ensemble pipe contains models that are not available or ambiguous: eccho"',
+    ]
+
+    assert _codes(explain_lines([READY[0], *lines])) == {("E201", "pipe")}
+
+
 def test_explain_says_which_store_address_has_a_blank_before_it() -> None:
     (blank,) = explain_lines(["error: creating server: Internal - failed to stat file  s3://store/models"]).causes
     (store,) = explain_lines(["error: creating server: Internal - failed to stat file s3://store/models"]).causes

@@ -330,6 +330,8 @@ def _is_parser_of_next(each: LogEvent, following: Sequence[LogEvent]) -> bool:
 def _roots(seen: Sequence[LogEvent]) -> list[LogEvent]:
     """Return the failures that follow from no other failure."""
     broken = {each.model for each in seen if each.kind in ("refused", "failed", "stub") and each.model}
+    # what an ensemble lacks is told as that ensemble's failure
+    told = broken.union(*(_missing(each) for each in seen if _is_absent(each)))
     roots = list[LogEvent]()
     for each in seen:
         if each.kind not in FAILURES or (each.kind == "died" and _is_told_by_load(each, seen)):
@@ -339,7 +341,7 @@ def _roots(seen: Sequence[LogEvent]) -> list[LogEvent]:
             if quoted and quoted.model not in broken:  # its own failure stands in a part that is missing
                 roots.append(_first_reason(quoted, seen))
                 broken.add(quoted.model)
-        elif not _follows(each, broken):
+        elif not _follows(each, broken) and not (_is_not_there(each) and each.model in told):
             roots.append(_first_reason(each, seen))
     return roots
 
@@ -357,11 +359,16 @@ def _healed(roots: Sequence[LogEvent], seen: Sequence[LogEvent]) -> tuple[list[L
 
 
 def _follows(each: LogEvent, broken: set[str]) -> bool:
-    """Return whether an ensemble lacks a model that was itself refused, or such a model is called absent."""
-    if each.fault is not None and each.fault.code == NOT_THERE:
-        return each.model in broken
-    missing = {name.strip() for name in each.values.get("missing", "").split(",")}
-    return _is_absent(each) and bool(missing & broken)
+    """Return whether an ensemble lacks a model that was itself refused."""
+    return _is_absent(each) and bool(_missing(each) & broken)
+
+
+def _missing(each: LogEvent) -> set[str]:
+    return {name.strip() for name in each.values.get("missing", "").split(",")}
+
+
+def _is_not_there(each: LogEvent) -> bool:
+    return each.fault is not None and each.fault.code == NOT_THERE
 
 
 def _is_absent(each: LogEvent) -> bool:
