@@ -83,7 +83,7 @@ class LineCleaner:
             self.begun += line
             return []
         line, self.begun = self.begun + line, ""
-        return [line.translate(_CURLY_QUOTES)]
+        return [line if line.isascii() else line.translate(_CURLY_QUOTES)]
 
     def _strip(self, line: str) -> tuple[str, bool]:
         """Return a line without its prefixes, and whether it ends here."""
