@@ -16,6 +16,7 @@ from ensemblekit.faults.log import FAILED, parse_log
 from ensemblekit.faults.poll import POLL_FAULTS
 from ensemblekit.faults.serve import SERVE_FAULTS
 from ensemblekit.faults.server import SERVER_FAULTS
+from ensemblekit.releases import list_releases
 
 __all__ = [
     "CATALOGUE",
@@ -64,8 +65,7 @@ _NUMBERS_THAT_SPEAK = ("137", "401", "403", "101", "ignal", "sm_")  # an exit co
 ENGINE_STARTS = re.compile(r"Initializing an? (?:V\d )?LLM engine")
 OF_ENGINES = frozenset({"S401", "S417", "S420", "S421", "T308", "T309"})  # said by a model with an engine on the GPU
 _VERSION = re.compile(r"^\| server_version +\| ([\w.]+) ", re.MULTILINE)
-# minor versions: that of 21.03, that of two releases (2.59.0 and 2.59.1 are 25.06 and 25.07), the last that is known
-FIRST_MINOR, TWICE, LAST_MINOR = 8, 59, 64
+FIRST_MINOR, LAST_MINOR = 8, 59  # 2.8.0 is 21.03, 2.59.0 is 25.06: one a month in between
 SHAPES = 4096
 LONGEST = 6000  # characters of a text that is no log; a traceback through a framework has about as many
 _unknown_shapes: set[tuple[str, bool]] = set()
@@ -188,16 +188,19 @@ def _note(first: Fault, possible: Sequence[Fault], text: str) -> str:
 
 
 def release_of(triton: str) -> str:
-    """Return the release of a server's version, empty if that is not known: one minor version a month since 2.8.
+    """Return the release of a server's version: of the kit's table, else by counting; empty if it is not known.
 
-    >>> release_of("2.49.0"), release_of("2.60.0"), release_of("")
-    ('24.08', '25.08', '')
+    >>> release_of("2.49.0"), release_of("2.59.0"), release_of("")
+    ('24.08', '25.06', '')
     """
+    for release in list_releases():
+        if release.triton == triton:
+            return release.name
     match = re.match(r"2\.(\d+)\.", triton)
     minor = int(match[1]) if match else 0
     if not FIRST_MINOR <= minor <= LAST_MINOR:
         return ""
-    months = 21 * 12 + 2 + minor - FIRST_MINOR + (minor > TWICE)
+    months = 21 * 12 + 2 + minor - FIRST_MINOR
     return f"{months // 12}.{months % 12 + 1:02}"
 
 
