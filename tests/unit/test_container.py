@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from ensemblekit.faults.catalogue import container_refusal
 from ensemblekit.releases import get_release
-from ensemblekit.servers.container import ContainerInstallation, container_hint
+from ensemblekit.servers.container import ContainerInstallation
 from ensemblekit.servers.container_engine import ContainerEngine
 
 PORTS = (21000, 21001, 21002)
@@ -66,8 +67,11 @@ def test_ports_are_published_on_loopback_unless_the_network_is_the_hosts(
     ids=["killed", "limits", "network", "cgroups", "gpu", "other"],
 )
 def test_hint_fits_what_the_engine_said(code: int, last_line: str, word: str) -> None:
-    assert word in (container_hint(code, f"earlier\n{last_line}\n") or "")
+    refused = container_refusal(code, f"earlier\n{last_line}\n")
+
+    assert refused
+    assert word in refused.hint
 
 
 def test_server_that_ended_by_itself_gets_no_hint_about_the_engine() -> None:
-    assert container_hint(1, "error: creating server: Internal - failed to load all models") is None
+    assert container_refusal(1, "error: creating server: Internal - failed to load all models") is None

@@ -6,10 +6,17 @@ import re
 import pytest
 
 from ensemblekit.diagnose.explain.explainer import explain_lines
-from ensemblekit.faults.catalogue import CATALOGUE, FAULTS, container_refusal, fault, may_be_known, recognise
+from ensemblekit.faults.catalogue import (
+    CATALOGUE,
+    ENGINE_REASONS,
+    FAULTS,
+    container_refusal,
+    fault,
+    may_be_known,
+    recognise,
+)
 from ensemblekit.faults.container import BUILD_FAULTS
 from ensemblekit.faults.fault import Context, Fault
-from ensemblekit.faults.start import reason_of
 
 SAMPLE = {
     "model": "chat", "empty_model": "chat", "platform": "ensembel", "tensor": "text", "field": "model_name",
@@ -228,6 +235,8 @@ LINES = {
     "C513": "unauthorized: authentication required",
     "C514": "write /x: no space left on device",
     "C521": "c++: fatal error: Killed signal terminated program cc1plus",
+    "C523": "fatal: Remote branch r24.08 not found in upstream origin",
+    "C524": "Error response from daemon: No such container: tritonserver_builder",
     "C522": "ERROR: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
 }
 
@@ -275,8 +284,9 @@ def test_everybody_who_asks_says_the_same_of_a_line(entry: Fault, monkeypatch: p
         assert by_explain[0].fix == by_start.fix
     assert explained.exit_code == 1
     assert may_be_known(line) or STAMP in line
-    if reason := reason_of(line):
-        assert recognise(line, Context(engines=1, here=True)).found == reason.found  # type: ignore[union-attr]
+    here = Context(engines=1, here=True)
+    if reason := recognise(line, here, among=ENGINE_REASONS):
+        assert recognise(line, here).found == reason.found  # type: ignore[union-attr]
     if entry.phase == "container":
         refused = container_refusal(125, line)
         assert refused

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.faults.catalogue import FAULTS
+from ensemblekit.faults.catalogue import CATALOGUE
 
 PACKAGE = Path(__file__).parents[2] / "scripts" / "ensemblekit"
 GROUND = ("errors", "paths", "releases", "gpu", "settings", "records")
@@ -113,7 +113,9 @@ def test_only_cli_parses_arguments() -> None:
 
 def _sentences() -> list[str]:
     """Return pieces of servers' sentences: what stands between the special characters of the catalogue's patterns."""
-    pieces = {piece.strip() for entry in FAULTS for piece in re.split(r"\(\?P<\w+>|[\\\[\](){}|*+?.^$]", entry.pattern)}
+    pieces = {
+        piece.strip() for entry in CATALOGUE for piece in re.split(r"\(\?P<\w+>|[\\\[\](){}|*+?.^$]", entry.pattern)
+    }
     return sorted(piece for piece in pieces if len(piece) >= LEAST_WORDS and " " in piece)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.faults.start import reason_of
+from ensemblekit.faults.catalogue import ENGINE_REASONS, recognise
+from ensemblekit.faults.fault import Context, Recognised
 from tests.conftest import DATA
 from tests.fake_nvidia_smi import UUIDS
 
@@ -41,6 +42,11 @@ OLD_DRIVER = (
 )
 BUSY = "torch.AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable"
 ALONE = "the GPU is held by another process alone ('CUDA-capable device(s) is/are busy or unavailable')"
+
+
+def reason_of(text: str) -> Recognised | None:
+    """What a failed start asks of its log."""
+    return recognise(text, Context(engines=1, here=True), among=ENGINE_REASONS)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from ensemblekit.cli.main import app
 from ensemblekit.errors import BuildError, ParameterError
-from ensemblekit.faults.build import build_hint
+from ensemblekit.faults.catalogue import recognise
+from ensemblekit.faults.container import BUILD_FAULTS
 from ensemblekit.workarounds.build_plan import make_plan
 from ensemblekit.workarounds.source_build import Build, BuildLine, BuildRecord, read_lines, read_record
 from tests.conftest import DATA
@@ -135,8 +136,10 @@ def test_build_that_has_begun_asks_no_longer_for_the_whole_disk(
         ("unauthorized: authentication required", "docker login nvcr.io"),
         ("fatal: Remote branch r24.08 not found in upstream origin", "--source"),
         ("Error response from daemon: No such container: tritonserver_builder", "--fresh"),
-        ("error: something else", "goes on with this line"),
     ],
 )
 def test_failed_line_has_one_hint_that_fits(line: str, hint: str) -> None:
-    assert hint in build_hint(f"before\n{line}\n")
+    found = recognise(f"before\n{line}\n", among=BUILD_FAULTS)
+
+    assert found
+    assert hint in found.hint.format(engine="docker", registry="nvcr.io")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from ensemblekit.errors import ServerExited
+from ensemblekit.faults.catalogue import container_refusal
 from ensemblekit.lesson.lesson import Lesson
 from ensemblekit.paths import RUN_DIR_VARIABLE, new_run_id, runs_dir
-from ensemblekit.servers.container import container_hint
 from ensemblekit.servers.process import TritonServer
 from ensemblekit.settings import check_settings
 
@@ -44,10 +44,11 @@ def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float) -> N
         code = server.exit_code
     finally:
         lesson.stop()
+    refused = container_refusal(code, "")
     raise ServerExited(
         "keep the server running",
         found=f"it ended by itself with exit code {code}",
-        hint=container_hint(code, "") or "read its log",
+        hint=refused.hint if refused else "read its log",
         log_path=server.log_path,
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from ensemblekit.faults.container import BUILD_FAULTS, CODE_FAULTS, ENGINE_REFUSALS, KILLED, REFUSED
-from ensemblekit.faults.engine import ENGINE_FAULTS
+from ensemblekit.faults.engine import ENGINE_FAULTS, GPU_FAULTS
 from ensemblekit.faults.fault import NO_CONTEXT, Context, Fault, Recognised
 from ensemblekit.faults.load import LOAD_FAULTS
 from ensemblekit.faults.log import FAILED, parse_log
@@ -21,6 +21,7 @@ from ensemblekit.releases import list_releases
 __all__ = [
     "CATALOGUE",
     "DEPENDS",
+    "ENGINE_REASONS",
     "ENGINE_STARTS",
     "FAULTS",
     "HARMLESS",
@@ -45,6 +46,8 @@ _BY_CODE = {entry.code: entry for entry in CATALOGUE}
 LAST = ("E216", "E201", "E209")
 _SEARCH = sorted(_SERVER, key=lambda entry: (entry.code in LAST and 1 + LAST.index(entry.code), entry.general))
 DEPENDS = _BY_CODE["E209"]
+# what an engine's own process says of a start that failed: more than Triton does of it
+ENGINE_REASONS = (*GPU_FAULTS, _BY_CODE["T309"])
 # Lines of level E, or that look so, which say nothing about a failure.
 HARMLESS = (
     re.compile(r"^CudaDriverHelper has not been initialized"),  # a machine without a GPU

@@ -127,5 +127,21 @@ BUILD_FAULTS = (
         fix="`sudo systemctl start docker`, then run the same command again",
         link=links.IMAGES,
     ),
+    Fault(
+        "C523",
+        "upstream's branch of this release cannot be fetched",
+        pattern=r"Remote branch \S+ not found",
+        cause="The repository that was cloned has no branch of this name.",
+        fix="see that the release's branch can be fetched, or give a checkout with --source",
+        link=links.IMAGES,
+    ),
+    Fault(
+        "C524",
+        "what an earlier line made is gone",
+        pattern=r"(?i)No such (?:container|image)",
+        cause="A container or image of an earlier line was removed.",
+        fix="what an earlier line made is gone: begin anew with --fresh",
+        link=links.IMAGES,
+    ),
     *REGISTRY_FAULTS,
 )

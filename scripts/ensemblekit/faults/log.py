@@ -23,6 +23,7 @@ __all__ = [
     "LogReader",
     "ModelLoad",
     "Printed",
+    "last_line",
     "missing_library",
     "model_loads",
     "normalise",
@@ -59,6 +60,7 @@ LONGEST_MESSAGE = 400  # lines of one quoted message; a traceback through a fram
 DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 LONGEST_LINE = 64 * 1024  # bytes; what is longer is cut into pieces
 LONGEST_READ = 16 * 1024 * 1024  # bytes of one look
+LAST_LINE_BYTES = 4096  # holds a last line
 TAIL_LINES = 50  # enough for the server's option table and the lines before it
 
 
@@ -173,6 +175,18 @@ class LogReader:
         if self._file is not None:
             self._file.close()
         self._file, self._rest = None, b""
+
+
+def last_line(path: Path) -> str:
+    """Return the last line of a log that says something, empty without one; such a log may be long.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LAST_LINE_BYTES))
+        lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def parse_log(text: str) -> tuple[LogLine, ...]:

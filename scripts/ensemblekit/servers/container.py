@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemblekit.errors import UnsupportedMachine
+from ensemblekit.faults.catalogue import container_refusal
 from ensemblekit.gpu import visible_gpu
 from ensemblekit.releases import Flavour, Release
 from ensemblekit.servers.container_engine import ContainerEngine, find_engine
 from ensemblekit.servers.container_images import ensure_image, no_progress
 from ensemblekit.servers.ports import LOOPBACK
 
-__all__ = ["BUILT_IMAGES", "ContainerInstallation", "base_image", "container_hint", "image_of", "install_container"]
+__all__ = ["BUILT_IMAGES", "ContainerInstallation", "base_image", "image_of", "install_container"]
 
 IMAGES_VARIABLE = "ENSEMBLEKIT_IMAGES"  # a mirror's name for nvcr.io/nvidia/tritonserver
 NETWORK_VARIABLE = "ENSEMBLEKIT_CONTAINER_NETWORK"  # "host": where an engine cannot publish ports
@@ -42,18 +43,6 @@ LIST_TIMEOUT_S = 120.0  # a first start of an image on a slow disk
 # Some hosts refuse more than 32768 processes although their own limit says more.
 PODMAN_LIMIT = 1048576
 LOWERED = (("nofile", resource.RLIMIT_NOFILE, PODMAN_LIMIT), ("nproc", resource.RLIMIT_NPROC, 16384))
-KILLED = 137  # 128 + SIGKILL
-REFUSED = (125, 126, 127)  # of the engine itself, of the runtime, no such program in the image
-REFUSALS = (
-    (("no such device", "cdi", "nvidia"), "is NVIDIA's container toolkit installed and set up for this engine?"),
-    (("rlimit",), f"lower the limits, for example {ARGUMENTS_VARIABLE}='--ulimit=nofile=1024 --ulimit=nproc=1024'"),
-    (
-        ("netavark", "cni", "iptables", "nftables", "bridge", "aardvark"),
-        f"this host's engine cannot publish ports: set {NETWORK_VARIABLE}=host",
-    ),
-    (("cgroup", "systemd", "dbus"), "env/containers/README.md tells what podman needs without systemd"),
-    (("address already in use", "port is already allocated"), "stop what listens there, or leave the port out"),
-)
 CDI_FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
 
 
@@ -134,10 +123,11 @@ class ContainerInstallation:
         listing = ("--entrypoint=find", self.image, BACKENDS, "-mindepth", "1", "-maxdepth", "2", "-printf", "%P\n")
         done = self.engine.ask(*words, *_limits(self.engine), *listing, timeout_s=LIST_TIMEOUT_S)
         if done.returncode != 0:
+            refused = container_refusal(done.returncode, done.stderr)
             raise UnsupportedMachine(
                 f"list the backends of {self.image}",
                 found=(done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1],
-                hint=container_hint(done.returncode, done.stderr) or "is that an image of Triton?",
+                hint=refused.hint if refused else "is that an image of Triton?",
             )
         found = dict[str, list[str]]()
         for name, _, file in (line.partition("/") for line in sorted(done.stdout.splitlines())):
@@ -238,16 +228,3 @@ def _may_lock_memory() -> bool:
     except (OSError, subprocess.SubprocessError, ValueError):
         return False
     return True
-
-
-def container_hint(exit_code: int | None, log: str) -> str | None:
-    """Return what to do about a container that the engine did not start or did not keep, None if it did both."""
-    if exit_code == KILLED:
-        return "the container was killed from outside, or for want of memory (`dmesg | tail`); start it again"
-    if exit_code not in REFUSED:
-        return None
-    last = next((line for line in reversed(log.splitlines()) if line.strip()), "").lower()
-    for words, hint in REFUSALS:
-        if any(word in last for word in words):
-            return hint
-    return "the engine itself refused to run the container; the log's last line says why"

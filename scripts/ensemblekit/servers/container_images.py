@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ensemblekit.errors import FetchError, KitError
+from ensemblekit.faults.catalogue import recognise
+from ensemblekit.faults.container import REGISTRY_FAULTS
+from ensemblekit.faults.log import last_line
 from ensemblekit.paths import current_run_dir
 from ensemblekit.servers.container_engine import ContainerEngine
 
@@ -15,11 +18,6 @@ __all__ = ["GB", "ensure_image", "follow", "log_of", "no_progress", "require_dis
 UNPACK_FACTOR = 1.3  # a layer's archive and its files are on the disk at once while a pull unpacks
 GB = 10**9
 TICK_S = 0.5
-TAIL_BYTES = 4096  # a line of progress is shorter
-NO_NETWORK = ("no such host", "dial tcp", "connection refused", "i/o timeout", "unreachable", "TLS handshake")
-NO_LOGIN = ("unauthorized", "authentication required", "denied")
-NO_TAG = ("manifest unknown", "not found", "not known")
-NO_SPACE = "no space left"
 
 
 def no_progress(_text: str) -> None:
@@ -100,29 +98,19 @@ def follow(command: Sequence[str], log: Path, on_line: Callable[[str], None]) ->
             try:
                 return process.wait(TICK_S)
             except subprocess.TimeoutExpired:
-                on_line(_last_line(log))
+                on_line(last_line(log))
     finally:
         if process.poll() is None:  # an interrupt: the engine must not go on pulling for nobody
             process.terminate()
             process.wait()
 
 
-def _last_line(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
-        lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
 def _pull_error(engine: ContainerEngine, image: str, log: Path) -> KitError:
-    text = log.read_text(errors="replace")
-    hint = f"try `{engine.name} pull {image}` by hand"
-    if any(word.lower() in text.lower() for word in NO_NETWORK):
-        hint = "is the registry reachable from here? Behind a proxy, the engine has its own proxy setting"
-    elif any(word in text.lower() for word in NO_TAG):
-        hint = "is the tag right? `ensemblekit releases` lists the releases; ENSEMBLEKIT_IMAGES names the repository"
-    elif any(word in text.lower() for word in NO_LOGIN):
-        hint = f"log in first: `{engine.name} login {image.split('/')[0]}`"
-    elif NO_SPACE in text.lower():
-        hint = f"free some disk with `{engine.name} system prune`"
-    return FetchError(f"pull {image}", found=_last_line(log) or "no message", hint=hint, log_path=log)
+    known = recognise(log.read_text(errors="replace"), among=REGISTRY_FAULTS)
+    hint = known.hint.format(engine=engine.name, registry=image.split("/")[0]) if known else ""
+    return FetchError(
+        f"pull {image}",
+        found=last_line(log) or "no message",
+        hint=hint or f"try `{engine.name} pull {image}` by hand",
+        log_path=log,
+    )

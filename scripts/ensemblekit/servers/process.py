@@ -14,10 +14,11 @@ from typing import Self
 import httpx
 
 from ensemblekit.errors import RepositoryError, ServerError, ServerExited, ServerNotReady, ServerStuck
-from ensemblekit.faults.log import TAIL_LINES, read_log, stub_without_library, tail
-from ensemblekit.faults.start import Reason, reason_of
+from ensemblekit.faults.catalogue import ENGINE_REASONS, container_refusal, context_of, recognise
+from ensemblekit.faults.fault import Recognised
+from ensemblekit.faults.log import TAIL_LINES, LogReader, read_log, stub_without_library, tail
 from ensemblekit.faults.start_phases import start_phases
-from ensemblekit.servers.container import ContainerInstallation, container_hint
+from ensemblekit.servers.container import ContainerInstallation
 from ensemblekit.servers.embedded import EmbeddedInstallation
 from ensemblekit.servers.outcome import Kind, StartOutcome, outcome_of
 from ensemblekit.servers.ports import LOOPBACK, free_ports, require_free
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 600.0  # a first start on a slow disk compiles and loads weights
 ASK_TIMEOUT_S = 2.0  # one readiness question
+NO_ENSEMBLES = "E101"
 CRASHED = (134, 139)  # SIGABRT, SIGSEGV
 # what Triton says when a failed start ends: first that it begins to, then that it unloads
 ENDING = ("Waiting for in-flight requests to complete", "All models are stopped, unloading models")
@@ -216,7 +218,7 @@ class TritonServer:
             return "exited"
         if self.answers():
             return "ready"
-        return "stuck" if stub_without_library(read_log(self.log_path)) else None
+        return "stuck" if stub_without_library("\n".join(self._log.read_new())) else None
 
     def answers(self) -> bool:
         """Return whether the server says it is ready and serves its metrics."""
@@ -247,6 +249,7 @@ class TritonServer:
         for port in (self.http_port, self.grpc_port, self.metrics_port):
             require_free(port)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._log = LogReader(self.log_path)
         self._process = SupervisedProcess(
             self.command,
             self.log_path,
@@ -286,13 +289,14 @@ def _error(outcome: StartOutcome, installation: Installation, timeout_s: float) 
         "timeout": (ServerNotReady, "it was still loading, and was stopped"),
     }
     kind, state = ends[outcome.kind]
-    reason = reason_of(read_log(outcome.log_path))
+    log = read_log(outcome.log_path)
+    engine = recognise(log, context_of(log, here=True), among=ENGINE_REASONS)
     failures = [f"{load.model}: {load.failure}" for load in outcome.loads if load.failure]
-    causes = [*outcome.poll_errors, *([reason.found] if reason else []), *failures]
+    causes = [*outcome.poll_errors, *([engine.found] if engine else []), *failures]
     error = kind(
         f"get Triton {installation.release.name} ready within {timeout_s:g} s",
         found="; ".join([f"after {outcome.elapsed_s:.1f} s {state}", *causes]),
-        hint=_hint(outcome, installation, reason),
+        hint=_hint(outcome, installation, log, engine or _root_cause(outcome, log)),
         log_path=outcome.log_path,
         log_tail=tail(outcome.log_path, TAIL_LINES),
     )
@@ -301,20 +305,26 @@ def _error(outcome: StartOutcome, installation: Installation, timeout_s: float) 
     return error
 
 
-def _hint(outcome: StartOutcome, installation: Installation, reason: Reason | None) -> str:
-    if any("unexpected platform type 'ensemble'" in message for message in outcome.poll_errors):
+def _root_cause(outcome: StartOutcome, log: str) -> Recognised | None:
+    """Return what the catalogue knows of the first failure that is not another's consequence."""
+    context = context_of(log, here=True)
+    texts = [*outcome.poll_errors, *(load.failure for load in outcome.loads if load.failure)]
+    known = (recognise(text, context) for text in texts)
+    return next((found for found in known if found and not found.fault.consequence), None)
+
+
+def _hint(outcome: StartOutcome, installation: Installation, log: str, cause: Recognised | None) -> str:
+    if cause and cause.code == NO_ENSEMBLES:
         return (
             f"{installation.flavour} of {installation.release.name} was built without --backend=ensemble: "
             "use FLAVOUR base-plus-vllm or custom-build, or RELEASE 24.10"
         )
     if library := outcome.missing_library:
         return f"install the system package that holds {library}, or name its folder in LD_LIBRARY_PATH"
-    if reason:
-        return reason.hint
-    if isinstance(installation, ContainerInstallation) and (
-        hint := container_hint(outcome.exit_code, read_log(outcome.log_path))
-    ):
-        return hint
+    if cause:
+        return cause.hint
+    if isinstance(installation, ContainerInstallation) and (refused := container_refusal(outcome.exit_code, log)):
+        return refused.hint
     if outcome.kind == "timeout":
         return "read the log's end; a slow disk or a first download of weights may need a larger READY_TIMEOUT_S"
     return "read the first line of the log that begins with E: later ones are often its consequence"

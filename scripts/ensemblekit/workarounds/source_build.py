@@ -22,8 +22,9 @@ from pydantic import BaseModel, ValidationError
 
 from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
 from ensemblekit.errors import BuildError, KitError, ParameterError
-from ensemblekit.faults.build import build_hint
-from ensemblekit.faults.log import tail
+from ensemblekit.faults.catalogue import recognise
+from ensemblekit.faults.container import BUILD_FAULTS
+from ensemblekit.faults.log import last_line, tail
 from ensemblekit.paths import cache_dir
 from ensemblekit.servers.container import install_container
 from ensemblekit.servers.container_engine import ContainerEngine, find_engine
@@ -35,7 +36,7 @@ __all__ = ["Build", "BuildLine", "BuildRecord", "BuildResult", "read_lines", "re
 
 BUILDER_STOP_S = 5  # for the compiler; what it has written stays in the container
 POLL_S = 0.2
-TAIL_BYTES = 4096  # holds a last line
+OTHERWISE = "mend what the log's end says and run the same command again: it goes on with this line"
 PLAIN_PROGRESS = {"BUILDKIT_PROGRESS": "plain"}  # lines, not a screen that redraws itself
 _SETTING = re.compile(r"set -\w+$")
 _MAKES = re.compile(r"^docker (?P<verb>build|run)\b.*? (?:-t|--name) (?P<name>\S+)", re.MULTILINE)
@@ -327,15 +328,16 @@ class Build:
         begin = time.monotonic()
 
         def poll() -> None:
-            self.live(f"{what}: {time.monotonic() - begin:.0f} s  {_last_line(self.log)}")
+            self.live(f"{what}: {time.monotonic() - begin:.0f} s  {last_line(self.log)}")
 
         code = _run_logged(command, self.log, folder=folder, after=after, on_poll=poll)
         if code != 0:
             lines = tail(self.log)
+            known = recognise("\n".join(lines), among=BUILD_FAULTS)
             raise BuildError(
                 f"finish {what}, of the build",
                 found=f"exit code {code} after {time.monotonic() - begin:.1f} s",
-                hint=build_hint("\n".join(lines)),
+                hint=known.hint.format(engine="docker", registry="nvcr.io") if known else OTHERWISE,
                 log_path=self.log,
                 log_tail=lines,
             )
@@ -371,11 +373,3 @@ def _run_logged(
         return wait_until(lambda: process.exit_code, interval_s=POLL_S, on_poll=on_poll) or 0
     finally:
         process.stop()
-
-
-def _last_line(log: Path) -> str:
-    """Return the last line of a log that says something, empty without one; a build's log is long."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
-        text = file.read().decode(errors="replace")
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
