@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ensemblekit.diagnose.lint.autocomplete import Model
-from ensemblekit.diagnose.lint.findings import Finding
-from ensemblekit.diagnose.lint.found import found
+from ensemblekit.diagnose.lint.findings import Finding, make_finding
 from ensemblekit.diagnose.lint.graph import STEPS
 
 __all__ = ["check_streams", "is_decoupled"]
@@ -77,4 +76,4 @@ def _mixed(model: Model, index: int) -> Finding:
     step = model.config.ensemble_scheduling.step[index]
     taken = ", ".join(sorted(step.input_map.values()))
     detail = f"It is the step of {step.model_name}, which takes {taken}."
-    return found("E208", model.folder, (*STEPS, index, "input_map"), detail=detail)
+    return make_finding("E208", model.folder, (*STEPS, index, "input_map"), detail=detail)

@@ -9,8 +9,7 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
-from ensemblekit.diagnose.lint.findings import Finding
-from ensemblekit.diagnose.lint.found import found
+from ensemblekit.diagnose.lint.findings import Finding, make_finding
 from ensemblekit.releases import Release
 
 __all__ = ["check_numpy", "numpy_version"]
@@ -63,7 +62,7 @@ def check_numpy(models: Mapping[str, Model], release: Release, python: Path | No
         if version and int(version.split(".")[0]) >= 2:
             place = ("parameters", ("key", _EXECUTION)) if own else ("backend",)
             detail = f"{where} has numpy {version}, and {release.name} will run {model.name} with it."
-            yield found("T304", model.folder, place, detail=detail)
+            yield make_finding("T304", model.folder, place, detail=detail)
 
 
 def _has_strings(model: Model) -> bool:

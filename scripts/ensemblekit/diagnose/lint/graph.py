@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from ensemblekit.diagnose.lint.autocomplete import Model
-from ensemblekit.diagnose.lint.findings import Finding
-from ensemblekit.diagnose.lint.found import did_you_mean, found
+from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.repository.read import ModelFolder
 from ensemblekit.repository.textproto import Key
 
@@ -53,13 +52,13 @@ def _link(model: Model, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
             ("output_map", step.output_map),
         ):
             if not given:
-                yield found("E108", model.folder, at, field=name, step=index)
+                yield make_finding("E108", model.folder, at, field=name, step=index)
         written = []
         for key, name in sorted(step.output_map.items()):
             tensor = tensors.setdefault(name, _Tensor(name))
             place = (*at, "output_map", ("key", key))
             if tensor.writer:
-                yield found("E114", model.folder, place, tensor=name, step=index)
+                yield make_finding("E114", model.folder, place, tensor=name, step=index)
             tensor.writer = place
             written.append(tensor)
         for key, name in sorted(step.input_map.items()):
@@ -78,7 +77,7 @@ def _flow(model: Model, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
         if tensor is None:
             taken = [name for name, other in tensors.items() if other.taker and not other.writer]
             detail = did_you_mean(entry.name, taken).strip()
-            yield found("E111", model.folder, ("input", ("name", entry.name)), tensor=entry.name, detail=detail)
+            yield make_finding("E111", model.folder, ("input", ("name", entry.name)), tensor=entry.name, detail=detail)
             continue
         tensor.ready = True
         queue.append(tensor)
@@ -95,7 +94,7 @@ def _check_outputs(model: Model, tensors: dict[str, _Tensor]) -> Iterator[Findin
         if tensor is None:
             written = [name for name, other in tensors.items() if other.writer]
             detail = did_you_mean(entry.name, written).strip()
-            yield found("E110", model.folder, ("output", ("name", entry.name)), tensor=entry.name, detail=detail)
+            yield make_finding("E110", model.folder, ("output", ("name", entry.name)), tensor=entry.name, detail=detail)
         elif not tensor.ready:
             yield _not_written(model.folder, tensor, tensors)
 
@@ -108,7 +107,7 @@ def _not_written(folder: ModelFolder, output: _Tensor, tensors: dict[str, _Tenso
         last = source
     names = [name for name, tensor in tensors.items() if tensor.writer or tensor.ready]
     detail = did_you_mean(last.name, [name for name in names if name != last.name]).strip()
-    finding = found("E112", folder, last.taker or (), output=output.name, tensor=last.name, detail=detail)
+    finding = make_finding("E112", folder, last.taker or (), output=output.name, tensor=last.name, detail=detail)
     if last is not output:
         return finding
     return replace(finding, says=f"output '{output.name}' for ensemble '{folder.name}' is not written")
@@ -121,4 +120,4 @@ def _check_rest(model: Model, tensors: dict[str, _Tensor]) -> Iterator[Finding]:
             place = tensor.writer or tensor.taker or ()
             taken = [other for other, node in tensors.items() if node.taker and not node.writer and not node.ready]
             wanted = [*taken, *(entry.name for entry in model.config.output)]
-            yield found("E113", model.folder, place, tensor=name, detail=did_you_mean(name, wanted).strip())
+            yield make_finding("E113", model.folder, place, tensor=name, detail=did_you_mean(name, wanted).strip())

@@ -10,8 +10,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
-from ensemblekit.diagnose.lint.findings import Finding
-from ensemblekit.diagnose.lint.found import did_you_mean, found
+from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 
 __all__ = ["check_backend", "check_tensors", "check_versions", "engine_arguments", "loaded_versions"]
 
@@ -43,7 +42,7 @@ def check_versions(model: Model) -> Iterator[Finding]:
         detail = f"The folders {', '.join(folder.subfolders)} are no versions."
     if folder.name.startswith("."):
         fix = "Remove this folder from the repository: Triton takes every folder for a model, hidden ones too."
-    yield found("E207", folder, ("version_policy",) if folder.versions else (), detail=detail, fix=fix)
+    yield make_finding("E207", folder, ("version_policy",) if folder.versions else (), detail=detail, fix=fix)
 
 
 def check_tensors(model: Model) -> Iterator[Finding]:
@@ -53,7 +52,7 @@ def check_tensors(model: Model) -> Iterator[Finding]:
             reason = _incomplete(tensor) or _badly_reshaped(tensor, batches=model.config.max_batch_size > 0)
             if reason:
                 named = f"'{tensor.name}' " if tensor.name else ""
-                yield found("E213", model.folder, (kind, index), reason=f"model {kind} {named}{reason}")
+                yield make_finding("E213", model.folder, (kind, index), reason=f"model {kind} {named}{reason}")
 
 
 def _incomplete(tensor: Any) -> str:
@@ -107,21 +106,21 @@ def check_backend(model: Model, *, gpus: int | None) -> Iterator[Finding]:
     for index, group in enumerate(model.config.instance_group):
         if group.kind == _KINDS.KIND_GPU and gpus == 0:
             name = group.name or f"{model.name}_{index}"
-            yield found("E217", model.folder, ("instance_group", index, "kind"), group=name)
+            yield make_finding("E217", model.folder, ("instance_group", index, "kind"), group=name)
 
 
 def _check_python(model: Model) -> Iterator[Finding]:
     for version in loaded_versions(model):
         file = model.folder.path / str(version) / model.config.default_model_filename
         if not file.is_file():
-            yield found("E215", model.folder, file=file.parent, path=file)
+            yield make_finding("E215", model.folder, file=file.parent, path=file)
             continue
         try:
             ast.parse(file.read_bytes())
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None)
             reason = f"SyntaxError: {getattr(error, 'msg', error)} ({file.name}, line {line})"
-            yield found("E216", model.folder, file=file, line=line, version=version, reason=reason)
+            yield make_finding("E216", model.folder, file=file, line=line, version=version, reason=reason)
 
 
 def engine_arguments(model: Model, version: int) -> dict[str, Any] | None:
@@ -138,26 +137,28 @@ def _check_vllm(model: Model) -> Iterator[Finding]:
     if written.max_batch_size > 0:
         reason = f"configuration specified max_batch_size {written.max_batch_size}, but in auto-complete-config "
         reason += f"function for model '{model.name}' specified max_batch_size 0"
-        yield found("E220", model.folder, ("max_batch_size",), reason=reason)
+        yield make_finding("E220", model.folder, ("max_batch_size",), reason=reason)
     if written.HasField("model_transaction_policy") and not written.model_transaction_policy.decoupled:
         reason = f"trying to change decoupled property in auto-complete-config for model '{model.name}', which is "
-        yield found("E220", model.folder, ("model_transaction_policy",), reason=f"{reason}already set to 'False'.")
+        yield make_finding(
+            "E220", model.folder, ("model_transaction_policy",), reason=f"{reason}already set to 'False'."
+        )
     for version in loaded_versions(model):
         arguments = engine_arguments(model, version)
         file = model.folder.path / str(version) / "model.json"
         if arguments is None or "model" not in arguments:
             what = "holds no JSON object that names `model`" if file.is_file() else "is missing"
             place = file if file.is_file() else file.parent
-            yield found("E219", model.folder, file=place, reason=f"model.json {what}", detail=f"It {what}.")
+            yield make_finding("E219", model.folder, file=place, reason=f"model.json {what}", detail=f"It {what}.")
             continue
         size = arguments.get("tensor_parallel_size", 1)
         for index, group in enumerate(written.instance_group):
             if group.kind == _KINDS.KIND_GPU and isinstance(size, int) and size > 1:
-                yield found("E218", model.folder, ("instance_group", index, "kind"))
+                yield make_finding("E218", model.folder, ("instance_group", index, "kind"))
 
 
 def unknown_backend(model: Model, known: frozenset[str]) -> Iterator[Finding]:
     """Yield that the server has no backend of this name, if all it has are known."""
     if model.config.backend and model.config.backend not in known:
-        finding = found("E214", model.folder, ("backend",), backend=model.config.backend)
+        finding = make_finding("E214", model.folder, ("backend",), backend=model.config.backend)
         yield replace(finding, why=f"{did_you_mean(model.config.backend, known)} {finding.why}".strip())

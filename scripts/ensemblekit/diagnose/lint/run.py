@@ -7,14 +7,18 @@ from pathlib import Path
 
 from ensemblekit.diagnose.lint.autocomplete import Model, complete
 from ensemblekit.diagnose.lint.decoupled import check_streams
-from ensemblekit.diagnose.lint.engines import check_engines, check_metrics
 from ensemblekit.diagnose.lint.ensemble_steps import check_dependencies, check_mapping, circle
 from ensemblekit.diagnose.lint.environment import check_numpy
-from ensemblekit.diagnose.lint.findings import Finding, LintReport
-from ensemblekit.diagnose.lint.found import found
+from ensemblekit.diagnose.lint.findings import Finding, LintReport, make_finding
 from ensemblekit.diagnose.lint.load import check_backend, check_tensors, check_versions, unknown_backend
 from ensemblekit.diagnose.lint.poll import check_model, check_parsing
-from ensemblekit.diagnose.lint.serving import check_late, check_template, check_version_names
+from ensemblekit.diagnose.lint.serving import (
+    check_engines,
+    check_late,
+    check_metrics,
+    check_template,
+    check_version_names,
+)
 from ensemblekit.releases import Flavour, Release, default_release, get_release, has_ensembles
 from ensemblekit.repository.read import ModelFolder, read_repository
 
@@ -49,7 +53,9 @@ def lint_repository(
     target = get_release(release or default_release())
     folders, broken = read_repository(repository)
     run = _Run(target, flavour, python, gpus, backends)
-    findings = [found("E121", _nobody(repository), file=link, repository=repository, path=link) for link in broken]
+    findings = [
+        make_finding("E121", _nobody(repository), file=link, repository=repository, path=link) for link in broken
+    ]
     findings += run.check(folders)
     return LintReport(
         repository=repository,
@@ -123,7 +129,7 @@ class _Run:
         yield from check_backend(model, gpus=self.gpus)
         yield from check_tensors(model)
         if self.flavour == "vllm-image" and model.config.backend not in VLLM_IMAGE_BACKENDS and self.backends is None:
-            yield found("T313", model.folder, ("backend",), backend=model.config.backend)
+            yield make_finding("T313", model.folder, ("backend",), backend=model.config.backend)
 
     def _ensembles_in_order(self) -> list[Model]:
         """Return the ensembles, inner ones before those that contain them."""
@@ -140,7 +146,7 @@ class _Run:
             return
         if back := circle(model.name, self.models):
             at = ("ensemble_scheduling", "step", ("model_name", _next_in_circle(model, back)))
-            yield found("E210", model.folder, at, step=back)
+            yield make_finding("E210", model.folder, at, step=back)
             return
         findings = list(check_dependencies(model, self.models, self.failed))
         if not any(finding.code == "E201" for finding in findings):
@@ -160,7 +166,7 @@ class _Run:
         yield from check_numpy(self.models, self.release, self.python)
         if self.failed and len(self.failed) < len(self.folders):
             first = min(self.failed)
-            yield replace(found("T306", self.folders[first]), line=None)
+            yield replace(make_finding("T306", self.folders[first]), line=None)
 
     def assumed(self) -> Iterator[str]:
         """Yield what was taken for granted."""
