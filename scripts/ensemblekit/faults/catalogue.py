@@ -35,9 +35,9 @@ _SERVER: tuple[Fault, ...] = (*FAULTS, *ENGINE_FAULTS, *SERVER_FAULTS, *ENGINE_R
 CATALOGUE: tuple[Fault, ...] = (*_SERVER, *CODE_FAULTS, *BUILD_FAULTS)
 _BY_CODE = {entry.code: entry for entry in CATALOGUE}
 # The entry that says more first. A consequence last: its text quotes its cause.
-_SEARCH = sorted(_SERVER, key=lambda entry: (entry.consequence, entry.general))
-DEPENDS = _BY_CODE["E209"]
 GENERIC = "E216"  # "a Python model's code failed": true of most faults of engines as well, which say more
+_SEARCH = sorted(_SERVER, key=lambda entry: (entry.consequence, entry.code == GENERIC, entry.general))
+DEPENDS = _BY_CODE["E209"]
 # Lines of level E, or that look so, which say nothing about a failure.
 HARMLESS = (
     re.compile(r"^CudaDriverHelper has not been initialized"),  # a machine without a GPU

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import IO
 
 __all__ = [
+    "ENTRY",
+    "LONGEST_LINE",
     "EntryReader",
     "LogLine",
     "LogReader",
@@ -23,6 +25,7 @@ __all__ = [
     "read_entries",
     "read_log",
     "tail",
+    "without_controls",
 ]
 
 # Triton's two formats, and that of gRPC within it, for example
@@ -32,12 +35,15 @@ _LINE = re.compile(
     r"(?:([IWEF])(\d{4}) (\d\d:\d\d:\d\d\.\d{6,9})|\d{4}-(\d\d-\d\d)T(\d\d:\d\d:\d\d(?:\.\d+)?)Z ([IWEF]))"
     r" +(\d+) ([\w.-]+\.(?:cc|h|cpp|cu)):(\d+)\] ?(.*)$"
 )
+ENTRY = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6}|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z [IWEF] +\d+ ")
 _POLL = re.compile(r"^Poll failed for model directory '([^']*)': (.*)$")
 _LOADING = re.compile(r"^loading: (.+):(\d+)$")
 _LOADED = re.compile(r"^successfully loaded '([^']+)'")
 _UNLOADED = re.compile(r"^successfully unloaded '([^']+)'")
 _FAILED = re.compile(r"^failed to load '([^']+)' version \d+: (.*)$", re.DOTALL)
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+# what a terminal would obey, or would show in another order: all but tabs and line ends
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # the dynamic linker's words, of the server itself or of the stub of a Python model
 _LIBRARY = re.compile(r"^(\S+): error while loading shared libraries: ([^:\s]+): ", re.MULTILINE)
 STUB_NAME = "triton_python_backend_stub"
@@ -78,6 +84,17 @@ class ModelLoad:
     loaded_s: float | None = None
     unloaded_s: float | None = None
     failure: str | None = None
+
+
+def without_controls(text: str) -> str:
+    r"""Return a text without colours and other characters that a terminal would obey.
+
+    >>> without_controls("\x1b[31mred\x1b[0m\x07")
+    'red'
+    """
+    if "\x1b" in text:
+        text = _ANSI.sub("", text)
+    return text if text.isprintable() else _CONTROLS.sub("", text)
 
 
 def read_log(path: Path) -> str:
@@ -206,9 +223,14 @@ class EntryReader:
         message = match[10]
         goes_on = message.startswith('"') and not (len(message) > 1 and message.endswith('"'))
         entry = LogLine(
-            match[1] or match[6], when - self._start_s, int(match[7]), match[8], int(match[9]),
-            message if goes_on else _unquote(message), number,
-        )  # fmt: skip
+            level=match[1] or match[6],
+            time_s=when - self._start_s,
+            pid=int(match[7]),
+            file=match[8],
+            line=int(match[9]),
+            message=message if goes_on else _unquote(message),
+            number=number,
+        )
         if goes_on:
             self._held = entry
         else:

@@ -92,8 +92,8 @@ SERVER_FAULTS = (
     Fault(
         "S406",
         "a backend of another Triton version",
-        pattern=r"TRITONBACKEND API version[^\"]*(?:does not support|is not compatible)|triton backend API version "
-        r"does not support this backend",
+        pattern=r"TRITONBACKEND API version[^\"]*(?:does not support|is not compatible)"
+        r"|[Tt]riton backend API version does not support this backend",
         cause="A backend or a compiled engine was made for another release than this server.",
         fix="Use the backend's branch of the server's release (for example r24.08), or compile the engine anew.",
         link=links.PYTHON_BACKEND,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ensemblekit.diagnose.doctor.steps import Step
+from ensemblekit.diagnose.explain.diagnosis import Explanation
 from ensemblekit.diagnose.explain.explainer import explain_log
-from ensemblekit.diagnose.explain.explanation import Explanation
 from ensemblekit.diagnose.probe.files import find_server, require_run_bit
 from ensemblekit.diagnose.probe.target import Kind, kind_of
 from ensemblekit.errors import ParameterError
