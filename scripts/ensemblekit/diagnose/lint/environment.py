@@ -9,13 +9,14 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
+from ensemblekit.diagnose.lint.files import EXECUTION_ENVIRONMENT, MODEL_DIRECTORY
 from ensemblekit.diagnose.lint.findings import Finding, make_finding
 from ensemblekit.releases import Release
+from ensemblekit.repository.read import read_bytes
 
 __all__ = ["check_numpy", "numpy_version"]
 
 _FOLDER = re.compile(r"numpy-(\d[\w.]*)\.dist-info")
-_EXECUTION = "EXECUTION_ENV_PATH"
 
 
 def numpy_version(python: Path) -> str | None:
@@ -36,9 +37,16 @@ def numpy_version(python: Path) -> str | None:
 def _added(folder: Path) -> Iterator[Path]:
     """Yield the folders that .pth files of an environment add."""
     for file in folder.glob("*.pth"):
-        for line in file.read_text(errors="replace").splitlines():
+        for line in _text(file).splitlines():
             if line.startswith("/"):
                 yield Path(line)
+
+
+def _text(file: Path) -> str:
+    try:
+        return read_bytes(file).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _first(folders: Iterable[Path]) -> str | None:
@@ -60,7 +68,7 @@ def check_numpy(models: Mapping[str, Model], release: Release, python: Path | No
         where = own or python
         version = numpy_version(where) if where else None
         if version and int(version.split(".")[0]) >= 2:
-            place = ("parameters", ("key", _EXECUTION)) if own else ("backend",)
+            place = ("parameters", ("key", EXECUTION_ENVIRONMENT)) if own else ("backend",)
             detail = f"{where} has numpy {version}, and {release.name} will run {model.name} with it."
             yield make_finding("T304", model.folder, place, detail=detail)
 
@@ -71,8 +79,8 @@ def _has_strings(model: Model) -> bool:
 
 
 def _own_environment(model: Model) -> Path | None:
-    if _EXECUTION not in model.config.parameters:
+    if EXECUTION_ENVIRONMENT not in model.config.parameters:
         return None
-    text = model.config.parameters[_EXECUTION].string_value
-    path = Path(text.replace("$$TRITON_MODEL_DIRECTORY", str(model.folder.path)))
+    text = model.config.parameters[EXECUTION_ENVIRONMENT].string_value
+    path = Path(text.replace(MODEL_DIRECTORY, str(model.folder.path)))
     return path if path.is_dir() else None

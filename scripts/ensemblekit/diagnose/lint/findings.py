@@ -72,6 +72,7 @@ class LintReport:
         release: The Triton release it was read for.
         flavour: The flavour; None if nobody said one, and a server with ensembles was assumed.
         assumed: What was taken for granted because nobody said it, one sentence each.
+        unseen: What was not looked at, a few words each.
         models: The models, by name.
         findings: The faults, the gravest first, then by model.
     """
@@ -80,6 +81,7 @@ class LintReport:
     release: str
     flavour: Flavour | None
     assumed: tuple[str, ...]
+    unseen: tuple[str, ...]
     models: tuple[str, ...]
     findings: tuple[Finding, ...]
 
@@ -124,6 +126,7 @@ def make_finding(
     detail: str = "",
     fix: str = "",
     consequence: bool = False,
+    says: str = "",
     **values: object,
 ) -> Finding:
     """Return a finding.
@@ -138,6 +141,7 @@ def make_finding(
         detail: What is special here; stands before the catalogue's reason.
         fix: Instead of the catalogue's.
         consequence: Whether it follows from another finding.
+        says: Instead of the catalogue's words.
         values: For the words that Triton will say.
     """
     entry = fault(code)
@@ -148,7 +152,7 @@ def make_finding(
         model=folder.name,
         file=place,
         line=line if line or file or not at else folder.source.line(*at),
-        says=entry.says(model=folder.name, **values),
+        says=says or entry.says(model=folder.name, **values),
         why=f"{detail} {entry.cause}".strip(),
         fix=fix or entry.fix,
         link=entry.link,

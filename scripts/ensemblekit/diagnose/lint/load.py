@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
+from ensemblekit.repository.read import read_bytes, unreadable
 
 __all__ = ["check_backend", "check_tensors", "check_versions", "engine_arguments", "loaded_versions"]
 
@@ -110,13 +111,21 @@ def check_backend(model: Model, *, gpus: int | None) -> Iterator[Finding]:
 
 
 def _check_python(model: Model) -> Iterator[Finding]:
+    if any(character.isspace() for character in model.name):
+        detail = f'The name "{model.name}" has a blank.'
+        yield make_finding("S456", model.folder, file=model.folder.path, detail=detail)
     for version in loaded_versions(model):
-        file = model.folder.path / str(version) / model.config.default_model_filename
+        file = model.folder.inside(str(version), model.config.default_model_filename)
+        if file is None:
+            continue  # it leaves the folder: a finding of its own
         if not file.is_file():
-            yield make_finding("E215", model.folder, file=file.parent, path=file)
+            detail = f"It is {reason}." if (reason := unreadable(file)) else ""
+            yield make_finding("E215", model.folder, file=model.folder.path / str(version), path=file, detail=detail)
             continue
         try:
-            ast.parse(file.read_bytes())
+            ast.parse(read_bytes(file))
+        except (OSError, RecursionError, MemoryError):
+            continue  # too large to be read or understood here; `unread` says so
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None)
             reason = f"SyntaxError: {getattr(error, 'msg', error)} ({file.name}, line {line})"
@@ -126,8 +135,8 @@ def _check_python(model: Model) -> Iterator[Finding]:
 def engine_arguments(model: Model, version: int) -> dict[str, Any] | None:
     """Return what model.json says to vLLM, None if it is missing or no JSON object."""
     try:
-        value = json.loads((model.folder.path / str(version) / "model.json").read_text())
-    except (OSError, ValueError):
+        value = json.loads(read_bytes(model.folder.path / str(version) / "model.json"))
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -13,8 +13,9 @@ from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_findi
 from ensemblekit.diagnose.lint.graph import check_graph
 from ensemblekit.releases import Release
 from ensemblekit.repository.read import ModelFolder
+from ensemblekit.repository.textproto import Field
 
-__all__ = ["check_model", "check_parsing"]
+__all__ = ["check_keys", "check_model", "check_parsing"]
 
 BACKENDS = ("python", "vllm", "onnxruntime", "tensorrt", "tensorrtllm", "tensorflow", "pytorch", "openvino", "dali")
 CUSTOM_BACKENDS = ("fil", "identity", "repeat", "square")
@@ -174,7 +175,30 @@ def _check_scheduling(model: Model) -> Iterator[Finding]:
         finding = make_finding("E107", folder, ("ensemble_scheduling",))
         yield _saying(finding, f"must specify 'step' for ensemble '{config.name}'")
         return
-    yield from check_graph(model)
+    yield from _with_repeated_keys(model, check_graph(model))
+
+
+def _with_repeated_keys(model: Model, faults: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield the faults of the flow; where a key of a map stands twice, that is the likelier slip than another name."""
+    maps = [(one, two) for one, two in model.folder.source.repeated_keys() if two.name in ("input_map", "output_map")]
+    for finding in faults:
+        if maps:
+            first, last = maps[0]
+            why = f"{_repeated_key(first, last)} {finding.fault.cause}"
+            yield replace(finding, line=last.line, why=why, fix="Give one of the two the key that was meant.")
+        else:
+            yield finding
+
+
+def _repeated_key(first: Field, last: Field) -> str:
+    key = next(part.value for part in last.fields if part.name == "key")
+    return f'In {last.name} the key "{key}" stands twice, in lines {first.line} and {last.line}; only the last counts.'
+
+
+def check_keys(model: Model) -> Iterator[Finding]:
+    """Yield keys that stand twice in one map of a config."""
+    for first, last in model.folder.source.repeated_keys():
+        yield make_finding("T316", model.folder, line=last.line, detail=_repeated_key(first, last))
 
 
 def _not_for_ensembles(folder: ModelFolder, field: str, words: str) -> Finding:

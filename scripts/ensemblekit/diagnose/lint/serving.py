@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2
 
@@ -11,6 +12,7 @@ from ensemblekit.diagnose.lint.decoupled import is_decoupled
 from ensemblekit.diagnose.lint.findings import Finding, make_finding
 from ensemblekit.diagnose.lint.graph import STEPS
 from ensemblekit.diagnose.lint.load import engine_arguments, loaded_versions
+from ensemblekit.repository.read import read_bytes
 from ensemblekit.repository.textproto import Source
 
 __all__ = ["check_engines", "check_late", "check_metrics", "check_template", "check_version_names"]
@@ -114,15 +116,16 @@ def check_metrics(model: Model) -> Iterator[Finding]:
         if value is not None and value.lower() not in _ON:
             yield make_finding("T310", model.folder, place, detail=f'{METRICS} is "{value}"; only "yes" turns them on.')
         elif value is not None and arguments.get("disable_log_stats"):
-            line = _line_in_json(file.read_text(), "disable_log_stats")
+            line = _line_in_json(file, "disable_log_stats")
             yield make_finding("T310", model.folder, file=file, line=line, detail="disable_log_stats is true.")
         elif value is None and arguments.get("disable_log_stats") is False:
-            line = _line_in_json(file.read_text(), "disable_log_stats")
+            line = _line_in_json(file, "disable_log_stats")
             detail = f"disable_log_stats is false, and config.pbtxt has no {METRICS}."
             yield make_finding("T310", model.folder, file=file, line=line, detail=detail)
 
 
-def _line_in_json(text: str, key: str) -> int | None:
+def _line_in_json(file: Path, key: str) -> int | None:
+    text = read_bytes(file).decode(errors="replace")
     at = text.find(f'"{key}"')
     return Source(text).line_of(at) if at >= 0 else None
 
@@ -136,7 +139,7 @@ def check_engines(models: Mapping[str, Model]) -> Iterator[Finding]:
         version = loaded_versions(model)[-1]
         file = model.folder.path / str(version) / "model.json"
         listed = " + ".join(f"{share:g} ({model.name})" for model, share in shares)
-        line = _line_in_json(file.read_text(), "gpu_memory_utilization")
+        line = _line_in_json(file, "gpu_memory_utilization")
         if sum(share for _, share in shares) > 1:
             detail = f"On GPU {device}: {listed}."
             yield make_finding("T308", model.folder, file=file, line=line, detail=detail)
