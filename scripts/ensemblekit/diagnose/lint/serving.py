@@ -32,6 +32,7 @@ def check_late(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
     if model.ensemble:
         yield from _check_optional_inputs(model, models)
         yield from _check_batches(model, models)
+        yield from _check_single_items(model, models)
     elif model.name in used:
         return
     if is_decoupled(model, models):
@@ -71,6 +72,33 @@ def _check_batches(model: Model, models: Mapping[str, Model]) -> Iterator[Findin
                 at = ("max_batch_size",)
                 yield make_finding("T305", model.folder, at, detail=detail, input=entry.name, step=other.name)
                 break
+
+
+def _check_single_items(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
+    """Yield a step with batches in an ensemble without, where a size that varies can only be meant as the batch."""
+    if model.config.max_batch_size > 0:
+        return
+    declared = {entry.name: list(entry.dims) for entry in model.config.input}
+    for index, step in enumerate(model.config.ensemble_scheduling.step):
+        other = models.get(step.model_name)
+        if not other or other.config.max_batch_size <= 0:
+            continue
+        for entry in other.config.input:
+            given, taken = declared.get(step.input_map.get(entry.name, ""), []), list(entry.dims)
+            varies = len(given) == len(taken) and any(a == -1 != b for a, b in zip(given, taken, strict=True))
+            if varies or (len(given) == len(taken) + 1 and _feeds_single_items(model, index, models)):
+                detail = f"{model.name} takes {given}, {other.name} takes {taken} and a batch before it."
+                at = (*STEPS, index, "input_map", ("key", entry.name))
+                yield make_finding("T317", model.folder, at, detail=detail, input=entry.name, step=other.name)
+                break
+
+
+def _feeds_single_items(model: Model, index: int, models: Mapping[str, Model]) -> bool:
+    """Return whether a step without batches takes what this step, which is given whole batches, writes."""
+    steps = model.config.ensemble_scheduling.step
+    written = set(steps[index].output_map.values())
+    takers = [step for step in steps if written & set(step.input_map.values())]
+    return any(step.model_name in models and models[step.model_name].config.max_batch_size <= 0 for step in takers)
 
 
 def _decoupled_notes(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
