@@ -205,7 +205,6 @@ SERVE_FAULTS = (
         "T317",
         "an ensemble that does not batch over a step that does",
         severity="warning",
-        message="in ensemble '{model}', unexpected shape for input '{input}' for model '{step}'",
         status=400,
         cause="The ensemble has max_batch_size 0: each of its requests reaches the step as a batch of one, and the "
         "size that varies in the ensemble is not that batch. It loads without a word, and larger requests are refused.",

@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
+from ensemblekit.faults import refusals
 from ensemblekit.repository.read import read_bytes, unreadable
 
 __all__ = ["check_backend", "check_tensors", "check_versions", "engine_arguments", "loaded_versions"]
@@ -64,7 +65,7 @@ def _incomplete(tensor: Any) -> str:
     if not tensor.dims:
         return "must specify 'dims'"
     if any(size < 1 and size != -1 for size in tensor.dims):
-        return "dimension must be integer >= 1, or -1 to indicate a variable-size dimension"
+        return refusals.BAD_DIMENSION
     return ""
 
 
@@ -74,9 +75,9 @@ def _badly_reshaped(tensor: Any, *, batches: bool) -> str:
         return ""
     dims, shape = list(tensor.dims), list(tensor.reshape.shape)
     if not shape and not batches:
-        return "cannot have empty reshape for non-batching model as scalar tensors are not supported"
+        return refusals.EMPTY_RESHAPE
     if any(size < 1 and size != -1 for size in shape):
-        return "reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension"
+        return refusals.BAD_RESHAPE
     if -1 in dims and -1 in shape and dims.count(-1) != shape.count(-1):
         return "has different number of variable-size dimensions for dims and reshape"
     return "" if _parts(dims) == _parts(shape) else "has different size for dims and reshape"
@@ -144,14 +145,11 @@ def engine_arguments(model: Model, version: int) -> dict[str, Any] | None:
 def _check_vllm(model: Model) -> Iterator[Finding]:
     written = model.folder.config or model_config_pb2.ModelConfig()
     if written.max_batch_size > 0:
-        reason = f"configuration specified max_batch_size {written.max_batch_size}, but in auto-complete-config "
-        reason += f"function for model '{model.name}' specified max_batch_size 0"
+        reason = refusals.BATCHES_OF_VLLM.format(size=written.max_batch_size, model=model.name)
         yield make_finding("E220", model.folder, ("max_batch_size",), reason=reason)
     if written.HasField("model_transaction_policy") and not written.model_transaction_policy.decoupled:
-        reason = f"trying to change decoupled property in auto-complete-config for model '{model.name}', which is "
-        yield make_finding(
-            "E220", model.folder, ("model_transaction_policy",), reason=f"{reason}already set to 'False'."
-        )
+        reason = refusals.DECOUPLED_OF_VLLM.format(model=model.name)
+        yield make_finding("E220", model.folder, ("model_transaction_policy",), reason=reason)
     for version in loaded_versions(model):
         arguments = engine_arguments(model, version)
         file = model.folder.path / str(version) / "model.json"

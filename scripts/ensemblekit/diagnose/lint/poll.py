@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.diagnose.lint.graph import check_graph
+from ensemblekit.faults import refusals
 from ensemblekit.releases import Release
 from ensemblekit.repository.read import ModelFolder
 from ensemblekit.repository.textproto import Field
@@ -115,16 +116,14 @@ def _check_platform(model: Model, ensembles: bool) -> Iterator[Finding]:
     elif backend and platform == "ensemble" and ensembles:
         yield make_finding("E105", folder, ("backend",), platform=platform)
     elif backend in _PLATFORMS and platform not in _PLATFORMS[backend]:
-        reason = f"unexpected 'platform' and 'backend' pair, got:{platform}, {backend}"
+        reason = refusals.PLATFORM_AND_BACKEND.format(platform=platform, backend=backend)
         yield make_finding("E118", folder, ("platform",), reason=reason)
 
 
 def _check_values(model: Model) -> Iterator[Finding]:
     config, folder, name = model.config, model.folder, model.config.name
     if config.max_batch_size < 0:
-        yield make_finding(
-            "E118", folder, ("max_batch_size",), reason=f"'max_batch_size' must be non-negative value for {name}"
-        )
+        yield make_finding("E118", folder, ("max_batch_size",), reason=refusals.NEGATIVE_BATCH.format(model=name))
     batchers = (
         ("dynamic_batching", config.dynamic_batching.preferred_batch_size, "dynamic batching preferred size"),
         (
@@ -139,7 +138,7 @@ def _check_values(model: Model) -> Iterator[Finding]:
             yield make_finding("E118", folder, (scheduler,), reason=f"{words} must be {limit} for {name}")
     dynamic = config.dynamic_batching
     if dynamic.priority_levels and not 1 <= dynamic.default_priority_level <= dynamic.priority_levels:
-        reason = f"default priority level must be in range [1, {dynamic.priority_levels}] for {name}"
+        reason = refusals.PRIORITY.format(levels=dynamic.priority_levels, model=name)
         yield make_finding("E118", folder, ("dynamic_batching", "priority_levels"), reason=reason)
 
 
@@ -152,8 +151,8 @@ def _check_cache(config: model_config_pb2.ModelConfig, folder: ModelFolder) -> I
     elif config.model_transaction_policy.decoupled:
         cause = "with 'decoupled' transaction policy"
     if cause:
-        reason = f"Response Cache does not currently support model {config.name} {cause}. Please disable the response"
-        yield make_finding("E118", folder, ("response_cache",), reason=f"{reason} cache.")
+        reason = refusals.CACHE.format(model=config.name, cause=cause)
+        yield make_finding("E118", folder, ("response_cache",), reason=reason)
 
 
 def _check_scheduling(model: Model) -> Iterator[Finding]:
@@ -173,7 +172,7 @@ def _check_scheduling(model: Model) -> Iterator[Finding]:
             yield _not_for_ensembles(folder, field, words)
     if not config.ensemble_scheduling.step:
         finding = make_finding("E107", folder, ("ensemble_scheduling",))
-        yield _saying(finding, f"must specify 'step' for ensemble '{config.name}'")
+        yield _saying(finding, refusals.NO_STEP.format(model=config.name))
         return
     yield from _with_repeated_keys(model, check_graph(model))
 
@@ -203,7 +202,7 @@ def check_keys(model: Model) -> Iterator[Finding]:
 
 def _not_for_ensembles(folder: ModelFolder, field: str, words: str) -> Finding:
     finding = make_finding("E109", folder, (field,), field=words)
-    return finding if words else _saying(finding, f"model_warmup can not be specified for ensemble '{folder.name}'")
+    return finding if words else _saying(finding, refusals.WARMUP_OF_ENSEMBLE.format(model=folder.name))
 
 
 def _saying(finding: Finding, words: str) -> Finding:
@@ -251,4 +250,4 @@ def _identity_reasons(control: Any, name: str) -> Iterator[str]:
         yield f"sequence batching must not specify either {_EITHER} for {_IDENTITY} for {name}"
     elif model_config_pb2.DataType.Name(control.data_type) not in _IDENTITY_TYPES:
         types = f"{', '.join(_IDENTITY_TYPES[:-1])} and {_IDENTITY_TYPES[-1]}"
-        yield f"unexpected data type for control {_IDENTITY} for {name}. Allowed data types are {types}"
+        yield refusals.CORRELATION_TYPE.format(kind=_IDENTITY, model=name, types=types)

@@ -89,7 +89,7 @@ def _check_single_items(model: Model, models: Mapping[str, Model]) -> Iterator[F
             if varies or (len(given) == len(taken) + 1 and _feeds_single_items(model, index, models)):
                 detail = f"{model.name} takes {given}, {other.name} takes {taken} and a batch before it."
                 at = (*STEPS, index, "input_map", ("key", entry.name))
-                yield make_finding("T317", model.folder, at, detail=detail, input=entry.name, step=other.name)
+                yield make_finding("T317", model.folder, at, detail=detail)
                 break
 
 
