@@ -12,6 +12,7 @@ from ensemblekit.faults.container import BUILD_FAULTS, CODE_FAULTS, ENGINE_REFUS
 from ensemblekit.faults.engine import ENGINE_FAULTS
 from ensemblekit.faults.fault import NO_CONTEXT, Context, Fault, Recognised
 from ensemblekit.faults.load import LOAD_FAULTS
+from ensemblekit.faults.log import FAILED, parse_log
 from ensemblekit.faults.poll import POLL_FAULTS
 from ensemblekit.faults.serve import SERVE_FAULTS
 from ensemblekit.faults.server import SERVER_FAULTS
@@ -19,14 +20,17 @@ from ensemblekit.faults.server import SERVER_FAULTS
 __all__ = [
     "CATALOGUE",
     "DEPENDS",
+    "ENGINE_STARTS",
     "FAULTS",
-    "GENERIC",
     "HARMLESS",
+    "OF_ENGINES",
     "container_refusal",
+    "context_of",
     "fault",
     "look_up",
     "may_be_known",
     "recognise",
+    "release_of",
     "resolve",
 ]
 
@@ -35,8 +39,10 @@ _SERVER: tuple[Fault, ...] = (*FAULTS, *ENGINE_FAULTS, *SERVER_FAULTS, *ENGINE_R
 CATALOGUE: tuple[Fault, ...] = (*_SERVER, *CODE_FAULTS, *BUILD_FAULTS)
 _BY_CODE = {entry.code: entry for entry in CATALOGUE}
 # The entry that says more first. A consequence last: its text quotes its cause.
-GENERIC = "E216"  # "a Python model's code failed": true of most faults of engines as well, which say more
-_SEARCH = sorted(_SERVER, key=lambda entry: (entry.consequence, entry.code == GENERIC, entry.general))
+# asked last: "a Python model's code failed" is true of most faults of engines as well, which say more; an ensemble
+# lacks a model, a model depends on another: mostly because that one failed
+LAST = ("E216", "E201", "E209")
+_SEARCH = sorted(_SERVER, key=lambda entry: (entry.code in LAST and 1 + LAST.index(entry.code), entry.general))
 DEPENDS = _BY_CODE["E209"]
 # Lines of level E, or that look so, which say nothing about a failure.
 HARMLESS = (
@@ -54,6 +60,12 @@ _SIGNS = re.compile(
 )
 _DIGITS = re.compile(r"\d+")
 _NUMBERS_THAT_SPEAK = ("137", "401", "403", "101", "ignal", "sm_")  # an exit code, a status, a signal: words of a fault
+# a vLLM engine begins to start
+ENGINE_STARTS = re.compile(r"Initializing an? (?:V\d )?LLM engine")
+OF_ENGINES = frozenset({"S401", "S417", "S420", "S421", "T308", "T309"})  # said by a model with an engine on the GPU
+_VERSION = re.compile(r"^\| server_version +\| ([\w.]+) ", re.MULTILINE)
+# minor versions: that of 21.03, that of two releases (2.59.0 and 2.59.1 are 25.06 and 25.07), the last that is known
+FIRST_MINOR, TWICE, LAST_MINOR = 8, 59, 64
 SHAPES = 4096
 LONGEST = 6000  # characters of a text that is no log; a traceback through a framework has about as many
 _unknown_shapes: set[tuple[str, bool]] = set()
@@ -173,6 +185,40 @@ def _note(first: Fault, possible: Sequence[Fault], text: str) -> str:
         releases = [old.releases for old in first.also if re.search(old.pattern, text, re.MULTILINE)]
         notes += [f"in the words of releases {name}" for name in releases[:1]]
     return "; ".join(notes)
+
+
+def release_of(triton: str) -> str:
+    """Return the release of a server's version, empty if that is not known: one minor version a month since 2.8.
+
+    >>> release_of("2.49.0"), release_of("2.60.0"), release_of("")
+    ('24.08', '25.08', '')
+    """
+    match = re.match(r"2\.(\d+)\.", triton)
+    minor = int(match[1]) if match else 0
+    if not FIRST_MINOR <= minor <= LAST_MINOR:
+        return ""
+    months = 21 * 12 + 2 + minor - FIRST_MINOR + (minor > TWICE)
+    return f"{months // 12}.{months % 12 + 1:02}"
+
+
+def context_of(log: str, *, here: bool = False) -> Context:
+    """Return what a whole log says beside the words of a failure.
+
+    Args:
+        log: The log of one start.
+        here: Whether the server ran on this machine.
+    """
+    engines = {str(match.start()) for match in ENGINE_STARTS.finditer(log)}
+    for line in parse_log(log):
+        failed = FAILED.match(line.message)
+        known = look_up(failed[2]) if failed else None
+        if failed and known and known[0].code in OF_ENGINES:
+            engines.add(failed[1])
+    version = _VERSION.search(log)
+    loads = "model_lifecycle.cc" in log
+    return Context(
+        max(1, len(engines)) if loads else None, release=release_of(version[1] if version else ""), here=here
+    )
 
 
 def may_be_known(text: str) -> bool:

@@ -10,7 +10,7 @@ from ensemblekit.faults.fault import Fault
 __all__ = ["BUILD_FAULTS", "CODE_FAULTS", "ENGINE_REFUSALS", "KILLED", "REFUSED", "REGISTRY_FAULTS"]
 
 # podman begins with "Error: ", docker with "docker: Error response from daemon: "
-_SAYS = r"(?i)^(?:docker: |error(?: response from daemon)?: |time=).*"
+_SAYS = r"^(?:docker: |Error(?: response from daemon)?: |time=)(?i:.*"
 
 KILLED = 137  # 128 + SIGKILL
 REFUSED = (125, 126, 127)  # of the engine itself, of the runtime, no such program in the image
@@ -19,7 +19,7 @@ ENGINE_REFUSALS = (
     Fault(
         "C501",
         "the container engine finds no GPU",
-        pattern=_SAYS + r"(?:no such device|cdi|nvidia|could not select device driver)",
+        pattern=_SAYS + r"(?:no such device|cdi|nvidia|could not select device driver))",
         cause="The engine was asked for a GPU and does not know how to give one.",
         fix="is NVIDIA's container toolkit installed and set up for this engine?",
         link=links.TOOLKIT,
@@ -27,7 +27,7 @@ ENGINE_REFUSALS = (
     Fault(
         "C502",
         "the host refuses the container's limits",
-        pattern=_SAYS + r"rlimit",
+        pattern=_SAYS + r"(?:rlimit))",
         cause="The engine asks for more open files or processes than this user may have.",
         fix="lower the limits, for example ENSEMBLEKIT_CONTAINER_ARGS='--ulimit=nofile=1024 --ulimit=nproc=1024'",
         link=links.PODMAN,
@@ -35,7 +35,7 @@ ENGINE_REFUSALS = (
     Fault(
         "C503",
         "the container engine cannot publish ports",
-        pattern=_SAYS + r"(?:netavark|cni|iptables|nftables|bridge|aardvark)",
+        pattern=_SAYS + r"(?:netavark|cni|iptables|nftables|bridge|aardvark))",
         cause="The host lacks what the engine needs for a network of its own.",
         fix="this host's engine cannot publish ports: set ENSEMBLEKIT_CONTAINER_NETWORK=host",
         link=links.PODMAN,
@@ -43,7 +43,7 @@ ENGINE_REFUSALS = (
     Fault(
         "C504",
         "the container engine wants systemd",
-        pattern=_SAYS + r"(?:cgroup|systemd|dbus)",
+        pattern=_SAYS + r"(?:cgroup|systemd|dbus))",
         cause="The engine is set up for a host that runs systemd.",
         fix="env/containers/README.md tells what podman needs without systemd",
         link=links.PODMAN,
@@ -51,7 +51,7 @@ ENGINE_REFUSALS = (
     Fault(
         "C505",
         "a port of the container is in use",
-        pattern=_SAYS + r"(?:address already in use|port is already allocated)",
+        pattern=_SAYS + r"(?:address already in use|port is already allocated))",
         cause="Another process or container listens on a port that was to be published.",
         fix="stop what listens there, or leave the port out",
         link=links.SERVER_OPTIONS,

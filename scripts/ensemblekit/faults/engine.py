@@ -121,7 +121,8 @@ ENGINE_FAULTS = (
         rf"(?P<gpu>\d+) has a total capacity of (?P<total>{SIZE}) of which (?P<free>{SIZE}) is free"
         r"|CUDA out of memory|(?P<context>CUDA (?:driver )?error: out of memory)|cudaErrorMemoryAllocation"
         r"|CUDA_ERROR_OUT_OF_MEMORY|OutOfMemoryError|Cuda Runtime \(out of memory\)"
-        r"|CUDA failure 2: out of memory|failed to allocate memory \(out of memory\)",
+        r"|CUDA failure 2: out of memory|failed to allocate memory \(out of memory\)|CUDA runtime error in .*: out of "
+        r"memory",
         cause="The model asked for more memory than the GPU has free; other models and other processes count too.",
         fix="Look at `nvidia-smi`. For vLLM lower gpu_memory_utilization or max_model_len in model.json; for several "
         "engines let the shares add up to less than 1.",
@@ -198,7 +199,7 @@ ENGINE_FAULTS = (
         "S416",
         "the driver is too old for this image",
         pattern=r"The NVIDIA driver on your system is too old(?: \(found version (?P<cuda>\d+)\))?"
-        r"|forward compatibility was attempted|unsupported display driver"
+        r"|forward compatibility was attempted|unsupported display driver|compatibility mode is UNAVAILABLE"
         r"|(?:failed to load|Internal: ).*CUDA driver version is insufficient for CUDA runtime version",
         cause="The CUDA of the image needs a newer driver than the host has.",
         fix="Update the driver, or take an older image; NVIDIA's support matrix names the pairs.",
@@ -347,7 +348,7 @@ ENGINE_FAULTS = (
         pattern=r"engine plan file is (?:not compatible with this version of TensorRT|generated on an incompatible "
         r"device)|Version tag does not match|Serialized Engine Version: \d+|Current Version: \d+, Serialized"
         r"|[Ff]ailed to deserialize (?:the )?(?:cuda )?engine|unable to load plan file to auto complete config"
-        r"|Magic tag does not match",
+        r"|Magic tag does not match|Engine deserialization failed|unable to create TensorRT engine",
         cause="A TensorRT engine works with the version and on the kind of GPU it was built with, and with no other.",
         fix="Build the engine again in the image that serves it (trtexec), on the same kind of GPU.",
         link=links.TENSORRT_BACKEND,
@@ -387,7 +388,7 @@ ENGINE_FAULTS = (
         "S437",
         "the config and the model's file name different tensors",
         pattern=r"unexpected inference (?P<kind>input|output) '(?P<tensor>[^']*)'(?: for model '(?P<model>[^']*)')?"
-        r"|(?:input|output) '(?P<named>[^']*)' for .*naming convention|expected \d+ (?:inputs|outputs) but got \d+ "
+        r"|(?:input|output) '(?P<named>[^']*)'.*naming convention|expected \d+ (?:inputs|outputs) but got \d+ "
         r"(?:inputs|outputs) in config|model expects \d+ inputs? but .*configuration",
         cause="config.pbtxt declares an input or output that the model's file does not have under this name.",
         fix="Use the names that the message allows (PyTorch: NAME__0), or leave input and output out so that Triton "

@@ -11,7 +11,13 @@ from typing import IO
 
 __all__ = [
     "ENTRY",
+    "FAILED",
+    "LOADED",
+    "LOADING",
     "LONGEST_LINE",
+    "REFUSED",
+    "UNLOADED",
+    "UNLOADING",
     "EntryReader",
     "LogLine",
     "LogReader",
@@ -36,11 +42,13 @@ _LINE = re.compile(
     r" +(\d+) ([\w.-]+\.(?:cc|h|cpp|cu)):(\d+)\] ?(.*)$"
 )
 ENTRY = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6}|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z [IWEF] +\d+ ")
-_POLL = re.compile(r"^Poll failed for model directory '([^']*)': (.*)$")
-_LOADING = re.compile(r"^loading: (.+):(\d+)$")
-_LOADED = re.compile(r"^successfully loaded '([^']+)'")
-_UNLOADED = re.compile(r"^successfully unloaded '([^']+)'")
-_FAILED = re.compile(r"^failed to load '([^']+)' version \d+: (.*)$", re.DOTALL)
+# what Triton says of a model, by steps
+REFUSED = re.compile(r"^Poll failed for model directory '([^']*)': (.*)$", re.DOTALL)
+LOADING = re.compile(r"^loading: (.+):(\d+)$")
+LOADED = re.compile(r"^successfully loaded '([^']+)'")
+UNLOADING = re.compile(r"^unloading: (.+):\d+$")
+UNLOADED = re.compile(r"^successfully unloaded '([^']+)'")
+FAILED = re.compile(r"^failed to load '([^']+)' version -?\d+: (.*)$", re.DOTALL)
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 # what a terminal would obey, or would show in another order: all but tabs and line ends
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -260,21 +268,21 @@ def _unquote(message: str) -> str:
 
 def poll_errors(lines: Iterable[LogLine]) -> tuple[str, ...]:
     """Return the messages about model directories that the server refused when it read their configs."""
-    return tuple(line.message for line in lines if _POLL.match(line.message))
+    return tuple(line.message for line in lines if REFUSED.match(line.message))
 
 
 def model_loads(lines: Iterable[LogLine]) -> tuple[ModelLoad, ...]:
     """Return what happened to each model that began to load, in the order in which they began."""
     loads: dict[str, ModelLoad] = {}
     for line in lines:
-        if match := _LOADING.match(line.message):
+        if match := LOADING.match(line.message):
             loads[match[1]] = ModelLoad(match[1], line.time_s)
-        elif (match := _LOADED.match(line.message)) and match[1] in loads:
+        elif (match := LOADED.match(line.message)) and match[1] in loads:
             loads[match[1]] = ModelLoad(match[1], loads[match[1]].loading_s, line.time_s)
-        elif (match := _UNLOADED.match(line.message)) and match[1] in loads:
+        elif (match := UNLOADED.match(line.message)) and match[1] in loads:
             old = loads[match[1]]
             loads[match[1]] = ModelLoad(match[1], old.loading_s, old.loaded_s, line.time_s, old.failure)
-        elif (match := _FAILED.match(line.message)) and match[1] in loads:
+        elif (match := FAILED.match(line.message)) and match[1] in loads:
             old = loads[match[1]]
             loads[match[1]] = ModelLoad(match[1], old.loading_s, old.loaded_s, old.unloaded_s, match[2])
     return tuple(loads.values())

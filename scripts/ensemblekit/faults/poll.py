@@ -242,7 +242,10 @@ POLL_FAULTS = (
         "version folder has no file from which Triton can tell one (model.py, model.onnx, model.plan, model.pt ...).",
         fix='Add config.pbtxt with `backend: "..."`, or move the folder out of the repository.',
         link=links.REPOSITORY,
-        also=(Also(r"failed to open text file for read (?P<path>\S*config\.pbtxt): No such file", "to 22.03"),),
+        also=(
+            Also(r"failed to open text file for read (?P<path>\S*config\.pbtxt): No such file", "to 22.03"),
+            Also(r"must specify '?platform'?(?: or '?backend'?)? for (?:model )?'?(?P<model>[^'\s\"]+)", "to 22.03"),
+        ),
         same_words=("E119", "E106", "S460"),
         holds=_without_config,
     ),

@@ -290,6 +290,16 @@ SERVER_FAULTS = (
         general=True,
     ),
     Fault(
+        "S463",
+        "a Python model failed at a request",
+        pattern=r"Failed to process the request\(s\) for model(?: instance)? '(?P<model>[^']*?)(?:_\d+(?:_\d+)?)?'"
+        r"(?:, message: (?P<reason>.*))?",
+        cause="execute() of its model.py raised; the request was answered with an error, and the server goes on.",
+        fix="Read what it raised, after `message:`; catch it in execute() and answer with a TritonError.",
+        link=links.PYTHON_BACKEND,
+        general=True,
+    ),
+    Fault(
         "S462",
         "the disk is full",
         message="No space left on device",

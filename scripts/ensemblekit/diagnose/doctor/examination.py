@@ -123,7 +123,7 @@ def examine(plan: Plan, on_step: Callable[[Step], None] = lambda _step: None) ->
     elif kind == "url":
         course.do("request", lambda: _request(course, at_url(plan.server), ()))
     else:
-        _start_and_ask(course)
+        _start_and_ask(course, frozenset((each.model, each.code) for one in report for each in one.findings))
     found = Examination(
         plan.repository, plan.server, course.model, tuple(course.steps), wasted, time.monotonic() - begin, folder
     )
@@ -182,14 +182,14 @@ def _finding(finding: Finding) -> str:
     return f"{head}\n{finding.title}: {finding.why}\nfix: {finding.fix}"
 
 
-def _start_and_ask(course: _Course) -> None:
+def _start_and_ask(course: _Course, findings: frozenset[tuple[str, str]]) -> None:
     place: Place = place_of(course.plan.server)
     made = list[Any]()
 
     def start() -> Step:
         server = place.server(course.plan, course.folder)
         made.append(server)
-        return describe_start(server, course.plan.ready_timeout_s)
+        return describe_start(server, course.plan.ready_timeout_s, findings)
 
     try:
         started = course.do("start", start)

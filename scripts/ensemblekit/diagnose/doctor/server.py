@@ -135,8 +135,13 @@ class _Waits(Exception):  # noqa: N818 - ends the wait for a start; never leaves
     """The server waits for ever for a model's process."""
 
 
-def describe_start(server: TritonServer, timeout_s: float) -> Step:
+def describe_start(server: TritonServer, timeout_s: float, findings: frozenset[tuple[str, str]] = frozenset()) -> Step:
     """Start a server and return how that went; of a failure, the root cause out of its log.
+
+    Args:
+        server: Not started.
+        timeout_s: Seconds it may take.
+        findings: Models and codes that lint found in its repository.
 
     Raises:
         PortBusy: Something else listens on one of its ports.
@@ -156,7 +161,7 @@ def describe_start(server: TritonServer, timeout_s: float) -> Step:
         ready, end = outcome.ready, outcome.kind
     except _Waits:
         ready, end = False, "stuck"
-    elapsed, found = time.monotonic() - begin, explain_log(server.log_path)
+    elapsed, found = time.monotonic() - begin, explain_log(server.log_path, findings)
     facts = {"kind": end, "ready_s": elapsed if ready else None, "log": str(server.log_path), "triton": found.triton}
     if ready:
         return Step("start", "ok", f"ready after {elapsed:.1f} s", facts=facts)

@@ -192,9 +192,15 @@ class Explanation:
             return f"the server gave up; the cause is not known from this log: {why}"
         if self.doubts:
             return f"{STATE_TEXT[self.state]}; {'; '.join(self.doubts[:2])}"
-        if self.state == "ready":
-            return "the server became ready; nothing failed"
-        return STATE_TEXT[self.state] + ("; no failure in it" if self.state != "not a log" else "")
+        ends = {"ready": "; nothing failed", "no end": "; no failure in it", "stopped": "; no failure in it"}
+        return STATE_TEXT[self.state] + ends.get(self.state, "")
+
+    @property
+    def summary(self) -> Cause:
+        """A start that failed without a known cause, in one."""
+        lines = [(each.line, each.text) for each in self.unknown] or [(row.line, row.what) for row in self.moments]
+        line, text = lines[0] if lines else (0, "")
+        return Cause(code="", title=self.headline, model="", says=text, line=line, time_s=None)
 
     @property
     def exit_code(self) -> int:
@@ -265,14 +271,15 @@ def diagnose(
     # without any failure that it follows from, a consequence is all that there is
     found = _roots(seen) or [each for each in seen if each.kind in FAILURES and each.kind != "died"]
     roots, healed = _healed(found, seen)
-    causes = [_cause(each, context) if whole or not _is_absent(each) else _half_seen(each) for each in roots]
+    causes = [_half_seen(each) if _is_half(each, whole=whole) else _cause(each, context) for each in roots]
     mentioned = [each for each in seen if each.kind in ("printed", "warned", "died") and each not in roots]
     if not roots:  # of a start that failed they are the same again
         mentioned += [each for each in seen if each.kind == "exception" and each.fault]
     notices = _unique([_cause(each, context) for each in (*healed, *mentioned)])
     notices = [each for each in notices if each.code not in {cause.code for cause in causes}]
     state = _state(seen)
-    raw = () if roots else [each for each in seen if each.kind == "exception" and not each.fault]
+    # what has no words of the catalogue and no cause that explains it
+    raw = [each for each in seen if not each.fault and each.kind in ("exception", "incomplete") and not roots]
     return Explanation(
         state=state,
         causes=tuple(_unique(causes)),
@@ -323,6 +330,8 @@ def _is_parser_of_next(each: LogEvent, following: Sequence[LogEvent]) -> bool:
 def _roots(seen: Sequence[LogEvent]) -> list[LogEvent]:
     """Return the failures that follow from no other failure."""
     broken = {each.model for each in seen if each.kind in ("refused", "failed", "stub") and each.model}
+    # what an ensemble lacks is told as that ensemble's failure
+    told = broken.union(*(_missing(each) for each in seen if _is_absent(each)))
     roots = list[LogEvent]()
     for each in seen:
         if each.kind not in FAILURES or (each.kind == "died" and _is_told_by_load(each, seen)):
@@ -332,7 +341,7 @@ def _roots(seen: Sequence[LogEvent]) -> list[LogEvent]:
             if quoted and quoted.model not in broken:  # its own failure stands in a part that is missing
                 roots.append(_first_reason(quoted, seen))
                 broken.add(quoted.model)
-        elif not _follows(each, broken):
+        elif not _follows(each, broken) and not (_is_not_there(each) and each.model in told):
             roots.append(_first_reason(each, seen))
     return roots
 
@@ -350,19 +359,29 @@ def _healed(roots: Sequence[LogEvent], seen: Sequence[LogEvent]) -> tuple[list[L
 
 
 def _follows(each: LogEvent, broken: set[str]) -> bool:
-    """Return whether an ensemble lacks a model that was itself refused, or such a model is called absent."""
-    if each.fault is not None and each.fault.code == NOT_THERE:
-        return each.model in broken
-    missing = {name.strip() for name in each.values.get("missing", "").split(",")}
-    return _is_absent(each) and bool(missing & broken)
+    """Return whether an ensemble lacks a model that was itself refused."""
+    return _is_absent(each) and bool(_missing(each) & broken)
+
+
+def _missing(each: LogEvent) -> set[str]:
+    return {name.strip() for name in each.values.get("missing", "").split(",")}
+
+
+def _is_not_there(each: LogEvent) -> bool:
+    return each.fault is not None and each.fault.code == NOT_THERE
 
 
 def _is_absent(each: LogEvent) -> bool:
     return each.fault is not None and each.fault.code == ABSENT
 
 
+def _is_half(each: LogEvent, *, whole: bool) -> bool:
+    """Return whether the model that another one lacks may have failed in a part of the log that is missing."""
+    return each.fault is DEPENDS or (_is_absent(each) and not whole)
+
+
 def _half_seen(each: LogEvent) -> Cause:
-    missing = each.values.get("missing", "a model").strip()
+    missing = (each.values.get("missing") or each.values.get("step") or "a model").strip()
     return Cause(
         code="",
         title=f"it lacks {missing}: absent, or refused in the part of the log that is missing",
@@ -438,9 +457,12 @@ def _cause(each: LogEvent, context: Context) -> Cause:
 
 
 def _unique(causes: Sequence[Cause]) -> list[Cause]:
+    """Return each cause once: of a fault that a model's load names, what a process said of it before is the same."""
+    named = {cause.code for cause in causes if cause.code and cause.model}
     kept: dict[tuple[str, str, str], Cause] = {}
     for cause in causes:
-        kept.setdefault((cause.code, cause.model, "" if cause.known else cause.says), cause)
+        if cause.model or cause.code not in named:
+            kept.setdefault((cause.code, cause.model, "" if cause.known else cause.says), cause)
     return list(kept.values())
 
 

@@ -8,9 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
 
-from ensemblekit.faults.catalogue import DEPENDS, HARMLESS, look_up, may_be_known
+from ensemblekit.faults.catalogue import DEPENDS, ENGINE_STARTS, HARMLESS, OF_ENGINES, look_up, may_be_known, release_of
 from ensemblekit.faults.fault import Context, Fault
-from ensemblekit.faults.log import STUB_NAME, LogLine, Printed, without_controls
+from ensemblekit.faults.log import (
+    FAILED,
+    LOADED,
+    LOADING,
+    REFUSED,
+    STUB_NAME,
+    UNLOADED,
+    UNLOADING,
+    LogLine,
+    Printed,
+    without_controls,
+)
 
 __all__ = ["BANNER", "BEGINNING", "EventReader", "Kind", "LogEvent", "with_fault"]
 
@@ -65,13 +76,11 @@ class LogEvent:
 
 
 _STEPS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("loading", re.compile(r"^loading: (.+):\d+$")),
-    ("loaded", re.compile(r"^successfully loaded '([^']+)'")),
-    ("unloading", re.compile(r"^unloading: (.+):\d+$")),
-    ("unloaded", re.compile(r"^successfully unloaded '([^']+)'")),
+    ("loading", LOADING),
+    ("loaded", LOADED),
+    ("unloading", UNLOADING),
+    ("unloaded", UNLOADED),
 )
-_REFUSED = re.compile(r"^Poll failed for model directory '([^']*)': ")
-_FAILED = re.compile(r"^failed to load '([^']+)' version -?\d+: (.*)$", re.DOTALL)
 _INSTANCE = re.compile(r"^(?:ERROR: )?Failed to create instance: (.*)$", re.DOTALL)
 _STUB = re.compile(r"^ *Failed to (?:pre)?initialize Python stub[^:]*: (.*)$", re.DOTALL)
 _LISTENS = re.compile(r"^Started (HTTPService|GRPCInferenceService) at ")
@@ -88,11 +97,9 @@ _VLLM = re.compile(
     r"^(?:\([\w ]+pid=\d+\) ?)?(?:(?:ERROR|WARNING|INFO) \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]+\]|[\w.]+:\d+\]) ?)?"
 )
 _EXCEPTION = re.compile(r"^((?:[A-Za-z_]\w*\.)*[A-Z]\w*)(?:: (.*))?$")
-_ENGINE = re.compile(r"Initializing an? (?:V\d )?LLM engine")
 _SAID = re.compile(r"^(?:\([^)]*\) ?)?(?:\[[\w-]+\] ?)?\[?(?:ERROR|FATAL|CRITICAL)\b")
 _ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|["\\/bfnrt])')
-# minor versions: that of 21.03, that of two releases (2.59.0 and 2.59.1 are 25.06 and 25.07), the last that is known
-FIRST_MINOR, TWICE, LAST_MINOR = 8, 59, 64
+REQUEST_FAILED = "Failed to process the request"
 STOP_SIGNALS = ("2", "15")
 GIVING_UP = "internal - failed to load all models"
 # among the first lines of every start, with a GPU, without one, and in NVIDIA's images
@@ -104,7 +111,6 @@ BEGINNING = (
 # printed by whatever process: its server cannot go on; a model's process (stub) or an engine died
 START_CODES = frozenset({"S411", "S413", "S414", "S459", "C501", "C502", "C503", "C504", "C505"})
 OF_A_PROGRAM = frozenset({"S402", "S458"})  # of the server, or of one of its models' processes
-OF_ENGINES = frozenset({"S401", "S417", "S420", "S421", "T308", "T309"})  # said by a model with an engine on the GPU
 DEATH_CODES = frozenset({"S409", "S443"})
 HANGS = frozenset({"S402", "S456", "S457"})  # of a model's process: the server waits for it without limit
 
@@ -120,20 +126,6 @@ def plain(message: str) -> str:
     return without_controls(_ESCAPE.sub(lambda match: str(json.loads(f'"{match[0]}"')), message))
 
 
-def release_of(triton: str) -> str:
-    """Return the release of a server's version, empty if that is not known: one minor version a month since 2.8.
-
-    >>> release_of("2.49.0"), release_of("2.60.0"), release_of("")
-    ('24.08', '25.08', '')
-    """
-    match = re.match(r"2\.(\d+)\.", triton)
-    minor = int(match[1]) if match else 0
-    if not FIRST_MINOR <= minor <= LAST_MINOR:
-        return ""
-    months = 21 * 12 + 2 + minor - FIRST_MINOR + (minor > TWICE)
-    return f"{months // 12}.{months % 12 + 1:02}"
-
-
 class EventReader:
     """Turns entries and printed lines into events, and remembers what may decide between causes.
 
@@ -142,9 +134,9 @@ class EventReader:
         began: Whether the log holds the beginning of the present start.
     """
 
-    def __init__(self) -> None:
-        """Know nothing yet."""
-        self.triton = ""
+    def __init__(self, findings: frozenset[tuple[str, str]] = frozenset()) -> None:
+        """Know nothing yet but what lint found in the repository at hand: models and codes."""
+        self.triton, self._findings = "", findings
         self._trace: LogEvent | None = None  # where a printed traceback began
         self.start_over()
 
@@ -163,7 +155,7 @@ class EventReader:
     def context(self) -> Context:
         """What the log says beside the words of a failure."""
         engines = max(1, len(self._engines)) if self._loads else None
-        return Context(engines=engines, backends=self._backends, release=release_of(self.triton))
+        return Context(engines, self._backends, self._findings, release_of(self.triton))
 
     def __call__(self, item: LogLine | Printed) -> Iterator[LogEvent]:
         """Yield what an item says: mostly nothing or one event."""
@@ -189,7 +181,7 @@ class EventReader:
         if text.startswith("|"):
             yield from self._of_row(item)
             return
-        if _ENGINE.search(text):
+        if ENGINE_STARTS.search(text):
             self._engines.add(f"line {item.number}")
         if _TRACE in text:
             self._trace = LogEvent("exception", item.number, None, text.strip()[:EXCERPT])
@@ -259,7 +251,7 @@ def _of_entry(entry: LogLine) -> Iterator[LogEvent]:
         yield with_fault("stub", entry.number, entry.time_s, match[1], "")
     elif _LISTENS.match(text):
         yield LogEvent("listening", entry.number, entry.time_s, text)
-    elif entry.level != "I":
+    elif entry.level != "I" or text.startswith(REQUEST_FAILED):  # which a stub writes with level I
         yield from _of_error(entry, text)
 
 
@@ -274,9 +266,9 @@ def _of_error(entry: LogLine, text: str) -> Iterator[LogEvent]:
     number, time_s = entry.number, entry.time_s
     if _SUM.search(text):
         yield LogEvent("incomplete", number, time_s, text)
-    elif match := _REFUSED.match(text):
+    elif match := REFUSED.match(text):
         yield with_fault("refused", number, time_s, text, match[1])
-    elif match := _FAILED.match(text):
+    elif match := FAILED.match(text):
         yield with_fault("failed", number, time_s, text, match[1])
     elif match := _INSTANCE.match(text):
         yield with_fault("stub", number, time_s, match[1], "")

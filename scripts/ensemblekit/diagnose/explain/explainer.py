@@ -38,9 +38,9 @@ NARROW = 0.012  # of the whole time a letter takes; a bar that is narrower than 
 class Explainer:
     """Takes a log line by line and can say at any time what it holds so far."""
 
-    def __init__(self) -> None:
-        """Begin with an empty log."""
-        self._clean, self._entries_of, self._read = LineCleaner(), EntryReader(), EventReader()
+    def __init__(self, findings: frozenset[tuple[str, str]] = frozenset()) -> None:
+        """Begin with an empty log, and with what lint found in the repository at hand: models and codes."""
+        self._clean, self._entries_of, self._read = LineCleaner(), EntryReader(), EventReader(findings)
         self._lines = self._entries = self._left_out = 0
         self._starts, self._ended, self._stepped = 1, False, False
         self._seen: list[LogEvent] = []
@@ -51,7 +51,7 @@ class Explainer:
     def feed(self, raw: str) -> list[LogEvent]:
         """Take the next line of the log and return what it says, mostly nothing."""
         self._lines += 1
-        if self._idle(raw):
+        if "&" not in raw and not self._clean.begun and self._idle(raw):
             return []
         new = list[LogEvent]()
         for line in self._clean(raw):
@@ -88,7 +88,8 @@ class Explainer:
 
     def _begin_again(self) -> None:
         """Close a start: what follows is of the next one."""
-        for cause in self._diagnosis().causes:
+        found = self._diagnosis()
+        for cause in found.causes or ([found.summary] if found.exit_code else []):
             if len(self._earlier) < KEPT_EARLIER:
                 self._earlier.setdefault((cause.code, cause.model or cause.says), cause)
         self._seen, self._unknown, self._said, self._left_out = [], {}, {}, 0
@@ -157,26 +158,31 @@ def _says_nothing(raw: str) -> bool:
     return not may_be_known(raw)
 
 
-def explain_lines(lines: Iterable[str]) -> Explanation:
+def explain_lines(lines: Iterable[str], findings: frozenset[tuple[str, str]] = frozenset()) -> Explanation:
     """Return what the lines of a log say; colours and container prefixes are taken off.
 
     Args:
         lines: The log's lines, whole or cut at either end.
+        findings: Models and codes that lint found in the server's repository; they decide between causes.
     """
-    explainer = Explainer()
+    explainer = Explainer(findings)
     for line in lines:
         explainer.feed(line)
     return explainer.result()
 
 
-def explain_log(path: Path) -> Explanation:
+def explain_log(path: Path, findings: frozenset[tuple[str, str]] = frozenset()) -> Explanation:
     """Return what a log says.
+
+    Args:
+        path: The log.
+        findings: As of `explain_lines`.
 
     Raises:
         ParameterError: It cannot be read.
     """
     with open_log(path) as file:
-        return explain_lines(lines_of(file))
+        return explain_lines(lines_of(file), findings)
 
 
 def plot_explanation(found: Explanation) -> "Figure":

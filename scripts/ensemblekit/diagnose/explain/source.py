@@ -50,14 +50,18 @@ _CURLY_QUOTES = str.maketrans({0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'
 
 
 class LineCleaner:
-    """Takes wrappings, prefixes and colours from lines; learns from Triton's entries which of them the log has."""
+    """Takes wrappings, prefixes and colours from lines; learns from Triton's entries which of them the log has.
+
+    Attributes:
+        begun: The first part of a line that was split.
+    """
 
     def __init__(self) -> None:
         """Know no form yet."""
         self._known: list[re.Pattern[str]] = []
         self._shapes = Counter[str]()
         self._json = self._pretty = False
-        self._begun = ""  # the first part of a line that was split
+        self.begun = ""
 
     def __call__(self, raw: str) -> list[str]:
         """Return what a line of the file holds: one line mostly, none or several of one that is wrapped."""
@@ -76,9 +80,9 @@ class LineCleaner:
             self._learn(line[: match.start()])
         line, whole = self._strip(line)
         if not whole:
-            self._begun += line
+            self.begun += line
             return []
-        line, self._begun = self._begun + line, ""
+        line, self.begun = self.begun + line, ""
         return [line.translate(_CURLY_QUOTES)]
 
     def _strip(self, line: str) -> tuple[str, bool]:
@@ -130,7 +134,7 @@ class LineCleaner:
         if not self._json or not text:
             return None
         if docker and len(text) >= DOCKER_SPLITS_AT and not text.endswith("\n"):
-            self._begun += text
+            self.begun += text
             return ""
         return text
 
