@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensemblekit.diagnose.lint.autocomplete import Model, complete
-from ensemblekit.diagnose.lint.decoupled import check_streams
 from ensemblekit.diagnose.lint.ensemble_steps import check_dependencies, check_mapping, circle
-from ensemblekit.diagnose.lint.environment import check_numpy
-from ensemblekit.diagnose.lint.files import check_files, check_paths
+from ensemblekit.diagnose.lint.files import check_files, check_numpy, check_paths
 from ensemblekit.diagnose.lint.findings import Finding, LintReport, make_finding
+from ensemblekit.diagnose.lint.graph import check_streams
 from ensemblekit.diagnose.lint.load import (
     check_backend,
     check_tensors,

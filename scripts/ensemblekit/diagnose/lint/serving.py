@@ -8,9 +8,8 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
-from ensemblekit.diagnose.lint.decoupled import is_decoupled
 from ensemblekit.diagnose.lint.findings import Finding, make_finding
-from ensemblekit.diagnose.lint.graph import STEPS
+from ensemblekit.diagnose.lint.graph import STEPS, is_decoupled
 from ensemblekit.diagnose.lint.load import engine_arguments, loaded_versions
 from ensemblekit.repository.read import read_bytes
 from ensemblekit.repository.textproto import Source
