@@ -122,4 +122,8 @@ CASES = (
     Case("T311-template-in-a-string", "lint", why="Triton says nothing; what happens is the model's own"),
     Case("T312-version-v2", "ask"),
     Case("T313-onnx-in-the-vllm-image", "lint", why="the embedded servers have no more backends in any flavour"),
+    Case("T314-config-in-the-root", "lint", why="Triton says nothing of it"),
+    Case("T315-code-outside", "ask"),
+    Case("T316-key-twice", "ask"),
+    Case("T317-none-over-batches", "ask"),
 )

@@ -164,6 +164,25 @@ def test_batches_over_none_work_one_by_one_only(trapped: TritonServer) -> None:
     assert (match["model"], match["step"]) == ("batches_over_none", "echo")
 
 
+def test_batches_over_an_ensemble_without_are_refused_by_the_step(trapped: TritonServer) -> None:
+    one, _ = ask(trapped, "none_over_batches/infer", _infer(1))
+    two, body = ask(trapped, "none_over_batches/infer", _infer(2))
+
+    trap = _trap("T317")
+    assert (one, two) == (200, trap.fault.status)
+    assert "unexpected shape for input 'IN' for model 'echo_in_eights'. Expected [-1,1], got [2]" in body["error"]
+
+
+@pytest.mark.parametrize("model", ["code_outside", "key_twice"])
+def test_code_outside_the_folder_runs_and_the_last_of_two_keys_counts(model: str, trapped: TritonServer) -> None:
+    tensor = {"name": "TEXT" if model == "key_twice" else "IN", "datatype": "BYTES", "shape": [1], "data": ["hi"]}
+
+    status, body = ask(trapped, f"{model}/infer", {"inputs": [tensor]})
+
+    assert status == 200
+    assert body["outputs"][0]["data"] == ["hi"]  # type: ignore[index]
+
+
 def test_server_without_exit_on_error_is_ready_without_the_model(trapped: TritonServer) -> None:
     status, body = ask(trapped, "half_ready/infer", _infer(1))
 

@@ -8,7 +8,8 @@ import pytest
 
 from ensemblekit.errors import ServerExited
 from ensemblekit.gpu import visible_gpus
-from ensemblekit.repository.config import place_on_gpus, read_config, write_config
+from ensemblekit.repository.config import place_on_gpus, write_config
+from ensemblekit.repository.read import read_config
 from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
 
 pytestmark = pytest.mark.server

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ensemblekit.paths import repo_root
-from ensemblekit.repository.config import ensemble_steps, read_config
+from ensemblekit.repository.config import ensemble_steps
+from ensemblekit.repository.read import read_config
 from tests.unit import backend_support
 from tests.unit.backend_support import Request, Sender
 

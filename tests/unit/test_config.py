@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.errors import RepositoryError
-from ensemblekit.repository.config import ensemble_steps, read_config, set_parameter, write_config
+from ensemblekit.repository.config import ensemble_steps, set_parameter, write_config
+from ensemblekit.repository.read import read_config
 from tests.conftest import DATA
 
 

@@ -14,7 +14,7 @@ from ensemblekit.assets.store import sha256_of
 from ensemblekit.assets.weights import ModelSource
 from ensemblekit.errors import OutOfGpuMemory, RepositoryError, UnsupportedMachine
 from ensemblekit.paths import repo_root
-from ensemblekit.repository.config import read_config
+from ensemblekit.repository.read import read_config
 from ensemblekit.repository.stage import StagedRepository, engine_environment, stage_repository
 from tests.conftest import DATA
 from tests.fake_nvidia_smi import UUIDS

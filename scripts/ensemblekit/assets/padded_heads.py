@@ -67,9 +67,7 @@ def splittable_checkpoint(source: ModelSource, parts: int) -> ModelSource:
 def _pad(original: Path, heads: tuple[int, int], draft: Path) -> None:
     command = [sys.executable, "-P", _add_idle_heads.__file__, str(original), *map(str, heads), str(draft)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment
-    )  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
     if done.returncode:
         raise KitError(
             f"add idle heads to {original}",

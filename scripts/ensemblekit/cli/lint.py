@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from ensemblekit.diagnose.lint.findings import LintReport
-from ensemblekit.diagnose.lint.fix import corrections
+from ensemblekit.diagnose.lint.fix import corrections, obstacles
 from ensemblekit.diagnose.lint.output import as_json, as_sarif, show_report
 from ensemblekit.diagnose.lint.run import lint_repository
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import KitError, ParameterError
 from ensemblekit.releases import FLAVOURS, Flavour
 
 __all__ = ["lint"]
@@ -81,11 +81,20 @@ def _correct(report: LintReport, *, ask: bool) -> bool:
     status = Console(stderr=True)
     for correction in made:
         status.print(correction.diff, markup=False, highlight=False, soft_wrap=True)
+    for words in obstacles(report):
+        status.print(words, markup=False, highlight=False, soft_wrap=True)
     if not made:
         status.print("Nothing here can be corrected without knowing what was meant.")
         return False
     if ask and not typer.confirm(f"Make {len(made)} of these changes?" if len(made) > 1 else "Make this change?"):
         return False
     for correction in made:
-        correction.apply()
+        try:
+            correction.apply()
+        except OSError as error:
+            raise KitError(
+                f"correct {correction.path}",
+                found=error.strerror or str(error),
+                hint="give yourself the right to write there, or make the change of the diff by hand",
+            ) from None
     return True

@@ -175,4 +175,41 @@ SERVE_FAULTS = (
         link=links.VLLM_BACKEND,
         silent=True,
     ),
+    Fault(
+        "T314",
+        "a config.pbtxt that is not read",
+        severity="warning",
+        cause="Triton reads the config.pbtxt of each folder below the repository. This one stands in the repository "
+        "itself, and nothing is said about it.",
+        fix="Move it into the folder of its model, beside the version folders, or remove it.",
+        link=links.REPOSITORY,
+    ),
+    Fault(
+        "T315",
+        "a file outside the model's folder",
+        severity="warning",
+        cause="The server follows the path and runs or reads what is there. lint does not open it: a repository from "
+        "elsewhere could name any file of this machine.",
+        fix="Put the file into the model's folder and name it there.",
+        link=links.REPOSITORY,
+    ),
+    Fault(
+        "T316",
+        "a map key that stands twice",
+        severity="warning",
+        cause="Of two entries with one key in a map only the last counts, and Triton says nothing.",
+        fix="Remove one of them, or give it the key that was meant.",
+        link=links.CONFIGURATION,
+    ),
+    Fault(
+        "T317",
+        "an ensemble that does not batch over a step that does",
+        severity="warning",
+        status=400,
+        cause="The ensemble has max_batch_size 0: each of its requests reaches the step as a batch of one, and the "
+        "size that varies in the ensemble is not that batch. It loads without a word, and larger requests are refused.",
+        fix="Give the ensemble the step's max_batch_size and the step's dims.",
+        link=links.BATCHING,
+        silent=True,
+    ),
 )

@@ -11,7 +11,8 @@ from matplotlib.patches import FancyBboxPatch
 from ensemblekit.clients.grpc import Answer
 from ensemblekit.faults.log import LogLine, ModelLoad
 from ensemblekit.faults.start_phases import PHASES
-from ensemblekit.repository.config import ensemble_steps, read_config
+from ensemblekit.repository.config import ensemble_steps
+from ensemblekit.repository.read import read_config
 from ensemblekit.repository.stage import StagedRepository
 from ensemblekit.servers.outcome import StartOutcome
 

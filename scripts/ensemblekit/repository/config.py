@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read and write config.pbtxt with Triton's own protobuf schema."""
+"""Change and write a model's config, with Triton's own protobuf schema."""
 
 from pathlib import Path
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from ensemblekit.errors import RepositoryError
+from ensemblekit.repository.read import read_config
+from ensemblekit.repository.textproto import to_text
 
 __all__ = [
     "EnsembleStep",
@@ -19,37 +19,13 @@ __all__ = [
 ]
 
 
-def read_config(path: Path) -> model_config_pb2.ModelConfig:
-    """Return a model's configuration.
-
-    Args:
-        path: A config.pbtxt, or the model folder that holds one.
-
-    Raises:
-        RepositoryError: There is no such file, or it is not valid; the error names line and column.
-    """
-    file = path / "config.pbtxt" if path.is_dir() else path
-    try:
-        return text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
-    except text_format.ParseError as error:
-        raise RepositoryError(
-            f"read {file}", found=str(error), hint="compare the line with Triton's model_config.proto"
-        ) from error
-    except OSError as error:
-        raise RepositoryError(
-            f"read {file}",
-            found=str(error),
-            hint="a model folder holds config.pbtxt and one folder per version",
-        ) from error
-
-
 def write_config(config: model_config_pb2.ModelConfig, path: Path) -> None:
     """Write a configuration as text.
 
     Raises:
         OSError: The file cannot be written.
     """
-    path.write_text(text_format.MessageToString(config))
+    path.write_text(to_text(config))
 
 
 def set_parameter(config: model_config_pb2.ModelConfig, name: str, value: str) -> None:
@@ -95,7 +71,7 @@ def placement_text(replicas: int) -> str:
     """
     config = model_config_pb2.ModelConfig()
     place_on_gpus(config, replicas)
-    return str(text_format.MessageToString(config)).rstrip()
+    return to_text(config).rstrip()
 
 
 class EnsembleStep:

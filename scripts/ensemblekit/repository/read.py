@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a model repository from the disk as Triton's poll sees it, and say what is no repository at all."""
+"""Read a model repository from the disk as Triton's poll sees it, and say what is no repository at all.
+
+A repository may come from anywhere: nothing but regular files is opened, and no more of them read than a limit.
+"""
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,15 +14,67 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import ParameterError, RepositoryError
 from ensemblekit.repository.textproto import Source
 
-__all__ = ["CONFIG_NAME", "ModelFolder", "Problem", "read_repository"]
+__all__ = ["CONFIG_NAME", "ModelFolder", "Problem", "read_bytes", "read_config", "read_repository", "unreadable"]
 
 CONFIG_NAME = "config.pbtxt"
 MAXIMUM_CONFIG_BYTES = 2**20  # a config has a few kilobytes; what is larger is some other file under its name
+MAXIMUM_BYTES = 16 * 2**20  # of any other file that is read: code, JSON
 _POSITION = re.compile(r"^(\d+):(\d+) ?: ?(.*)$", re.DOTALL)
 _OTHER_FILES = {"warmup", "initial_state"}  # folders of a model that Triton knows and that are no versions
+
+
+def unreadable(path: Path, limit: int = MAXIMUM_BYTES) -> str:
+    """Return why a file is not read: a pipe or a device would be read for ever; empty if it can be, or is not there.
+
+    Args:
+        path: The file; a link is followed.
+        limit: The most bytes that are read.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    if not stat.S_ISREG(found.st_mode):
+        return "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device, no regular file"
+    return f"{found.st_size:,} bytes: too large" if found.st_size > limit else ""
+
+
+def read_bytes(path: Path, limit: int = MAXIMUM_BYTES) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        OSError: It is not there, no regular file, larger than the limit, or cannot be read.
+    """
+    if reason := unreadable(path, limit):
+        raise OSError(f"{path}: {reason}")
+    # what was a file a moment ago may be a pipe now: opening it must not wait, and the limit holds all the same
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        return file.read(limit + 1)[:limit]
+
+
+def read_config(path: Path) -> model_config_pb2.ModelConfig:
+    """Return a model's configuration.
+
+    Args:
+        path: A config.pbtxt, or the model folder that holds one.
+
+    Raises:
+        RepositoryError: There is no such file, or it is not valid; the error names line and column.
+    """
+    file = path / CONFIG_NAME if path.is_dir() else path
+    try:
+        return text_format.Parse(read_bytes(file, MAXIMUM_CONFIG_BYTES), model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        hint = "compare the line with Triton's model_config.proto"
+        raise RepositoryError(f"read {file}", found=str(error), hint=hint) from error
+    except (OSError, UnicodeDecodeError) as error:
+        hint = "a model folder holds config.pbtxt and one folder per version"
+        raise RepositoryError(f"read {file}", found=str(error), hint=hint) from error
 
 
 @dataclass(frozen=True)
@@ -78,6 +134,11 @@ class ModelFolder:
         except OSError:
             return frozenset()
 
+    def inside(self, *parts: str) -> Path | None:
+        """Return a path below the folder, joined as Triton does; None if it leaves the folder."""
+        relative = os.path.normpath("./" + "/".join(parts))
+        return None if relative.split("/")[0] == ".." else self.path / relative
+
     def deeper_configs(self) -> tuple[Path, ...]:
         """Return the config.pbtxt files one and two levels too deep."""
         found = [*self.path.glob(f"*/{CONFIG_NAME}"), *self.path.glob(f"*/*/{CONFIG_NAME}")]
@@ -93,7 +154,7 @@ def read_repository(repository: Path) -> tuple[tuple[ModelFolder, ...], tuple[Pa
     entries = _entries(repository)
     broken = tuple(entry for entry in entries if entry.is_symlink() and not _leads_somewhere(entry))
     folders = [entry for entry in entries if entry not in broken and entry.is_dir()]
-    if (repository / CONFIG_NAME).is_file():
+    if (repository / CONFIG_NAME).is_file() and not any((folder / CONFIG_NAME).is_file() for folder in folders):
         raise _unusable(
             repository,
             f"a {CONFIG_NAME} beside the folders: this is one model, not a repository",
@@ -151,18 +212,18 @@ def _unusable(path: Path, found: str, hint: str) -> ParameterError:
 
 
 def _read_folder(path: Path) -> ModelFolder:
+    file = path / CONFIG_NAME
     try:
         subfolders = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
-        file = path / CONFIG_NAME
-        if not file.is_file():
+        if not file.exists():
             return ModelFolder(path.name, path, None, None, "", subfolders)
-        large = file.stat().st_size > MAXIMUM_CONFIG_BYTES
-        content = b"" if large else file.read_bytes()
+        reason = unreadable(file, MAXIMUM_CONFIG_BYTES)
+        content = b"" if reason else read_bytes(file, MAXIMUM_CONFIG_BYTES)
     except PermissionError as error:
         raise _forbidden(Path(error.filename or path)) from None
-    if large:
-        problem = Problem(f"{file.stat().st_size:,} bytes: too large for a config, some other file", None)
-        return ModelFolder(path.name, path, None, problem, "", subfolders)
+    if reason:
+        more = " for a config, some other file" if reason.endswith("large") else ""
+        return ModelFolder(path.name, path, None, Problem(f"{reason}{more}", None), "", subfolders)
     text = content.decode("utf-8", errors="replace")
     config, parse_problem = _parse(content, text)
     return ModelFolder(path.name, path, config, parse_problem, text, subfolders)

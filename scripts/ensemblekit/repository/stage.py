@@ -15,8 +15,9 @@ from ensemblekit.assets.weights import ModelSource
 from ensemblekit.errors import RepositoryError, UnsupportedMachine
 from ensemblekit.gpu import Gpu, require_gpus, visible_gpus
 from ensemblekit.paths import cache_dir, repo_root
-from ensemblekit.repository.config import place_on_gpus, read_config, set_parameter, write_config
+from ensemblekit.repository.config import place_on_gpus, set_parameter, write_config
 from ensemblekit.repository.gpu_memory import gpus_per_engine, memory_fraction, model_need, require_divisible_heads
+from ensemblekit.repository.read import CONFIG_NAME, read_bytes, read_config
 
 __all__ = ["ENGINE_ARGUMENTS", "ENGINE_ENVIRONMENT", "StagedRepository", "engine_environment", "stage_repository"]
 
@@ -27,7 +28,7 @@ CORES_PER_PREPROCESS, MOST_PREPROCESS = 4, 4  # beside a GPU: one process prepar
 # and the pinned model's first token is a close call (0.1 nat), so that the same question got another greedy answer.
 # `enforce_eager` there: compiling would cost minutes and gain nothing at this size. 2048 tokens of context bound the
 # memory; half of a GPU leaves room for a second engine beside it. Of a GPU `stage_repository` takes less than that
-# where less is free (see sizing.py).
+# where less is free (see gpu_memory.py).
 ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
     "cpu": {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 32, "seed": 0},
     "cuda": {"dtype": "bfloat16", "gpu_memory_utilization": 0.5, "max_model_len": 2048, "seed": 0},
@@ -94,7 +95,7 @@ class StagedRepository:
         Raises:
             OSError: The model has none.
         """
-        return (self.path / model / "config.pbtxt").read_text()
+        return read_bytes(self.path / model / CONFIG_NAME).decode()
 
 
 def stage_repository(

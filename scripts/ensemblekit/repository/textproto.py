@@ -9,7 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Field", "Key", "Source"]
+from google.protobuf import text_format
+from google.protobuf.message import Message
+
+__all__ = ["Field", "Key", "Source", "to_text"]
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|\#[^\n]*)|(?P<text>"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?)|(?P<mark>[{}\[\]<>:,;])"""
@@ -19,6 +22,11 @@ _TOKEN = re.compile(
 _OPEN, _CLOSE = "{<", "}>"
 # a field's name, the index of one of several, or (subfield, its value) to choose one of several
 Key = str | int | tuple[str, str]
+
+
+def to_text(message: Message) -> str:
+    """Return a message as the text of a config.pbtxt."""
+    return str(text_format.MessageToString(message))
 
 
 @dataclass
@@ -102,6 +110,20 @@ class Source:
             if entry.value:
                 yield entry
             stack.extend(reversed(entry.fields))
+
+    def repeated_keys(self) -> Iterator[tuple[Field, Field]]:
+        """Yield the two entries of a map that have the same key, of which only the last counts."""
+        stack = [self.fields]
+        while stack:
+            fields, first = stack.pop(), dict[tuple[str, str], Field]()
+            for entry in fields:
+                stack.append(entry.fields)
+                key = next((part.value for part in entry.fields if part.name == "key"), None)
+                if key is None:
+                    continue
+                if before := first.get((entry.name, key)):
+                    yield before, entry
+                first[entry.name, key] = entry
 
     def line_of(self, offset: int) -> int:
         """Return the line, from 1, of an offset."""

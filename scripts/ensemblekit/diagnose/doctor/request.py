@@ -15,7 +15,8 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 from ensemblekit.clients.grpc import Served, stream_results
 from ensemblekit.errors import KitError, ParameterError, RequestError
 from ensemblekit.faults.catalogue import fault
-from ensemblekit.repository.config import ensemble_steps, read_config
+from ensemblekit.repository.config import ensemble_steps
+from ensemblekit.repository.read import read_config
 
 __all__ = ["build_request", "entry_model", "is_decoupled", "send", "server_config"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ensemblekit.diagnose.lint import LintReport
 from ensemblekit.errors import KitError
 from ensemblekit.paths import runs_dir
-from ensemblekit.repository.config import read_config
+from ensemblekit.repository.read import read_config
 
 __all__ = ["wasted_by"]
 

@@ -130,7 +130,10 @@ def _add_own_tensors(folder: ModelFolder, config: model_config_pb2.ModelConfig) 
     """Add what a Python model adds itself, and return whether that is known in full."""
     if not folder.versions:
         return True
-    own = own_tensors(folder.path / str(folder.versions[-1]) / config.default_model_filename)
+    file = folder.inside(str(folder.versions[-1]), config.default_model_filename)
+    if file is None:
+        return False
+    own = own_tensors(file)
     kinds = model_config_pb2.DataType
     for tensors, added in ((config.input, own.inputs), (config.output, own.outputs)):
         names = {tensor.name for tensor in tensors}

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ensemblekit.repository.read import read_bytes
+
 __all__ = ["OwnTensors", "own_tensors"]
 
 _FUNCTION = "auto_complete_config"
@@ -37,8 +39,8 @@ class OwnTensors:
 def own_tensors(file: Path) -> OwnTensors:
     """Return what the model in this file adds to its config: nothing if it has no such function."""
     try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+        tree = ast.parse(read_bytes(file))
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return OwnTensors()
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == _FUNCTION]
     if not functions:

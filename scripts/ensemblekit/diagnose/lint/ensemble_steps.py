@@ -8,8 +8,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
-from ensemblekit.diagnose.lint.findings import Finding
-from ensemblekit.diagnose.lint.found import did_you_mean, found
+from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.diagnose.lint.graph import STEPS
 from ensemblekit.diagnose.lint.load import loaded_versions
 
@@ -33,7 +32,7 @@ def check_dependencies(model: Model, models: Mapping[str, Model], failed: Mappin
         index = next(i for i, step in enumerate(steps) if step.model_name in absent)
         others = [name for name in models if name != model.name]
         refused = all(name in failed for name in absent)
-        yield found(
+        yield make_finding(
             "E201",
             model.folder,
             (*STEPS, index, "model_name"),
@@ -45,14 +44,14 @@ def check_dependencies(model: Model, models: Mapping[str, Model], failed: Mappin
     for index, step in enumerate(steps):
         at, name, version = (*STEPS, index), step.model_name, step.model_version
         if failed.get(name) == "load":
-            yield found("E209", model.folder, (*at, "model_name"), step=name)
+            yield make_finding("E209", model.folder, (*at, "model_name"), step=name)
         elif version != -1 and version not in loaded_versions(models[name]):
             have = ", ".join(str(number) for number in loaded_versions(models[name]))
             detail = f"Of {name} the version {have} would be loaded." if have else ""
             if version == 0:
                 detail += " Without `model_version`, Triton takes it for version 0."
             place = (*at, "model_version")
-            yield found("E212", model.folder, place, step=name, version=version, detail=detail.strip())
+            yield make_finding("E212", model.folder, place, step=name, version=version, detail=detail.strip())
 
 
 def circle(name: str, models: Mapping[str, Model]) -> str | None:
@@ -94,7 +93,7 @@ def check_mapping(model: Model, models: Mapping[str, Model]) -> Iterator[Finding
         size, limit = config.max_batch_size, other.config.max_batch_size
         if 0 < limit < size:
             place = ("max_batch_size",)
-            yield found("E211", model.folder, place, size=size, step=step.model_name, step_size=limit)
+            yield make_finding("E211", model.folder, place, size=size, step=step.model_name, step_size=limit)
         yield from _check_step(model, index, other, tensors)
 
 
@@ -115,14 +114,16 @@ def _check_step(model: Model, index: int, other: Model, tensors: dict[str, _Tens
             place = (*at, "input_map", ("key", name), "value")
             yield from _compare(model, place, step.input_map[name], _tensor_of(other, entry), tensors)
         elif not entry.optional and not bad:  # a misspelt key is the cause of the unmapped input
-            yield found("E204", model.folder, at, input=name, step=other.name)
+            yield make_finding("E204", model.folder, at, input=name, step=other.name)
     for key in [key for key in sorted(step.output_map) if key not in outputs and other.complete]:
         yield _bad_key("E203", model, (*at, "output_map", ("key", key)), key, step.output_map[key], other, outputs)
     for name, entry in outputs.items():
         if name in step.output_map:
             if [output.name for output in other.config.output].count(name) > 1:
                 tensor = step.output_map[name]
-                yield found("E221", model.folder, (*at, "output_map", ("key", name)), step=other.name, tensor=tensor)
+                yield make_finding(
+                    "E221", model.folder, (*at, "output_map", ("key", name)), step=other.name, tensor=tensor
+                )
             place = (*at, "output_map", ("key", name), "value")
             yield from _compare(model, place, step.output_map[name], _tensor_of(other, entry), tensors)
 
@@ -139,7 +140,9 @@ def _bad_key(
     if value in known:
         detail = f'"{value}" is the {side} of {other.name}: key and value are swapped.'
     fix = f"{other.name} has the {side}s {', '.join(known)}; use one of them as key." if known else ""
-    return found(code, model.folder, at, detail=detail, fix=fix, input=key, output=key, tensor=value, step=other.name)
+    return make_finding(
+        code, model.folder, at, detail=detail, fix=fix, input=key, output=key, tensor=value, step=other.name
+    )
 
 
 def _compare(
@@ -149,10 +152,14 @@ def _compare(
     if old.kind != new.kind:
         kinds = model_config_pb2.DataType.Name
         here, there = kinds(old.kind), kinds(new.kind)
-        yield found("E205", model.folder, at, here=here, there=there, tensor=name, origin=old.origin, step=new.origin)
+        yield make_finding(
+            "E205", model.folder, at, here=here, there=there, tensor=name, origin=old.origin, step=new.origin
+        )
     elif not _fit(old.dims, new.dims) and not _fit(old.whole, new.whole):
         here, there = _shape(old.whole), _shape(new.whole)
-        yield found("E206", model.folder, at, here=here, there=there, tensor=name, origin=old.origin, step=new.origin)
+        yield make_finding(
+            "E206", model.folder, at, here=here, there=there, tensor=name, origin=old.origin, step=new.origin
+        )
 
 
 def _fit(one: Sequence[int], other: Sequence[int]) -> bool:

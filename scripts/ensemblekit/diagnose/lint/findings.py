@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lint found, as values."""
+"""What lint found, as values, and how one is made from the catalogue and the names of the case."""
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ensemblekit.faults.catalogue import fault
 from ensemblekit.faults.fault import Fault, Severity
 from ensemblekit.releases import Flavour
+from ensemblekit.repository.read import ModelFolder
+from ensemblekit.repository.textproto import Key
 
-__all__ = ["Finding", "LintReport"]
+__all__ = ["Finding", "LintReport", "did_you_mean", "make_finding"]
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -68,6 +72,7 @@ class LintReport:
         release: The Triton release it was read for.
         flavour: The flavour; None if nobody said one, and a server with ensembles was assumed.
         assumed: What was taken for granted because nobody said it, one sentence each.
+        unseen: What was not looked at, a few words each.
         models: The models, by name.
         findings: The faults, the gravest first, then by model.
     """
@@ -76,6 +81,7 @@ class LintReport:
     release: str
     flavour: Flavour | None
     assumed: tuple[str, ...]
+    unseen: tuple[str, ...]
     models: tuple[str, ...]
     findings: tuple[Finding, ...]
 
@@ -107,3 +113,58 @@ class LintReport:
     def in_order(findings: list[Finding]) -> tuple[Finding, ...]:
         """Return findings as a report lists them: the gravest first, causes before consequences, by model."""
         return tuple(sorted(findings, key=lambda f: (_ORDER[f.severity], f.consequence, f.model, f.line or 0)))
+
+
+def make_finding(
+    code: str,
+    folder: ModelFolder,
+    at: tuple[Key, ...] = (),
+    *,
+    file: Path | None = None,
+    line: int | None = None,
+    severity: Severity | None = None,
+    detail: str = "",
+    fix: str = "",
+    consequence: bool = False,
+    says: str = "",
+    **values: object,
+) -> Finding:
+    """Return a finding.
+
+    Args:
+        code: The fault.
+        folder: The model's folder.
+        at: The path of the field in its config; the line is looked up there.
+        file: The file, if it is not the config.
+        line: The line, if it is known otherwise.
+        severity: Instead of the catalogue's.
+        detail: What is special here; stands before the catalogue's reason.
+        fix: Instead of the catalogue's.
+        consequence: Whether it follows from another finding.
+        says: Instead of the catalogue's words.
+        values: For the words that Triton will say.
+    """
+    entry = fault(code)
+    place = file or (folder.config_path if folder.has_config else folder.path)
+    return Finding(
+        code=code,
+        severity=severity or entry.severity,
+        model=folder.name,
+        file=place,
+        line=line if line or file or not at else folder.source.line(*at),
+        says=says or entry.says(model=folder.name, **values),
+        why=f"{detail} {entry.cause}".strip(),
+        fix=fix or entry.fix,
+        link=entry.link,
+        consequence=consequence or entry.consequence,
+    )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question with the nearest known word, empty if none is near.
+
+    >>> did_you_mean("text_inptu", ["text_input", "stream"])
+    ' Did you mean "text_input"?'
+    """
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f' Did you mean "{near[0]}"?' if near else ""

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The corrections that can only be meant one way, as a diff first."""
+"""The corrections that can only be meant one way, as a diff first. Nothing is written through a link."""
 
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ensemblekit.diagnose.lint.findings import Finding, LintReport
+from ensemblekit.repository.read import read_bytes
 from ensemblekit.repository.textproto import Field, Source
 
-__all__ = ["Correction", "corrections"]
+__all__ = ["Correction", "corrections", "obstacles"]
 
 _PLATFORM = 'platform: "ensemble"'
 Edit = tuple[int, int, str]
@@ -46,46 +48,73 @@ class Correction:
             OSError: The file cannot be written.
         """
         if self.before:
-            self.path.write_text(self.after)
+            flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW
+            with os.fdopen(os.open(self.path, flags), "wb") as file:
+                file.write(self.after.encode())
             return
         self.path.mkdir(parents=True)
         (self.path / ".gitkeep").touch()
 
 
 def corrections(report: LintReport) -> tuple[Correction, ...]:
-    """Return what can be corrected without asking what was meant; the rest stays for its reader.
-
-    Raises:
-        OSError: A file cannot be read any more.
-    """
+    """Return what can be corrected without asking what was meant; the rest stays for its reader."""
     edits: dict[Path, list[tuple[str, Edit]]] = {}
     folders: list[Correction] = []
     for finding in report.findings:
+        if _obstacle(finding, report.repository):
+            continue
         if finding.code == "E207" and _is_empty_ensemble(finding):
             folder = report.repository / finding.model / "1"
             folders.append(Correction(folder, (finding.code,), "", ""))
         elif maker := _EDITS.get(finding.code):
-            source = Source(finding.file.read_text())
+            source = Source(_read(finding.file))
             if edit := maker(source, finding):
                 edits.setdefault(finding.file, []).append((finding.code, edit))
     return (*(_correction(file, made) for file, made in edits.items()), *folders)
+
+
+def obstacles(report: LintReport) -> tuple[str, ...]:
+    """Return which files could not be corrected although the faults in them could, and why."""
+    fixable = [finding for finding in report.findings if finding.code in (*_EDITS, "E207")]
+    return tuple(dict.fromkeys(words for finding in fixable if (words := _obstacle(finding, report.repository))))
+
+
+def _obstacle(finding: Finding, repository: Path) -> str:
+    """Return why a finding's file is left alone, empty if it is not."""
+    file = finding.file
+    parts = (repository / part for part in (file.relative_to(repository), *file.relative_to(repository).parents))
+    if link := next((part for part in parts if part != repository and part.is_symlink()), None):
+        return f"{file} is not changed: {link} is a link, and what it leads to may belong to others"
+    if not file.is_file():
+        return ""
+    try:
+        _read(file)
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{file} is not changed, since it cannot be read: {error}"
+    return ""
+
+
+def _read(file: Path) -> str:
+    """Return a file's text with its line ends as they are."""
+    return read_bytes(file).decode()
 
 
 def _is_empty_ensemble(finding: Finding) -> bool:
     """Return whether a folder `1` is all that an ensemble lacks."""
     config = finding.file
     folder = config.parent
-    return config.is_file() and _PLATFORM in config.read_text() and not any(p.is_dir() for p in folder.iterdir())
+    return config.is_file() and _PLATFORM in _read(config) and not any(p.is_dir() for p in folder.iterdir())
 
 
 def _correction(file: Path, made: list[tuple[str, Edit]]) -> Correction:
-    text = before = file.read_text()
+    text = before = _read(file)
+    line_end = "\r\n" if "\r\n" in before else "\n"
     done: list[Edit] = []
     for _, (start, end, new) in sorted(made, key=lambda entry: entry[1], reverse=True):
         if any(start < other_end and other_start < end for other_start, other_end, _ in done):
             continue
         done.append((start, end, new))
-        text = text[:start] + new + text[end:]
+        text = text[:start] + new.replace("\n", line_end) + text[end:]
     return Correction(file, tuple(sorted({code for code, _ in made})), before, text)
 
 

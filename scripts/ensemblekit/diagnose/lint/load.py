@@ -10,8 +10,9 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
-from ensemblekit.diagnose.lint.findings import Finding
-from ensemblekit.diagnose.lint.found import did_you_mean, found
+from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
+from ensemblekit.faults import refusals
+from ensemblekit.repository.read import read_bytes, unreadable
 
 __all__ = ["check_backend", "check_tensors", "check_versions", "engine_arguments", "loaded_versions"]
 
@@ -43,7 +44,7 @@ def check_versions(model: Model) -> Iterator[Finding]:
         detail = f"The folders {', '.join(folder.subfolders)} are no versions."
     if folder.name.startswith("."):
         fix = "Remove this folder from the repository: Triton takes every folder for a model, hidden ones too."
-    yield found("E207", folder, ("version_policy",) if folder.versions else (), detail=detail, fix=fix)
+    yield make_finding("E207", folder, ("version_policy",) if folder.versions else (), detail=detail, fix=fix)
 
 
 def check_tensors(model: Model) -> Iterator[Finding]:
@@ -53,7 +54,7 @@ def check_tensors(model: Model) -> Iterator[Finding]:
             reason = _incomplete(tensor) or _badly_reshaped(tensor, batches=model.config.max_batch_size > 0)
             if reason:
                 named = f"'{tensor.name}' " if tensor.name else ""
-                yield found("E213", model.folder, (kind, index), reason=f"model {kind} {named}{reason}")
+                yield make_finding("E213", model.folder, (kind, index), reason=f"model {kind} {named}{reason}")
 
 
 def _incomplete(tensor: Any) -> str:
@@ -64,7 +65,7 @@ def _incomplete(tensor: Any) -> str:
     if not tensor.dims:
         return "must specify 'dims'"
     if any(size < 1 and size != -1 for size in tensor.dims):
-        return "dimension must be integer >= 1, or -1 to indicate a variable-size dimension"
+        return refusals.BAD_DIMENSION
     return ""
 
 
@@ -74,9 +75,9 @@ def _badly_reshaped(tensor: Any, *, batches: bool) -> str:
         return ""
     dims, shape = list(tensor.dims), list(tensor.reshape.shape)
     if not shape and not batches:
-        return "cannot have empty reshape for non-batching model as scalar tensors are not supported"
+        return refusals.EMPTY_RESHAPE
     if any(size < 1 and size != -1 for size in shape):
-        return "reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension"
+        return refusals.BAD_RESHAPE
     if -1 in dims and -1 in shape and dims.count(-1) != shape.count(-1):
         return "has different number of variable-size dimensions for dims and reshape"
     return "" if _parts(dims) == _parts(shape) else "has different size for dims and reshape"
@@ -107,28 +108,36 @@ def check_backend(model: Model, *, gpus: int | None) -> Iterator[Finding]:
     for index, group in enumerate(model.config.instance_group):
         if group.kind == _KINDS.KIND_GPU and gpus == 0:
             name = group.name or f"{model.name}_{index}"
-            yield found("E217", model.folder, ("instance_group", index, "kind"), group=name)
+            yield make_finding("E217", model.folder, ("instance_group", index, "kind"), group=name)
 
 
 def _check_python(model: Model) -> Iterator[Finding]:
+    if any(character.isspace() for character in model.name):
+        detail = f'The name "{model.name}" has a blank.'
+        yield make_finding("S456", model.folder, file=model.folder.path, detail=detail)
     for version in loaded_versions(model):
-        file = model.folder.path / str(version) / model.config.default_model_filename
+        file = model.folder.inside(str(version), model.config.default_model_filename)
+        if file is None:
+            continue  # it leaves the folder: a finding of its own
         if not file.is_file():
-            yield found("E215", model.folder, file=file.parent, path=file)
+            detail = f"It is {reason}." if (reason := unreadable(file)) else ""
+            yield make_finding("E215", model.folder, file=model.folder.path / str(version), path=file, detail=detail)
             continue
         try:
-            ast.parse(file.read_bytes())
+            ast.parse(read_bytes(file))
+        except (OSError, RecursionError, MemoryError):
+            continue  # too large to be read or understood here; `unread` says so
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None)
             reason = f"SyntaxError: {getattr(error, 'msg', error)} ({file.name}, line {line})"
-            yield found("E216", model.folder, file=file, line=line, version=version, reason=reason)
+            yield make_finding("E216", model.folder, file=file, line=line, version=version, reason=reason)
 
 
 def engine_arguments(model: Model, version: int) -> dict[str, Any] | None:
     """Return what model.json says to vLLM, None if it is missing or no JSON object."""
     try:
-        value = json.loads((model.folder.path / str(version) / "model.json").read_text())
-    except (OSError, ValueError):
+        value = json.loads(read_bytes(model.folder.path / str(version) / "model.json"))
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -136,28 +145,27 @@ def engine_arguments(model: Model, version: int) -> dict[str, Any] | None:
 def _check_vllm(model: Model) -> Iterator[Finding]:
     written = model.folder.config or model_config_pb2.ModelConfig()
     if written.max_batch_size > 0:
-        reason = f"configuration specified max_batch_size {written.max_batch_size}, but in auto-complete-config "
-        reason += f"function for model '{model.name}' specified max_batch_size 0"
-        yield found("E220", model.folder, ("max_batch_size",), reason=reason)
+        reason = refusals.BATCHES_OF_VLLM.format(size=written.max_batch_size, model=model.name)
+        yield make_finding("E220", model.folder, ("max_batch_size",), reason=reason)
     if written.HasField("model_transaction_policy") and not written.model_transaction_policy.decoupled:
-        reason = f"trying to change decoupled property in auto-complete-config for model '{model.name}', which is "
-        yield found("E220", model.folder, ("model_transaction_policy",), reason=f"{reason}already set to 'False'.")
+        reason = refusals.DECOUPLED_OF_VLLM.format(model=model.name)
+        yield make_finding("E220", model.folder, ("model_transaction_policy",), reason=reason)
     for version in loaded_versions(model):
         arguments = engine_arguments(model, version)
         file = model.folder.path / str(version) / "model.json"
         if arguments is None or "model" not in arguments:
             what = "holds no JSON object that names `model`" if file.is_file() else "is missing"
             place = file if file.is_file() else file.parent
-            yield found("E219", model.folder, file=place, reason=f"model.json {what}", detail=f"It {what}.")
+            yield make_finding("E219", model.folder, file=place, reason=f"model.json {what}", detail=f"It {what}.")
             continue
         size = arguments.get("tensor_parallel_size", 1)
         for index, group in enumerate(written.instance_group):
             if group.kind == _KINDS.KIND_GPU and isinstance(size, int) and size > 1:
-                yield found("E218", model.folder, ("instance_group", index, "kind"))
+                yield make_finding("E218", model.folder, ("instance_group", index, "kind"))
 
 
 def unknown_backend(model: Model, known: frozenset[str]) -> Iterator[Finding]:
     """Yield that the server has no backend of this name, if all it has are known."""
     if model.config.backend and model.config.backend not in known:
-        finding = found("E214", model.folder, ("backend",), backend=model.config.backend)
+        finding = make_finding("E214", model.folder, ("backend",), backend=model.config.backend)
         yield replace(finding, why=f"{did_you_mean(model.config.backend, known)} {finding.why}".strip())

@@ -36,6 +36,8 @@ def show_report(report: LintReport, console: Console, *, notes: bool = True) -> 
     console.print(f"{models} read for Triton {escape(target)}", highlight=False)
     for sentence in report.assumed:
         console.print(f"assumed: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    for words in report.unseen:
+        console.print(f"not looked at: {words}", highlight=False, markup=False, soft_wrap=True)
     console.print(_summary(report), highlight=False)
 
 
@@ -66,6 +68,8 @@ def _summary(report: LintReport) -> str:
     parts = [f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count]
     if report.loads:
         end = "a server should load all of it"
+        if report.unseen:
+            end = "nothing that lint looked at would stop a server"
     else:
         refused = sorted({finding.model for finding in report.errors if finding.model})
         end = f"a server will refuse {', '.join(refused) or 'the repository'}, and exit unless told otherwise"
@@ -84,6 +88,7 @@ def as_json(report: LintReport) -> dict[str, Any]:
         "release": report.release,
         "flavour": report.flavour,
         "assumed": list(report.assumed),
+        "not_looked_at": list(report.unseen),
         "models": list(report.models),
         "loads": report.loads,
         "findings": [_row(finding) for finding in report.findings],
@@ -92,7 +97,9 @@ def as_json(report: LintReport) -> dict[str, Any]:
 
 def as_sarif(report: LintReport) -> dict[str, Any]:
     """Return the report as a SARIF 2.1.0 log, with the catalogue's faults as its rules."""
-    codes = [entry.code for entry in FAULTS]
+    found = {finding.code: finding.fault for finding in report.findings}
+    entries = [*FAULTS, *(entry for code, entry in found.items() if entry not in FAULTS)]
+    codes = [entry.code for entry in entries]
     rules = [
         {
             "id": entry.code,
@@ -102,7 +109,7 @@ def as_sarif(report: LintReport) -> dict[str, Any]:
             "helpUri": entry.link,
             "defaultConfiguration": {"level": entry.severity},
         }
-        for entry in FAULTS
+        for entry in entries
     ]
     driver = {"name": "ensemblekit", "version": version("ensemblekit"), "rules": rules}
     results = [_result(finding, report.repository, codes.index(finding.code)) for finding in report.findings]

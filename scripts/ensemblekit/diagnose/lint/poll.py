@@ -4,18 +4,19 @@
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
-from ensemblekit.diagnose.lint.findings import Finding
-from ensemblekit.diagnose.lint.found import did_you_mean, found
+from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.diagnose.lint.graph import check_graph
-from ensemblekit.diagnose.lint.sequence import check_controls
+from ensemblekit.faults import refusals
 from ensemblekit.releases import Release
 from ensemblekit.repository.read import ModelFolder
+from ensemblekit.repository.textproto import Field
 
-__all__ = ["check_model", "check_parsing"]
+__all__ = ["check_keys", "check_model", "check_parsing"]
 
 BACKENDS = ("python", "vllm", "onnxruntime", "tensorrt", "tensorrtllm", "tensorflow", "pytorch", "openvino", "dali")
 CUSTOM_BACKENDS = ("fil", "identity", "repeat", "square")
@@ -32,6 +33,12 @@ _LATER_FIELDS = {
     "is_non_linear_format_io": ("24.07",),
 }
 _LIST_FIELDS = (("instance_group", "instance group"), ("optimization", "optimization"), ("model_warmup", ""))
+_CONTROL = model_config_pb2.ModelSequenceBatching.Control
+_SIGNALS = ("CONTROL_SEQUENCE_START", "CONTROL_SEQUENCE_END", "CONTROL_SEQUENCE_READY")
+_IDENTITY = "CONTROL_SEQUENCE_CORRID"
+_VALUES = ("int32_false_true", "fp32_false_true", "bool_false_true")
+_IDENTITY_TYPES = ("TYPE_UINT64", "TYPE_INT64", "TYPE_UINT32", "TYPE_INT32", "TYPE_STRING")
+_EITHER = "'int32_false_true', 'fp32_false_true' or 'bool_false_true'"
 
 
 def check_parsing(folder: ModelFolder, release: Release) -> Iterator[Finding]:
@@ -41,13 +48,15 @@ def check_parsing(folder: ModelFolder, release: Release) -> Iterator[Finding]:
         lines = folder.text.split("\n")
         place = (folder.problem.line or 1) - 1  # the parser's place may be behind the last line
         code = "E117" if "${" in "".join(lines[place : place + 1]) else "E116"
-        yield found(code, folder, line=folder.problem.line, detail=f"{folder.problem.reason.rstrip('.')}.", path=path)
+        yield make_finding(
+            code, folder, line=folder.problem.line, detail=f"{folder.problem.reason.rstrip('.')}.", path=path
+        )
         return
     for name, releases in _LATER_FIELDS.items():
         if release.name in releases and re.search(rf"^[^#\"]*\b{name}\b", folder.text, re.MULTILINE):
             line = folder.text[: folder.text.index(name)].count("\n") + 1
             detail = f"Triton {release.name} has no field named {name}; later releases do."
-            yield found("E116", folder, line=line, detail=detail, path=path)
+            yield make_finding("E116", folder, line=line, detail=detail, path=path)
 
 
 def check_model(model: Model, *, ensembles: bool) -> Iterator[Finding]:
@@ -62,59 +71,59 @@ def check_model(model: Model, *, ensembles: bool) -> Iterator[Finding]:
         return
     yield from _check_platform(model, ensembles)
     yield from _check_values(model)
-    yield from check_controls(model)
+    yield from _check_controls(model)
     if model.config.HasField("ensemble_scheduling") and (ensembles or not model.ensemble):
         yield from _check_scheduling(model)
     elif model.ensemble and ensembles:
-        yield found("E107", model.folder, ("platform",))
+        yield make_finding("E107", model.folder, ("platform",))
     yield from _check_cache(model.config, model.folder)
     if model.config.name != model.name:
-        yield found("E115", model.folder, ("name",), name=model.config.name)
+        yield make_finding("E115", model.folder, ("name",), name=model.config.name)
 
 
 def _no_backend(model: Model) -> Finding:
     folder = model.folder
     if folder.config is not None and folder.config.HasField("ensemble_scheduling"):
-        return found("E106", folder, ("ensemble_scheduling",))
+        return make_finding("E106", folder, ("ensemble_scheduling",))
     deeper = () if folder.has_config else folder.deeper_configs()
     if deeper:
         place = deeper[0].relative_to(folder.path.parent)
         fix = f"Move {place} to {folder.name}/config.pbtxt"
         if len(deeper[0].relative_to(folder.path).parts) == 2 and not deeper[0].parent.name.isdigit():
             fix = f"If {folder.path} is the repository, give that; else move the file up to {folder.name}/config.pbtxt"
-        return found("E119", folder, file=deeper[0], detail=f"It stands in {place}.", fix=f"{fix}.")
+        return make_finding("E119", folder, file=deeper[0], detail=f"It stands in {place}.", fix=f"{fix}.")
     fix = ""
     if folder.name.startswith((".", "__")):
         fix = "Remove this folder from the repository: Triton takes every folder for a model, hidden ones too."
-    return found("E120", folder, fix=fix)
+    return make_finding("E120", folder, fix=fix)
 
 
 def _check_platform(model: Model, ensembles: bool) -> Iterator[Finding]:
     config, folder = model.config, model.folder
     platform, backend = config.platform, config.backend
     if not backend and platform == "ensemble" and not ensembles:
-        yield found("E101", folder, ("platform",))
+        yield make_finding("E101", folder, ("platform",))
     elif not backend and platform in (*BACKENDS, *CUSTOM_BACKENDS):
         fix = f'Write `backend: "{platform}"` instead.'
         if config.HasField("ensemble_scheduling"):
             fix = 'Write `platform: "ensemble"`: this config has steps.'
-        yield found("E103", folder, ("platform",), fix=fix, platform=platform)
+        yield make_finding("E103", folder, ("platform",), fix=fix, platform=platform)
     elif not backend and platform != "ensemble":
         known = ["ensemble", *(name for names in _PLATFORMS.values() for name in names)]
-        yield found("E102", folder, ("platform",), platform=platform, detail=did_you_mean(platform, known).strip())
+        yield make_finding(
+            "E102", folder, ("platform",), platform=platform, detail=did_you_mean(platform, known).strip()
+        )
     elif backend and platform == "ensemble" and ensembles:
-        yield found("E105", folder, ("backend",), platform=platform)
+        yield make_finding("E105", folder, ("backend",), platform=platform)
     elif backend in _PLATFORMS and platform not in _PLATFORMS[backend]:
-        reason = f"unexpected 'platform' and 'backend' pair, got:{platform}, {backend}"
-        yield found("E118", folder, ("platform",), reason=reason)
+        reason = refusals.PLATFORM_AND_BACKEND.format(platform=platform, backend=backend)
+        yield make_finding("E118", folder, ("platform",), reason=reason)
 
 
 def _check_values(model: Model) -> Iterator[Finding]:
     config, folder, name = model.config, model.folder, model.config.name
     if config.max_batch_size < 0:
-        yield found(
-            "E118", folder, ("max_batch_size",), reason=f"'max_batch_size' must be non-negative value for {name}"
-        )
+        yield make_finding("E118", folder, ("max_batch_size",), reason=refusals.NEGATIVE_BATCH.format(model=name))
     batchers = (
         ("dynamic_batching", config.dynamic_batching.preferred_batch_size, "dynamic batching preferred size"),
         (
@@ -126,11 +135,11 @@ def _check_values(model: Model) -> Iterator[Finding]:
     for scheduler, sizes, words in batchers:
         if bad := [size for size in sizes if size <= 0 or size > config.max_batch_size]:
             limit = "positive" if bad[0] <= 0 else "<= max batch size"
-            yield found("E118", folder, (scheduler,), reason=f"{words} must be {limit} for {name}")
+            yield make_finding("E118", folder, (scheduler,), reason=f"{words} must be {limit} for {name}")
     dynamic = config.dynamic_batching
     if dynamic.priority_levels and not 1 <= dynamic.default_priority_level <= dynamic.priority_levels:
-        reason = f"default priority level must be in range [1, {dynamic.priority_levels}] for {name}"
-        yield found("E118", folder, ("dynamic_batching", "priority_levels"), reason=reason)
+        reason = refusals.PRIORITY.format(levels=dynamic.priority_levels, model=name)
+        yield make_finding("E118", folder, ("dynamic_batching", "priority_levels"), reason=reason)
 
 
 def _check_cache(config: model_config_pb2.ModelConfig, folder: ModelFolder) -> Iterator[Finding]:
@@ -142,8 +151,8 @@ def _check_cache(config: model_config_pb2.ModelConfig, folder: ModelFolder) -> I
     elif config.model_transaction_policy.decoupled:
         cause = "with 'decoupled' transaction policy"
     if cause:
-        reason = f"Response Cache does not currently support model {config.name} {cause}. Please disable the response"
-        yield found("E118", folder, ("response_cache",), reason=f"{reason} cache.")
+        reason = refusals.CACHE.format(model=config.name, cause=cause)
+        yield make_finding("E118", folder, ("response_cache",), reason=reason)
 
 
 def _check_scheduling(model: Model) -> Iterator[Finding]:
@@ -151,7 +160,9 @@ def _check_scheduling(model: Model) -> Iterator[Finding]:
     config, folder = model.config, model.folder
     if not model.ensemble:
         if config.backend:
-            yield found("E104", folder, ("backend",) if folder.source.find("backend") else ("ensemble_scheduling",))
+            yield make_finding(
+                "E104", folder, ("backend",) if folder.source.find("backend") else ("ensemble_scheduling",)
+            )
         return
     if config.backend:
         return  # E105 ends it
@@ -160,16 +171,83 @@ def _check_scheduling(model: Model) -> Iterator[Finding]:
         if config.HasField(field) if field == "optimization" else len(given):
             yield _not_for_ensembles(folder, field, words)
     if not config.ensemble_scheduling.step:
-        finding = found("E107", folder, ("ensemble_scheduling",))
-        yield _saying(finding, f"must specify 'step' for ensemble '{config.name}'")
+        finding = make_finding("E107", folder, ("ensemble_scheduling",))
+        yield _saying(finding, refusals.NO_STEP.format(model=config.name))
         return
-    yield from check_graph(model)
+    yield from _with_repeated_keys(model, check_graph(model))
+
+
+def _with_repeated_keys(model: Model, faults: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield the faults of the flow; where a key of a map stands twice, that is the likelier slip than another name."""
+    maps = [(one, two) for one, two in model.folder.source.repeated_keys() if two.name in ("input_map", "output_map")]
+    for finding in faults:
+        if maps:
+            first, last = maps[0]
+            why = f"{_repeated_key(first, last)} {finding.fault.cause}"
+            yield replace(finding, line=last.line, why=why, fix="Give one of the two the key that was meant.")
+        else:
+            yield finding
+
+
+def _repeated_key(first: Field, last: Field) -> str:
+    key = next(part.value for part in last.fields if part.name == "key")
+    return f'In {last.name} the key "{key}" stands twice, in lines {first.line} and {last.line}; only the last counts.'
+
+
+def check_keys(model: Model) -> Iterator[Finding]:
+    """Yield keys that stand twice in one map of a config."""
+    for first, last in model.folder.source.repeated_keys():
+        yield make_finding("T316", model.folder, line=last.line, detail=_repeated_key(first, last))
 
 
 def _not_for_ensembles(folder: ModelFolder, field: str, words: str) -> Finding:
-    finding = found("E109", folder, (field,), field=words)
-    return finding if words else _saying(finding, f"model_warmup can not be specified for ensemble '{folder.name}'")
+    finding = make_finding("E109", folder, (field,), field=words)
+    return finding if words else _saying(finding, refusals.WARMUP_OF_ENSEMBLE.format(model=folder.name))
 
 
 def _saying(finding: Finding, words: str) -> Finding:
     return replace(finding, says=words)
+
+
+def _check_controls(model: Model) -> Iterator[Finding]:
+    """Yield the first fault of a model's sequence controls, in Triton's words."""
+    if not model.config.HasField("sequence_batching"):
+        return
+    for reason in _control_reasons(model.config.sequence_batching.control_input, model.config.name):
+        yield make_finding("E118", model.folder, ("sequence_batching", "control_input"), reason=reason)
+        return
+
+
+def _control_reasons(inputs: Any, name: str) -> Iterator[str]:
+    names = [entry.name for entry in inputs]
+    if "" in names:
+        yield f"sequence batching control tensor must have a name for {name}"
+    for word in dict.fromkeys(word for word in names if names.count(word) > 1):
+        yield f"sequence batching control tensor '{word}' is specified for multiple control kinds for {name}"
+    for kind in (*_SIGNALS, _IDENTITY):
+        controls = [
+            control for entry in inputs for control in entry.control if control.kind == _CONTROL.Kind.Value(kind)
+        ]
+        if len(controls) > 1:
+            yield f"sequence batching specifies multiple {kind} tensors for {name}"
+        for control in controls[:1]:
+            yield from _identity_reasons(control, name) if kind == _IDENTITY else _signal_reasons(control, kind, name)
+
+
+def _signal_reasons(control: Any, kind: str, name: str) -> Iterator[str]:
+    given = [field for field in _VALUES if len(getattr(control, field))]
+    if not given:
+        yield f"sequence batching must specify either {_EITHER} for {kind} for {name}"
+    elif len(given) > 1:
+        listed = _EITHER.replace(" or ", " and ")
+        yield f"sequence batching specifies more than one from {listed} for {kind} for {name}"
+    elif len(getattr(control, given[0])) != 2:
+        yield f"sequence batching control '{given[0]}' must have exactly 2 entries for {kind} for {name}"
+
+
+def _identity_reasons(control: Any, name: str) -> Iterator[str]:
+    if any(len(getattr(control, field)) for field in _VALUES):
+        yield f"sequence batching must not specify either {_EITHER} for {_IDENTITY} for {name}"
+    elif model_config_pb2.DataType.Name(control.data_type) not in _IDENTITY_TYPES:
+        types = f"{', '.join(_IDENTITY_TYPES[:-1])} and {_IDENTITY_TYPES[-1]}"
+        yield refusals.CORRELATION_TYPE.format(kind=_IDENTITY, model=name, types=types)

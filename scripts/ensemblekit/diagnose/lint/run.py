@@ -6,17 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensemblekit.diagnose.lint.autocomplete import Model, complete
-from ensemblekit.diagnose.lint.decoupled import check_streams
-from ensemblekit.diagnose.lint.engines import check_engines, check_metrics
 from ensemblekit.diagnose.lint.ensemble_steps import check_dependencies, check_mapping, circle
-from ensemblekit.diagnose.lint.environment import check_numpy
-from ensemblekit.diagnose.lint.findings import Finding, LintReport
-from ensemblekit.diagnose.lint.found import found
-from ensemblekit.diagnose.lint.load import check_backend, check_tensors, check_versions, unknown_backend
-from ensemblekit.diagnose.lint.poll import check_model, check_parsing
-from ensemblekit.diagnose.lint.serving import check_late, check_template, check_version_names
-from ensemblekit.releases import Flavour, Release, default_release, get_release, has_ensembles
-from ensemblekit.repository.read import ModelFolder, read_repository
+from ensemblekit.diagnose.lint.files import check_files, check_numpy, check_paths
+from ensemblekit.diagnose.lint.findings import Finding, LintReport, make_finding
+from ensemblekit.diagnose.lint.graph import check_streams
+from ensemblekit.diagnose.lint.load import (
+    check_backend,
+    check_tensors,
+    check_versions,
+    loaded_versions,
+    unknown_backend,
+)
+from ensemblekit.diagnose.lint.poll import check_keys, check_model, check_parsing
+from ensemblekit.diagnose.lint.serving import (
+    check_engines,
+    check_late,
+    check_metrics,
+    check_template,
+    check_version_names,
+)
+from ensemblekit.errors import ParameterError, RepositoryError
+from ensemblekit.releases import Flavour, Release, default_release, get_release, has_ensembles, list_releases
+from ensemblekit.repository.read import CONFIG_NAME, ModelFolder, read_config, read_repository, unreadable
 
 __all__ = ["lint_repository"]
 
@@ -46,19 +57,49 @@ def lint_repository(
     Raises:
         ParameterError: The release is unknown, or the path is not a model repository that can be read.
     """
-    target = get_release(release or default_release())
+    target = _target(release or default_release())
     folders, broken = read_repository(repository)
     run = _Run(target, flavour, python, gpus, backends)
-    findings = [found("E121", _nobody(repository), file=link, repository=repository, path=link) for link in broken]
+    findings = [
+        make_finding("E121", _nobody(repository), file=link, repository=repository, path=link) for link in broken
+    ]
+    if (repository / CONFIG_NAME).is_file():
+        findings.append(_config_in_the_root(repository))
     findings += run.check(folders)
     return LintReport(
         repository=repository,
         release=target.name,
         flavour=flavour,
         assumed=(*([] if release else [f"release {target.name} (--release)"]), *run.assumed()),
+        unseen=tuple(run.unseen()),
         models=tuple(folder.name for folder in folders),
         findings=LintReport.in_order(findings),
     )
+
+
+def _config_in_the_root(repository: Path) -> Finding:
+    file = repository / CONFIG_NAME
+    try:
+        name = read_config(file).name
+    except RepositoryError:
+        name = ""
+    model = name or "its model"
+    detail = f"{file} belongs to no model: Triton ignores it" + (f", and there is no {name}." if name else ".")
+    fix = f"Move it to {name or 'MODEL'}/{CONFIG_NAME} and make {name or 'MODEL'}/1 beside it, if {model} is wanted."
+    return make_finding("T314", _nobody(repository), file=file, detail=detail, fix=fix)
+
+
+def _target(name: str) -> Release:
+    """Return a release of the table; of another one lint says nothing, and names the nearest."""
+    known = [release.name for release in list_releases()]
+    if name not in known:
+        nearest = next((one for one in reversed(known) if one < name), known[0])
+        raise ParameterError(
+            f"lint for Triton release {name!r}",
+            found=f"the releases that lint knows are {', '.join(known)}",
+            hint=f"use the nearest, `--release {nearest}`; what a server checks changes little between releases",
+        )
+    return get_release(name)
 
 
 def _nobody(repository: Path) -> ModelFolder:
@@ -122,8 +163,9 @@ class _Run:
             yield from unknown_backend(model, self.backends)
         yield from check_backend(model, gpus=self.gpus)
         yield from check_tensors(model)
+        yield from check_files(model)
         if self.flavour == "vllm-image" and model.config.backend not in VLLM_IMAGE_BACKENDS and self.backends is None:
-            yield found("T313", model.folder, ("backend",), backend=model.config.backend)
+            yield make_finding("T313", model.folder, ("backend",), backend=model.config.backend)
 
     def _ensembles_in_order(self) -> list[Model]:
         """Return the ensembles, inner ones before those that contain them."""
@@ -140,27 +182,45 @@ class _Run:
             return
         if back := circle(model.name, self.models):
             at = ("ensemble_scheduling", "step", ("model_name", _next_in_circle(model, back)))
-            yield found("E210", model.folder, at, step=back)
+            yield make_finding("E210", model.folder, at, step=back)
             return
         findings = list(check_dependencies(model, self.models, self.failed))
         if not any(finding.code == "E201" for finding in findings):
             findings += [*check_mapping(model, self.models), *check_streams(model, self.models)]
         findings += check_versions(model)
         # an ensemble's tensors are looked at last; incomplete ones rarely fit those of a step before
-        yield from findings or check_tensors(model)
+        yield from findings or [*check_tensors(model), *check_files(model)]
 
     def _late(self) -> Iterator[Finding]:
         for model in self.models.values():
             yield from check_template(model)
             yield from check_version_names(model)
             yield from check_metrics(model)
+            yield from check_paths(model)
+            if model.name not in self.failed:
+                yield from check_keys(model)
             if model.name not in self.failed:
                 yield from check_late(model, self.models)
         yield from check_engines(self.models)
         yield from check_numpy(self.models, self.release, self.python)
         if self.failed and len(self.failed) < len(self.folders):
             first = min(self.failed)
-            yield replace(found("T306", self.folders[first]), line=None)
+            yield replace(make_finding("T306", self.folders[first]), line=None)
+
+    def unseen(self) -> Iterator[str]:
+        """Yield what was not looked at, so that nothing is said of it."""
+        for model in self.models.values():
+            backend = model.config.backend
+            if backend and backend not in ("python", "vllm"):
+                yield f"what backend {backend} makes of {model.name}"
+            used = any(model.name in _step_names(other) for other in self.models.values())
+            if used and not model.complete:
+                yield f"the tensors of {model.name}, which it tells only when it is loaded"
+            for version in loaded_versions(model) if backend in ("python", "vllm") else ():
+                name = "model.json" if backend == "vllm" else model.config.default_model_filename
+                file = model.folder.inside(str(version), name)
+                if file is None or (file.is_file() and unreadable(file)):
+                    yield f"{model.name}/{version}/{name}"
 
     def assumed(self) -> Iterator[str]:
         """Yield what was taken for granted."""

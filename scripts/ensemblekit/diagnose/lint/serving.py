@@ -3,14 +3,23 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
-from ensemblekit.diagnose.lint.decoupled import is_decoupled
-from ensemblekit.diagnose.lint.findings import Finding
-from ensemblekit.diagnose.lint.found import found
-from ensemblekit.diagnose.lint.graph import STEPS
+from ensemblekit.diagnose.lint.findings import Finding, make_finding
+from ensemblekit.diagnose.lint.graph import STEPS, is_decoupled
+from ensemblekit.diagnose.lint.load import engine_arguments, loaded_versions
+from ensemblekit.repository.read import read_bytes
+from ensemblekit.repository.textproto import Source
 
-__all__ = ["check_late", "check_template", "check_version_names"]
+__all__ = ["check_engines", "check_late", "check_metrics", "check_template", "check_version_names"]
+
+DEFAULT_SHARE = 0.9  # vLLM's gpu_memory_utilization
+METRICS = "REPORT_CUSTOM_METRICS"
+_ON = ("yes", "true")
+_KINDS = model_config_pb2.ModelInstanceGroup
 
 _TEMPLATE = re.compile(r"\$\{[^}]*\}")
 _ALMOST_A_VERSION = re.compile(r"0\d+|[vV]\d+|\d+\.\d+")
@@ -22,6 +31,7 @@ def check_late(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
     if model.ensemble:
         yield from _check_optional_inputs(model, models)
         yield from _check_batches(model, models)
+        yield from _check_single_items(model, models)
     elif model.name in used:
         return
     if is_decoupled(model, models):
@@ -37,7 +47,7 @@ def _check_optional_inputs(model: Model, models: Mapping[str, Model]) -> Iterato
         names = [entry.name for entry in other.config.input if entry.optional and entry.name not in step.input_map]
         if names:
             detail = f"{other.name} takes {', '.join(names)}, and this step does not give {_it(names)}."
-            yield found("T301", model.folder, (*STEPS, index), detail=detail)
+            yield make_finding("T301", model.folder, (*STEPS, index), detail=detail)
 
 
 def _it(names: list[str]) -> str:
@@ -59,8 +69,35 @@ def _check_batches(model: Model, models: Mapping[str, Model]) -> Iterator[Findin
                 size = model.config.max_batch_size
                 detail = f"{model.name} has max_batch_size {size}, {other.name} has 0."
                 at = ("max_batch_size",)
-                yield found("T305", model.folder, at, detail=detail, input=entry.name, step=other.name)
+                yield make_finding("T305", model.folder, at, detail=detail, input=entry.name, step=other.name)
                 break
+
+
+def _check_single_items(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
+    """Yield a step with batches in an ensemble without, where a size that varies can only be meant as the batch."""
+    if model.config.max_batch_size > 0:
+        return
+    declared = {entry.name: list(entry.dims) for entry in model.config.input}
+    for index, step in enumerate(model.config.ensemble_scheduling.step):
+        other = models.get(step.model_name)
+        if not other or other.config.max_batch_size <= 0:
+            continue
+        for entry in other.config.input:
+            given, taken = declared.get(step.input_map.get(entry.name, ""), []), list(entry.dims)
+            varies = len(given) == len(taken) and any(a == -1 != b for a, b in zip(given, taken, strict=True))
+            if varies or (len(given) == len(taken) + 1 and _feeds_single_items(model, index, models)):
+                detail = f"{model.name} takes {given}, {other.name} takes {taken} and a batch before it."
+                at = (*STEPS, index, "input_map", ("key", entry.name))
+                yield make_finding("T317", model.folder, at, detail=detail)
+                break
+
+
+def _feeds_single_items(model: Model, index: int, models: Mapping[str, Model]) -> bool:
+    """Return whether a step without batches takes what this step, which is given whole batches, writes."""
+    steps = model.config.ensemble_scheduling.step
+    written = set(steps[index].output_map.values())
+    takers = [step for step in steps if written & set(step.input_map.values())]
+    return any(step.model_name in models and models[step.model_name].config.max_batch_size <= 0 for step in takers)
 
 
 def _decoupled_notes(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
@@ -68,11 +105,11 @@ def _decoupled_notes(model: Model, models: Mapping[str, Model]) -> Iterator[Find
     streams = [name for name in sources if name in models and is_decoupled(models[name], models)]
     place = (*STEPS, sources.index(streams[0])) if streams else ("model_transaction_policy",)
     cause = f"{model.name} is decoupled" + (f" because {streams[0]} is." if streams else ".")
-    yield found("T302", model.folder, place, detail=cause)
+    yield make_finding("T302", model.folder, place, detail=cause)
     if any(entry.name == "stream" for entry in model.config.input):
-        yield found("T303", model.folder, ("input", ("name", "stream")))
+        yield make_finding("T303", model.folder, ("input", ("name", "stream")))
     if any(models[name].vllm for name in streams) or model.vllm:
-        yield found("T307", model.folder, place)
+        yield make_finding("T307", model.folder, place)
 
 
 def check_template(model: Model) -> Iterator[Finding]:
@@ -80,7 +117,7 @@ def check_template(model: Model) -> Iterator[Finding]:
     for entry in model.folder.source.strings():
         if match := _TEMPLATE.search(entry.value):
             line = model.folder.source.line_of(entry.value_span[0])
-            yield found("T311", model.folder, line=line, detail=f"Here stands {match[0]}.")
+            yield make_finding("T311", model.folder, line=line, detail=f"Here stands {match[0]}.")
 
 
 def check_version_names(model: Model) -> Iterator[Finding]:
@@ -91,4 +128,67 @@ def check_version_names(model: Model) -> Iterator[Finding]:
             reason = "contains leading zeros in its directory name" if zero else "fails to convert to integral number"
             if not zero and name[0].isdigit():
                 continue  # Triton reads the number before the point
-            yield found("T312", model.folder, file=model.folder.path / name, version_folder=name, reason=reason)
+            yield make_finding("T312", model.folder, file=model.folder.path / name, version_folder=name, reason=reason)
+
+
+def check_metrics(model: Model) -> Iterator[Finding]:
+    """Yield that vLLM's metrics are asked for on one side only."""
+    if model.config.backend != "vllm":
+        return
+    value = model.config.parameters[METRICS].string_value if METRICS in model.config.parameters else None
+    for version in loaded_versions(model):
+        arguments = engine_arguments(model, version) or {}
+        file = model.folder.path / str(version) / "model.json"
+        place = ("parameters", ("key", METRICS))
+        if value is not None and value.lower() not in _ON:
+            yield make_finding("T310", model.folder, place, detail=f'{METRICS} is "{value}"; only "yes" turns them on.')
+        elif value is not None and arguments.get("disable_log_stats"):
+            line = _line_in_json(file, "disable_log_stats")
+            yield make_finding("T310", model.folder, file=file, line=line, detail="disable_log_stats is true.")
+        elif value is None and arguments.get("disable_log_stats") is False:
+            line = _line_in_json(file, "disable_log_stats")
+            detail = f"disable_log_stats is false, and config.pbtxt has no {METRICS}."
+            yield make_finding("T310", model.folder, file=file, line=line, detail=detail)
+
+
+def _line_in_json(file: Path, key: str) -> int | None:
+    text = read_bytes(file).decode(errors="replace")
+    at = text.find(f'"{key}"')
+    return Source(text).line_of(at) if at >= 0 else None
+
+
+def check_engines(models: Mapping[str, Model]) -> Iterator[Finding]:
+    """Yield vLLM engines that share a GPU and want more than there is, or measure it at the same time."""
+    for device, shares in _shares(models).items():
+        if sum(share for _, share in shares) <= 1 and len(shares) < 2:
+            continue
+        model = shares[-1][0]
+        version = loaded_versions(model)[-1]
+        file = model.folder.path / str(version) / "model.json"
+        listed = " + ".join(f"{share:g} ({model.name})" for model, share in shares)
+        line = _line_in_json(file, "gpu_memory_utilization")
+        if sum(share for _, share in shares) > 1:
+            detail = f"On GPU {device}: {listed}."
+            yield make_finding("T308", model.folder, file=file, line=line, detail=detail)
+        else:
+            yield make_finding("T309", model.folder, file=file, detail=f"On GPU {device}: {listed}.")
+
+
+def _shares(models: Mapping[str, Model]) -> dict[int, list[tuple[Model, float]]]:
+    """Return the engines on each GPU with their shares; an engine that names no GPU is on the first."""
+    shares: dict[int, list[tuple[Model, float]]] = {}
+    for model in models.values():
+        versions = loaded_versions(model)
+        groups = model.config.instance_group
+        if model.config.backend != "vllm" or not versions or any(g.kind == _KINDS.KIND_CPU for g in groups):
+            continue
+        arguments = engine_arguments(model, versions[-1])
+        if arguments is None:
+            continue
+        share = arguments.get("gpu_memory_utilization", DEFAULT_SHARE)
+        if not isinstance(share, int | float):
+            continue  # vLLM itself says what is wrong with it
+        for group in groups or [model_config_pb2.ModelInstanceGroup(count=1)]:
+            for device in group.gpus or [0]:
+                shares.setdefault(device, []).extend([(model, share)] * max(1, group.count))
+    return shares
