@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ensemblekit.batch.notebooks import Lesson, Parameter, choose_lessons, distribute
+from ensemblekit.batch.notebooks import Notebook, Parameter, choose_notebooks, distribute
 from ensemblekit.batch.runner import LessonResult, Run, run_lessons
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import RUN_DIR_VARIABLE, repo_root
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.notebook
 
 def run_only(tmp_path: Path, *only: str, quick: bool = False, timeout_s: float | None = None, **given: str) -> Run:
     """Execute fixture notebooks into a run folder under `tmp_path`."""
-    lessons = choose_lessons(only, folder=NOTEBOOKS)
+    lessons = choose_notebooks(only, folder=NOTEBOOKS)
     parameters = distribute(lessons, given, quick=quick)
     return run_lessons(lessons, parameters, tmp_path / "run", quick=quick, cell_timeout_s=timeout_s)
 
@@ -129,10 +129,10 @@ def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
     program = (
         # a shell's background job, such as a CI step, inherits that Ctrl-C is ignored
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "import sys; from pathlib import Path; from ensemblekit import cli;"
-        "import ensemblekit.cli.run as c;"
-        "choose = c.choose_lessons;"
-        f"c.choose_lessons = lambda only: choose(only, folder=Path({str(NOTEBOOKS)!r})); cli.main()"
+        "import sys; from pathlib import Path; from ensemblekit.cli import main as cli;"
+        "import ensemblekit.cli.run_progress as c;"
+        "choose = c.choose_notebooks;"
+        f"c.choose_notebooks = lambda only: choose(only, folder=Path({str(NOTEBOOKS)!r})); cli.main()"
     )
     command = [
         sys.executable,
@@ -176,12 +176,12 @@ def wait_for_kernels(pid: int, settle_s: float) -> list[psutil.Process]:
 
 def test_unknown_lesson_lists_the_known_ones() -> None:
     with pytest.raises(ParameterError, match=r"(?s)Could not choose the lesson '77'.*01_passes.*Hint: .*--only 01"):
-        choose_lessons(["77"], folder=NOTEBOOKS)
+        choose_notebooks(["77"], folder=NOTEBOOKS)
 
 
 @pytest.mark.parametrize("word", ["1", "01", "01_passes", "01_passes.ipynb", "notebooks/01_passes.ipynb"])
 def test_lesson_is_found_by_number_and_by_name(word: str) -> None:
-    assert [lesson.name for lesson in choose_lessons([word], folder=NOTEBOOKS)] == ["01_passes"]
+    assert [lesson.name for lesson in choose_notebooks([word], folder=NOTEBOOKS)] == ["01_passes"]
 
 
 @pytest.mark.parametrize(
@@ -195,16 +195,16 @@ def test_lesson_is_found_by_number_and_by_name(word: str) -> None:
 )
 def test_wrong_parameter_is_refused_before_anything_starts(given: dict[str, str], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        distribute(choose_lessons(["01"], folder=NOTEBOOKS), given, quick=False)
+        distribute(choose_notebooks(["01"], folder=NOTEBOOKS), given, quick=False)
 
 
 def test_quick_with_the_real_engine_is_refused() -> None:
     with pytest.raises(ParameterError, match="nothing of vLLM is installed"):
-        distribute(choose_lessons(["01"], folder=NOTEBOOKS), {"ENGINE": "vllm"}, quick=True)
+        distribute(choose_notebooks(["01"], folder=NOTEBOOKS), {"ENGINE": "vllm"}, quick=True)
 
 
 def test_parameter_goes_only_to_lessons_that_have_it() -> None:
-    lessons = choose_lessons(["01", "05"], folder=NOTEBOOKS)
+    lessons = choose_notebooks(["01", "05"], folder=NOTEBOOKS)
 
     given = distribute(lessons, {"SECONDS": "0.5", "RELEASE": "24.07"}, quick=True)
 
@@ -212,7 +212,7 @@ def test_parameter_goes_only_to_lessons_that_have_it() -> None:
 
 
 def test_release_goes_only_to_lessons_whose_comment_names_it() -> None:
-    lessons = choose_lessons()
+    lessons = choose_notebooks()
 
     given = distribute(lessons, {"RELEASE": "24.09"}, quick=True)
 
@@ -221,10 +221,10 @@ def test_release_goes_only_to_lessons_whose_comment_names_it() -> None:
 
 
 def test_parameters_cells_of_all_lessons_can_be_read() -> None:
-    lessons = choose_lessons()
+    lessons = choose_notebooks()
 
     assert all(isinstance(p, Parameter) and p.comment for lesson in lessons for p in lesson.parameters.values())
-    assert Lesson(lessons[1].path).parameters["RELEASE"].default == "24.08"
+    assert Notebook(lessons[1].path).parameters["RELEASE"].default == "24.08"
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False)])
@@ -242,4 +242,4 @@ def test_truth_values_are_read_as_words(text: str, value: bool) -> None:
 )
 def test_distribute_refuses_before_a_kernel_starts_what_the_lesson_would(given: dict[str, str], named: str) -> None:
     with pytest.raises(ParameterError, match=named):
-        distribute(choose_lessons(["06"]), given, quick=True)
+        distribute(choose_notebooks(["06"]), given, quick=True)

@@ -3,47 +3,47 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
+import click
 
-from ensemblekit.diagnose.preflight import Row
+from ensemblekit.cli.options import EXIT_INTERRUPTED, PATH, WORD, as_json, release
 from ensemblekit.errors import BuildError, ParameterError
-from ensemblekit.workarounds.build_plan import BuildPlan, make_plan
-from ensemblekit.workarounds.build_progress import Progress
-from ensemblekit.workarounds.build_scripts import STAGES, Stage
-from ensemblekit.workarounds.build_show import plan_json, print_plan, rows_table, shell_script
-from ensemblekit.workarounds.prerequisites import check_prerequisites, unmet
-from ensemblekit.workarounds.source_build import Build, work_folder
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from rich.console import Console
 
-EXIT_INTERRUPTED = 130
+    from ensemblekit.diagnose.preflight import Row
+    from ensemblekit.workarounds.build_plan import BuildPlan
+    from ensemblekit.workarounds.build_scripts import Stage
+
+__all__ = ["command"]
+
 NEEDED_FOR_DRYRUN = ("git", "source", "Python packages")
-app = typer.Typer(rich_markup_mode=None, help="Workaround 2: build the vLLM image again, with ensembles.")
 
-ReleaseOption = Annotated[str, typer.Option(help="24.07 to 24.10.")]
-VariantOption = Annotated[str, typer.Option(help="minimal, or full: NVIDIA's own list of features.")]
-SourceOption = Annotated[
-    Path | None, typer.Option(help="A checkout of upstream's server repository, instead of cloning it.")
-]
-JobsOption = Annotated[int | None, typer.Option(help="Compile jobs at once; default: two a core.", min=1)]
-
-StartOption = Annotated[
-    str | None, typer.Option("--from", help=f"Repeat from this stage on: {', '.join(STAGES)}.", metavar="STAGE")
-]
+variant = click.option(
+    "--variant", type=WORD, default="minimal", help="minimal, or full: NVIDIA's own list of features."
+)
+source = click.option("--source", type=PATH, help="A checkout of upstream's server repository, instead of cloning it.")
+jobs = click.option("--jobs", type=click.IntRange(1), help="Compile jobs at once; default: two a core.")
 
 
-@app.callback(invoke_without_command=True)
-def plan_command(
-    context: typer.Context,
-    release: ReleaseOption = "24.08",
-    variant: VariantOption = "minimal",
-    source: SourceOption = None,
-    jobs: JobsOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    shell: Annotated[bool, typer.Option("--shell", help="A script that can be run as it is.")] = False,
+@click.group(invoke_without_command=True)
+@release
+@variant
+@source
+@jobs
+@as_json
+@click.option("--shell", is_flag=True, help="A script that can be run as it is.")
+@click.pass_context
+def command(
+    context: click.Context,
+    release: str,
+    variant: str,
+    source: Path | None,
+    jobs: int | None,
+    as_json: bool,
+    shell: bool,
 ) -> None:
     """Print the pinned command lines of upstream's build.py with and without ensembles, and what this machine lacks.
 
@@ -51,11 +51,17 @@ def plan_command(
     """
     if context.invoked_subcommand:
         return
+    from rich.console import Console
+
+    from ensemblekit.workarounds.build_plan import make_plan
+    from ensemblekit.workarounds.build_show import plan_json, print_plan, rows_table, shell_script
+    from ensemblekit.workarounds.prerequisites import check_prerequisites, unmet
+
     if as_json and shell:
         raise ParameterError("print the plan", found="--json and --shell together", hint="choose one of them")
     plan = make_plan(release, variant, source=source, jobs=jobs)
     if as_json or shell:
-        typer.echo(plan_json(plan) if as_json else shell_script(plan), nl=as_json)
+        click.echo(plan_json(plan) if as_json else shell_script(plan), nl=as_json)
         return
     console = Console()
     print_plan(console, plan)
@@ -66,26 +72,44 @@ def plan_command(
     console.print(f"{lacking}{_run_command(plan)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _run_command(plan: BuildPlan) -> str:
+def _run_command(plan: "BuildPlan") -> str:
     words = ["ensemblekit", "build-plan", "run", "--release", plan.release.name, "--variant", plan.variant]
     words += ["--source", str(plan.source)] if plan.source else []
     words += ["--jobs", str(plan.jobs)] if plan.jobs else []
     return shlex.join(words)
 
 
-@app.command()
+@command.command()
+@release
+@variant
+@source
+@jobs
+@click.option("--dryrun", is_flag=True, help="Let build.py write its scripts, and stop.")
+@click.option("--from", "start", metavar="STAGE", help="Repeat from this stage on.")
+@click.option("--fresh", is_flag=True, help="Forget earlier runs and begin anew.")
+@click.option("--anyway", is_flag=True, help="Build although a prerequisite is missing.")
+@click.option("--work", type=PATH, help="Where source, log and meter go (default: the cache).")
+@click.pass_context
 def run(
-    release: ReleaseOption = "24.08",
-    variant: VariantOption = "minimal",
-    source: SourceOption = None,
-    jobs: JobsOption = None,
-    dryrun: Annotated[bool, typer.Option("--dryrun", help="Let build.py write its scripts, and stop.")] = False,
-    start: StartOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs and begin anew.")] = False,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Build although a prerequisite is missing.")] = False,
-    work: Annotated[Path | None, typer.Option(help="Where source, log and meter go (default: the cache).")] = None,
+    context: click.Context,
+    release: str,
+    variant: str,
+    source: Path | None,
+    jobs: int | None,
+    dryrun: bool,
+    start: str | None,
+    fresh: bool,
+    anyway: bool,
+    work: Path | None,
 ) -> None:
     """Build with progress, a log and a meter of minutes and GB a stage; after a failure, go on where it stopped."""
+    from rich.console import Console
+
+    from ensemblekit.workarounds.build_plan import make_plan
+    from ensemblekit.workarounds.build_progress import Progress
+    from ensemblekit.workarounds.prerequisites import check_prerequisites
+    from ensemblekit.workarounds.source_build import Build, work_folder
+
     plan = make_plan(release, variant, source=source, jobs=jobs)
     folder = work.resolve() if work else work_folder(plan)
     first = _stage(start)
@@ -99,8 +123,8 @@ def run(
         with progress:
             result = build.run(dryrun=dryrun, fresh=fresh, start=first)
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. The same command goes on with the stage that was interrupted.")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        click.echo("Stopped. The same command goes on with the stage that was interrupted.", err=True)
+        context.exit(EXIT_INTERRUPTED)
     rows = [f"log    {build.log}", f"meter  {build.meter_path}", f"build  {build.build}"]
     if result.probe is not None:
         rows = [f"{result.image} knows ensembles, after {result.meter.seconds / 60:.1f} minutes of building", *rows]
@@ -109,7 +133,9 @@ def run(
         console.print(row, markup=False, highlight=False, soft_wrap=True)
 
 
-def _stage(name: str | None) -> Stage | None:
+def _stage(name: str | None) -> "Stage | None":
+    from ensemblekit.workarounds.build_scripts import STAGES
+
     if name is None:
         return None
     for stage in STAGES:
@@ -118,7 +144,7 @@ def _stage(name: str | None) -> Stage | None:
     raise ParameterError(f"begin at stage {name!r}", found="no such stage", hint=f"one of {', '.join(STAGES)}")
 
 
-def _require(console: Console, rows: tuple[Row, ...], only: tuple[str, ...], *, but: tuple[str, ...]) -> None:
+def _require(console: "Console", rows: tuple["Row", ...], only: tuple[str, ...], *, but: tuple[str, ...]) -> None:
     """Refuse to begin what cannot end well.
 
     Args:
@@ -130,6 +156,9 @@ def _require(console: Console, rows: tuple[Row, ...], only: tuple[str, ...], *, 
     Raises:
         BuildError: A required thing is missing.
     """
+    from ensemblekit.workarounds.build_show import rows_table
+    from ensemblekit.workarounds.prerequisites import unmet
+
     missing = [row for row in unmet(rows) if (not only or row.name in only) and row.name not in but]
     if not missing:
         return
