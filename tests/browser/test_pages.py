@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, Page
 
-from ensemblekit.batch.notebooks import choose_notebooks
+from ensemblekit.batch.notebooks import Notebook, choose_notebooks
 from ensemblekit.batch.report import write_report
 from ensemblekit.batch.runner import LessonResult, Run
 

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from ensemblekit.batch.notebooks import Notebook, Parameter, choose_notebooks, distribute
-from ensemblekit.batch.runner import LessonResult, Run, run_lessons
+from ensemblekit.batch.report import write_report
+from ensemblekit.batch.runner import LessonResult, Run, RunListener, run_lessons
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import RUN_DIR_VARIABLE, repo_root
 
@@ -121,10 +122,49 @@ def test_kernel_that_dies_is_named(tmp_path: Path) -> None:
     assert "its Jupyter kernel died" in result.message
 
 
-@pytest.mark.parametrize("settle_s", [0.0, 0.5, 2.0], ids=["kernel-starts", "soon-after", "cell-runs"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+class PythonBreaksFor(RunListener):
+    """Lets Python not start for one notebook."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.name, self.monkeypatch = name, monkeypatch
+
+    def lesson_begins(self, lesson: Notebook, cells: int) -> None:
+        if lesson.name == self.name:
+            self.monkeypatch.setenv("PYTHONHOME", "/nowhere")
+
+    def lesson_ends(self, result: LessonResult) -> None:
+        self.monkeypatch.delenv("PYTHONHOME", raising=False)
+
+
+def test_kernel_that_does_not_come_up_is_one_failed_lesson_and_the_next_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lessons = choose_notebooks(["01", "07"], folder=NOTEBOOKS)
+
+    run = run_lessons(lessons, {}, tmp_path / "run", listener=PythonBreaksFor("01_passes", monkeypatch))
+
+    assert [result.outcome for result in run.results] == ["failed", "passed"]
+    assert "Could not run lesson 01_passes." in run.results[0].message
+    assert "kernels.log" in run.results[0].message
+    assert json.loads((run.folder / "run.json").read_text())["passed"] is False
+    assert "Could not run lesson 01_passes." in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "settle_s"),
+    [
+        pytest.param(signal.SIGINT, 1, 0.0, id="ctrl-c-kernel-starts"),
+        pytest.param(signal.SIGINT, 1, 0.5, id="ctrl-c-soon-after"),
+        pytest.param(signal.SIGINT, 1, 2.0, id="ctrl-c-cell-runs"),
+        pytest.param(signal.SIGINT, 5, 2.0, id="ctrl-c-five-times"),
+        pytest.param(signal.SIGTERM, 1, 0.0, id="terminated-kernel-starts"),
+        pytest.param(signal.SIGTERM, 1, 0.5, id="terminated-soon-after"),
+        pytest.param(signal.SIGTERM, 1, 2.0, id="terminated-cell-runs"),
+        pytest.param(signal.SIGHUP, 1, 2.0, id="hung-up"),
+    ],
+)
 def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
-    tmp_path: Path, number: signal.Signals, settle_s: float
+    tmp_path: Path, number: signal.Signals, times: int, settle_s: float
 ) -> None:
     program = (
         # a shell's background job, such as a CI step, inherits that Ctrl-C is ignored
@@ -149,7 +189,9 @@ def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     kernels = wait_for_kernels(process.pid, settle_s)
 
-    process.send_signal(number)
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.1 if times > 1 else 0)  # what a hand on Ctrl-C does; signals at once would be one
     _, said = process.communicate(timeout=STOP_TIMEOUT_S)
 
     assert process.returncode == 130
@@ -172,6 +214,37 @@ def wait_for_kernels(pid: int, settle_s: float) -> list[psutil.Process]:
             return kernels
         time.sleep(0.1)
     raise TimeoutError("no kernel started")
+
+
+@pytest.mark.parametrize(
+    ("word", "first"),
+    [
+        ("exercises/01", "exercises-01_"),
+        ("exercises/1", "exercises-01_"),
+        ("notebooks/exercises/02", "exercises-02_"),
+        ("exercises", "exercises-01_"),
+        ("solutions/03", "solutions-03_"),
+        ("01", "01_reproduce"),
+    ],
+)
+def test_exercises_and_solutions_are_found_by_their_folder(word: str, first: str) -> None:
+    chosen = choose_notebooks([word])
+
+    assert chosen[0].name.startswith(first)
+    assert len(chosen) == 1 or word == "exercises"
+    assert chosen[0].path.is_file()
+
+
+def test_unknown_exercise_lists_the_known_ones() -> None:
+    with pytest.raises(ParameterError, match=r"(?s)choose the exercise 'exercises/77'.*01_.*--only exercises/01"):
+        choose_notebooks(["exercises/77"])
+
+
+def test_notebook_that_is_chosen_twice_runs_once_and_lessons_come_first() -> None:
+    names = [one.name for one in choose_notebooks(["exercises/01", "02", "2", "01"])]
+
+    assert [name[:5] for name in names] == ["01_re", names[1][:5], "exerc"]
+    assert names[1].startswith("02_")
 
 
 def test_unknown_lesson_lists_the_known_ones() -> None:

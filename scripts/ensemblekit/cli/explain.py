@@ -38,8 +38,11 @@ def command(context: click.Context, log: str, follow_it: bool, as_json: bool) ->
         )
     if follow_it:
         context.exit(follow(log, sys.stdout, as_json=as_json))
-    with sys.stdin.buffer if log == PIPE else open_log(Path(log)) as file:
-        found = explain_lines(lines_of(file))
+    try:
+        with sys.stdin.buffer if log == PIPE else open_log(Path(log)) as file:
+            found = explain_lines(lines_of(file))
+    except OSError as error:
+        raise ParameterError(f"read the log {log}", found=str(error), hint="give a file that can be read") from error
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
     context.exit(found.exit_code)
 

@@ -30,6 +30,7 @@ __all__ = [
 
 EXIT_FAILED, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
 LONGEST_WAIT_S = 30 * 24 * 3600.0
+LONGEST_NAME = 4096  # of a path on Linux; names of images and models are shorter
 DEEPEST_JSON = 32  # numpy's largest number of dimensions in a tensor
 
 
@@ -68,6 +69,8 @@ class _Word(click.ParamType[str]):
         text = str(value)
         if not text.strip() or not text.isprintable():
             self.fail(f"{shortened(text)!r} is no name.", param, ctx)
+        if len(text) > LONGEST_NAME:
+            self.fail(f"{shortened(text)!r} is longer than {LONGEST_NAME} characters.", param, ctx)
         return text
 
 
