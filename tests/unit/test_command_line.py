@@ -49,6 +49,7 @@ def said(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *wo
         pytest.param(["doctor", "--request", "[1]"], "is no object", id="request-list"),
         pytest.param(["doctor", "--python", "/nowhere/python"], "does not exist", id="python-not-there"),
         pytest.param(["explain", "/proc/self/mem"], "/proc/self/mem", id="log-that-cannot-be-read"),
+        pytest.param(["probe", LONG[:300]], "Could not", id="image-of-300-letters"),
         pytest.param(["probe", "a b\nc"], "no name", id="image-with-a-line-break"),
         pytest.param(["probe", "UPPER/Case:tag:tag"], "UPPER/Case:tag:tag", id="image-with-two-tags"),
         pytest.param(["probe", "::"], "::", id="image-of-colons"),

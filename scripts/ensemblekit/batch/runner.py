@@ -79,14 +79,25 @@ class Run:
         """Whether every lesson did what it should."""
         return all(result.outcome == "passed" for result in self.results)
 
+    @staticmethod
+    def passed_before(folder: Path) -> dict[str, "LessonResult"]:
+        """Return the lessons that passed in an earlier run into this folder, by name."""
+        try:
+            results = json.loads((folder / "run.json").read_text())["results"]
+            return {one["name"]: LessonResult(**one) for one in results if one["outcome"] == "passed"}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
     def save(self) -> None:
-        """Write `run.json`.
+        """Write `run.json`, as a whole or not at all.
 
         Raises:
             OSError: The folder cannot be written.
         """
         values = asdict(self) | {"folder": str(self.folder), "passed": self.passed}
-        (self.folder / "run.json").write_text(json.dumps(values, indent=2) + "\n")
+        partial = self.folder / "run.json.partial"
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+        partial.replace(self.folder / "run.json")
 
 
 class RunListener:
@@ -113,6 +124,7 @@ def run_lessons(
 ) -> Run:
     """Execute the lessons in order; a failed one does not keep the next from running.
 
+    What passed in an earlier run into the same folder is not run again: `run.json` is written after each lesson.
     Ctrl-C ends the running lesson and leaves out the others; the run that is returned says so.
 
     Args:
@@ -130,18 +142,24 @@ def run_lessons(
     (folder / "executed").mkdir(parents=True, exist_ok=True)
     began, clock = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic()
     results: list[LessonResult] = []
+    before, machine = Run.passed_before(folder), _machine()
+
+    def run_so_far() -> Run:
+        unrun = (LessonResult(one.name, one.title, "not run") for one in lessons[len(results) :])
+        return Run(folder.name, folder, quick, began, time.monotonic() - clock, (*results, *unrun), machine)
+
     with _kernel_environment(folder):
         for lesson in lessons:
-            if any(result.outcome == "interrupted" for result in results):
-                result = LessonResult(lesson.name, lesson.title, "not run")
-            else:
+            result = before.get(lesson.name)
+            if result is None:
                 values = dict(parameters.get(lesson.name, {}))
                 result = _run_one(lesson, values, folder, cell_timeout_s, listener)
             results.append(result)
             listener.lesson_ends(result)
-    run = Run(folder.name, folder, quick, began, time.monotonic() - clock, tuple(results), _machine())
-    run.save()
-    return run
+            run_so_far().save()
+            if result.outcome == "interrupted":
+                break
+    return run_so_far()
 
 
 @contextmanager

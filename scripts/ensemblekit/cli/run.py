@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ensemblekit.cli.options import FOLDER, SECONDS, WORD, container_engine
+from ensemblekit.cli.options import FOLDER, PATH, SECONDS, WORD, container_engine
 from ensemblekit.cli.run_grammar import PAIR_OPTIONS, GivenTwiceError, merged, read_run
 from ensemblekit.errors import ParameterError
 
@@ -51,6 +51,8 @@ class _RunCommand(click.Command):
 @container_engine
 @click.option("--timeout", type=SECONDS, default=DEFAULT_CELL_TIMEOUT_S, help="Seconds that one cell may take.")
 @click.option("--runs-dir", type=FOLDER, help="Where the run's folder goes (default: runs/ of the checkout).")
+@click.option("--sweep", type=PATH, help="A YAML file of parameter sets: one run for each, in one folder.")
+@click.option("--resume", type=PATH, metavar="RUN", help="Go on with a run or sweep that was stopped, by its name.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -60,11 +62,19 @@ def command(
     timeout: float,
     quick: bool,
     runs_dir: Path | None,
+    sweep: Path | None,
+    resume: Path | None,
 ) -> None:
     """Execute the lessons in order and write a report; exit code 0 only if every one did what it should."""
     from ensemblekit.cli.run_progress import execute
     from ensemblekit.servers.container_engine import choose_engine
 
     choose_engine(container_engine)
-    options: dict[str, Any] = {"quick": quick, "cell_timeout_s": timeout, "runs_dir": runs_dir}
+    options: dict[str, Any] = {
+        "quick": quick,
+        "cell_timeout_s": timeout,
+        "runs_dir": runs_dir,
+        "sweep": sweep,
+        "resume": resume,
+    }
     context.exit(execute(only, given, **options))

@@ -11,7 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ensemblekit.batch.notebooks import Notebook, choose_notebooks, distribute
 from ensemblekit.batch.report import write_report
 from ensemblekit.batch.runner import LessonResult, Run, RunListener, run_lessons
+from ensemblekit.batch.sweep import RunPlan, read_sets
 from ensemblekit.cli.options import EXIT_FAILED, EXIT_INTERRUPTED
+from ensemblekit.errors import ParameterError
 from ensemblekit.paths import new_run_id
 from ensemblekit.paths import runs_dir as default_runs_dir
 
@@ -55,6 +57,8 @@ def execute(
     quick: bool,
     cell_timeout_s: float,
     runs_dir: Path | None = None,
+    sweep: Path | None = None,
+    resume: Path | None = None,
 ) -> int:
     """Execute the chosen lessons, write the report and return the exit code.
 
@@ -64,26 +68,62 @@ def execute(
         quick: Use the Python stand-in for `llm`.
         cell_timeout_s: How long one cell may take.
         runs_dir: Where the run's folder goes.
+        sweep: A file of parameter sets, each of which makes one run.
+        resume: A run's name or folder, to go on with; its own choices count then.
 
     Raises:
         ParameterError: A lesson or parameter is not known.
         OSError: The run's folder cannot be written.
     """
-    lessons = choose_notebooks(only)
-    parameters = distribute(lessons, given, quick=quick)
-    folder = (runs_dir or default_runs_dir()).resolve() / new_run_id("quick" if quick else "full")
-    folder.mkdir(parents=True)
+    runs_dir = (runs_dir or default_runs_dir()).resolve()
+    if resume:
+        if only or given or quick or sweep:
+            raise ParameterError("go on with a run", found="other choices beside it", hint="give --resume alone")
+        folder = runs_dir / resume
+        plan = RunPlan.load(folder)
+    else:
+        plan = RunPlan(only, given, quick, cell_timeout_s, read_sets(sweep) if sweep else ())
+        label = "quick" if quick else "full"
+        folder = runs_dir / new_run_id("sweep" if sweep else label)
+    lessons = choose_notebooks(plan.only)
+    runs = [(place, each, distribute(lessons, each, quick=plan.quick)) for place, each in plan.runs(folder)]
+    if not resume:
+        plan.save(folder)
     console = Console(stderr=True)
-    if quick:
+    if plan.quick:
         console.print("Quick mode: llm is a Python stand-in, no vLLM runs.", style="yellow")
-    _say_what_stays(console, lessons, given, parameters)
+    codes = list[int]()
+    for place, each, parameters in runs:
+        if plan.sets:
+            console.print(f"\n{place.name} of {len(runs)}: {_words(each)}", highlight=False, markup=False)
+        _say_what_stays(console, lessons, each, parameters)
+        codes.append(_execute_one(plan, lessons, parameters, place, console))
+        if codes[-1] == EXIT_INTERRUPTED:
+            console.print(f"To go on: --resume {folder.name}", highlight=False, markup=False)
+            break
+    if plan.sets:
+        console.print(f"\n{codes.count(0)} of {len(runs)} sets passed", highlight=False)
+    return max(codes)
+
+
+def _words(parameters: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in parameters.items())
+
+
+def _execute_one(
+    plan: RunPlan,
+    lessons: Sequence[Notebook],
+    parameters: Mapping[str, Mapping[str, object]],
+    folder: Path,
+    console: Console,
+) -> int:
     bars = _Bars(console, len(lessons))
     with bars.bars:
-        run = run_lessons(lessons, parameters, folder, quick=quick, cell_timeout_s=cell_timeout_s, listener=bars)
-    index = write_report(run)
-    _conclude(console, run, index)
-    interrupted = any(result.outcome == "interrupted" for result in run.results)
-    if interrupted:
+        run = run_lessons(
+            lessons, parameters, folder, quick=plan.quick, cell_timeout_s=plan.cell_timeout_s, listener=bars
+        )
+    _conclude(console, run, write_report(run))
+    if any(result.outcome == "interrupted" for result in run.results):
         return EXIT_INTERRUPTED
     return 0 if run.passed else EXIT_FAILED
 
