@@ -59,9 +59,9 @@ from .servers.outcome import ENSEMBLE_REFUSED as ENSEMBLE_REFUSED
 from .servers.outcome import StartOutcome as StartOutcome
 from .servers.process import TritonServer as TritonServer
 from .workarounds.attempts import try_configurations as try_configurations
+from .workarounds.build_plan import compared as compared
 from .workarounds.build_plan import make_plan as make_plan
-from .workarounds.build_show import compared as compared
-from .workarounds.build_show import shell_script as shell_script
+from .workarounds.build_plan import shell_script as shell_script
 from .workarounds.prerequisites import check_prerequisites as check_prerequisites
 from .workarounds.upgrade import check_upgrade as check_upgrade
 from .workarounds.upgrade import compare_releases as compare_releases

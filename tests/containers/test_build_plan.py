@@ -13,7 +13,7 @@ import pytest
 from ensemblekit.clients.grpc import ask
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import image_of
-from ensemblekit.workarounds.build_meter import read_meter
+from ensemblekit.workarounds.source_build import read_record
 from tests.conftest import DATA
 from tests.containers.conftest import MakeServer
 from tests.containers.engine import STAND_INS, Podman
@@ -76,10 +76,10 @@ def test_stand_in_build_goes_on_in_its_container_and_becomes_the_flavour_custom_
     assert second.returncode == 0, second.stdout + second.stderr
     assert podman.lines("ps", "--all", "--filter=name=tritonserver_builder", "--format={{.ID}}") == [builder]
     assert (source.parent / "work" / "build.log").read_text().count("first_half.cc.o") == 1
-    meter = read_meter(source.parent / "work" / "meter.json")
-    assert meter is not None
-    assert len(meter.done) == 8
-    assert meter.stages["cmake_build"].attempts == 2
+    record = read_record(source.parent / "work" / "build.json")
+    assert record is not None
+    assert all(line.finished for line in record.lines)
+    assert record.lines[1].attempts == 2
 
     server = make_server("custom-build").start(120)
 

@@ -16,8 +16,7 @@ import pytest
 
 from ensemblekit.releases import Flavour, get_release
 from ensemblekit.servers.embedded import install_embedded
-from ensemblekit.workarounds.build_meter import Meter
-from ensemblekit.workarounds.build_scripts import STAGES
+from ensemblekit.workarounds.source_build import BuildLine, read_record
 from tests.conftest import DATA
 
 pytestmark = pytest.mark.server
@@ -56,12 +55,14 @@ class StandIn:
         return process.returncode, output, errors
 
     @property
-    def meter(self) -> Meter:
-        return Meter.model_validate_json((self.work / "meter.json").read_bytes())
+    def lines(self) -> list[BuildLine]:
+        record = read_record(self.work / "build.json")
+        assert record is not None
+        return record.lines
 
     @property
-    def states(self) -> list[str]:
-        return [self.meter.stages[stage].state for stage in STAGES]
+    def finished(self) -> int:
+        return sum(line.finished for line in self.lines)
 
     @property
     def calls(self) -> list[str]:
@@ -94,14 +95,14 @@ def test_stand_in_build_that_fails_in_the_middle_says_so_once_and_resumes_there(
     code, output, errors = stand_in.run()
 
     assert code == 1, errors
-    assert stand_in.states == ["done", "done", "done", "failed", *["waiting"] * 4]
-    assert "4/8 cmake_build: begins, attempt 1" in output
+    assert [line.finished for line in stand_in.lines] == [True, *[False] * 5]
+    assert "line 2 of 6, docker run tritonserver_builder: begins, attempt 1" in output
     assert "done before" not in output
     assert errors.count("Could not ") == errors.count("Hint: ") == 1
-    assert "finish stage 4 of 8 of the build, cmake_build" in errors
+    assert "finish line 2 of 6, docker run tritonserver_builder, of the build" in errors
     assert "file_10.cc:7:1: error: 'ensemble' was not declared" in errors
     assert f"Log: {stand_in.work / 'build.log'}" in errors
-    assert "goes on compiling where it stopped" in errors
+    assert "it goes on with this line" in errors
     assert "Traceback" not in errors
     assert not stand_in.left_over()
 
@@ -109,25 +110,22 @@ def test_stand_in_build_that_fails_in_the_middle_says_so_once_and_resumes_there(
     code, output, errors = stand_in.run()
 
     assert code == 0, errors
-    assert stand_in.states == ["done"] * 8
-    assert [stand_in.meter.stages[stage].attempts for stage in STAGES] == [0, 1, 1, 2, 1, 1, 1, 1]
-    assert output.count("done before, not repeated") == 3
+    assert stand_in.finished == 6
+    assert [line.attempts for line in stand_in.lines] == [1, 2, 1, 1, 1, 1]
+    assert output.count(", not repeated") == 1
     assert sum("build -t tritonserver_buildbase" in call for call in stand_in.calls) == 1
     assert sum(call.startswith("run -w") for call in stand_in.calls) == 1
     assert "start --attach tritonserver_builder" in stand_in.calls
     assert (stand_in.work / "build.log").read_text().count("file_9.cc.o") == 1  # compiled once, in the first attempt
-    assert f"{stand_in.meter.release}-custom-build knows ensembles" in output
+    assert "24.08-custom-build knows ensembles" in output
 
 
-def test_stand_in_build_is_metered_and_named_and_what_is_gone_is_built_again(stand_in: StandIn) -> None:
-    code, _output, errors = stand_in.run("--variant", "full")
+def test_stand_in_build_is_timed_and_named_and_what_is_gone_is_built_again(stand_in: StandIn) -> None:
+    code, output, errors = stand_in.run("--variant", "full")
 
     assert code == 0, errors
-    meter = stand_in.meter
-    assert all(meter.stages[stage].seconds > 0 for stage in STAGES[1:])
-    assert meter.stages["artifacts"].build_folder_gb > 0.005  # two copies of 3 MB
-    assert meter.stages["dryrun"].build_folder_gb < 0.001
-    assert "--filesystem=gcs" in meter.command
+    assert all(line.seconds > 0 for line in stand_in.lines)
+    assert len(re.findall(r"line \d of 6, docker .*: done after \d+\.\d s", output)) == 6
     assert (stand_in.state / "images" / TAG).read_text() == (stand_in.state / "images" / "tritonserver").read_text()
     assert any("--label=ensemblekit.run=build-plan" in call for call in stand_in.calls if " tritonserver " in call)
 
@@ -135,9 +133,9 @@ def test_stand_in_build_is_metered_and_named_and_what_is_gone_is_built_again(sta
     code, output, errors = stand_in.run("--variant", "full")
 
     assert code == 0, errors
-    assert "5/8 artifacts: done before, not repeated" in output
-    assert "6/8 tritonserver: begins, attempt 2" in output
-    assert "7/8 tritonserver_cibase: begins, attempt 1" in output
+    assert re.search(r"line 4 of 6, docker cp .*: done before in \d+ s, not repeated", output)
+    assert "line 5 of 6, docker build tritonserver: begins, attempt 2" in output
+    assert "line 6 of 6, docker build tritonserver_cibase: begins, attempt 1" in output
 
 
 def test_stand_in_build_interrupted_leaves_no_process_and_goes_on_later(stand_in: StandIn) -> None:
@@ -145,40 +143,40 @@ def test_stand_in_build_interrupted_leaves_no_process_and_goes_on_later(stand_in
     deadline = time.monotonic() + RUN_TIMEOUT_S
     while not (stand_in.state / "containers").is_dir() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert stand_in.meter.stages["cmake_build"].state == "running"  # written while it runs
+    assert stand_in.lines[1].attempts == 1  # written while it runs
     assert len(stand_in.left_over()) >= 3
 
     process.send_signal(signal.SIGINT)
     _output, errors = process.communicate(timeout=RUN_TIMEOUT_S)
 
     assert process.returncode == 130, errors
-    assert errors == "Stopped. The same command goes on with the stage that was interrupted.\n"
+    assert errors == "Stopped. The same command goes on with the line that was interrupted.\n"
     assert not stand_in.left_over()
-    assert stand_in.states[2:4] == ["done", "interrupted"]
+    assert [line.finished for line in stand_in.lines[:2]] == [True, False]
     assert "stop -t 5 tritonserver_builder" in stand_in.calls
 
     code, output, errors = stand_in.run()
 
     assert code == 0, errors
-    assert re.search(r"3/8 tritonserver_buildbase: done before, not repeated", output)
+    assert re.search(r"line 1 of 6, docker build tritonserver_buildbase: done before in \d+ s, not repeated", output)
 
 
 def test_stand_in_build_whose_server_knows_no_ensembles_gets_no_name(tmp_path: Path) -> None:
     stand_in = StandIn(tmp_path, "vllm-image")
 
-    code, _output, errors = stand_in.run()
+    code, output, errors = stand_in.run()
 
     assert code == 1
     assert "verdict:  does not know ensembles" in errors
     assert not (stand_in.state / "images" / TAG).exists()
-    assert stand_in.states[-1] == "failed"
+    assert "knows ensembles" not in output
 
 
 def test_stand_in_build_dry_run_writes_the_scripts_and_asks_docker_nothing(stand_in: StandIn) -> None:
     code, output, errors = stand_in.run("--dryrun")
 
     assert code == 0, errors
-    assert stand_in.states == ["done", "done", *["waiting"] * 6]
+    assert stand_in.finished == 0
     assert (stand_in.source / "build" / "docker_build").is_file()
     assert "TRITON_ENABLE_ENSEMBLE:BOOL=ON" in (stand_in.source / "build" / "cmake_build").read_text()
     assert not (stand_in.state / "calls.log").exists()

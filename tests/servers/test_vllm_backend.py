@@ -5,12 +5,18 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: the CPU or CUDA environment, not the quick one")
+
+from safetensors.numpy import save_file
 
 from ensemblekit.assets.weights import ensure_checkpoint
 from ensemblekit.clients.grpc import ask, ask_many, stream
@@ -18,6 +24,7 @@ from ensemblekit.clients.http import ask_http, stream_http
 from ensemblekit.clients.statistics import metric_value
 from ensemblekit.errors import RequestError
 from ensemblekit.releases import get_release
+from ensemblekit.repository.config import read_config, set_parameter, write_config
 from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import TritonServer
@@ -32,6 +39,8 @@ COUNTRIES = (
     *("Japan", "China", "India", "Egypt", "Russia", "Canada", "Mexico", "Sweden"),
 )
 SLIPS = 3  # so small a model answers about another country now and then; mixed-up answers would all be wrong
+LORA = {"max_loras": 2, "max_lora_rank": 8}
+PROMPT_TOKENS = 37  # of QUESTION in the model's chat template
 RUNNING = "vllm:num_requests_running"
 CANCELLED_WITHIN_S = 1.0
 START_TIMEOUT_S = 240.0  # 25 s alone on two cores; other tests may run beside
@@ -40,11 +49,20 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 both = pytest.mark.parametrize("model", ["llm", "ensemble"])
 
 
-@pytest.fixture(scope="module")
-def a_real_vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """One server for the whole file: loading vLLM is most of its time."""
+@pytest.fixture(scope="module", params=["yes", "no"], ids=["fast-path", "generate"])
+def a_real_vllm_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
+    """One server for each way to vLLM, for the whole file: loading vLLM is most of its time."""
     folder = tmp_path_factory.mktemp("vllm")
-    repository = stage_repository(folder / "repository", source=ensure_checkpoint(), device="cpu")
+    source = ensure_checkpoint()
+    repository = stage_repository(
+        folder / "repository", source=source, device="cpu", engine_arguments=LORA | {"enable_lora": True}
+    )
+    make_adapters(repository.path / "llm" / "1", Path(source.engine_model))
+    config = read_config(repository.path / "llm")
+    set_parameter(config, "FAST_PATH", request.param)
+    write_config(config, repository.path / "llm" / "config.pbtxt")
     installation = install_embedded(get_release(RELEASE), "base-plus-vllm", folder)
     server = TritonServer(installation, repository.path, folder, environment=repository.environment)
     try:
@@ -144,12 +162,14 @@ def test_n_sequences_come_as_n_texts(a_real_vllm_server: TritonServer) -> None:
         ('{"temprature": 1}', 'unknown sampling parameter "temprature"; did you mean "temperature"?'),
         ('{"temperature": "hot"}', 'sampling parameter "temperature": Expected `float`'),
         ('{"temperature": -1}', "temperature must be non-negative"),
+        ('{"n": 65}', "n must be at most 64, got 65"),
+        ('{"structured_outputs": {"regex": "a", "choice": ["b"]}}', "You can only use one kind of structured outputs"),
         ('{"max_tokens": 0}', "max_tokens must be at least 1"),
         ('{"detokenize": false}', 'unknown sampling parameter "detokenize"'),
         ('{"max_tokens": 5', "sampling_parameters is not valid JSON"),
         ("[1]", "sampling_parameters must be a JSON object"),
     ],
-    ids=["unknown", "wrong-type", "refused", "zero", "reserved", "cut-json", "list"],
+    ids=["unknown", "wrong-type", "refused", "too-many", "two-constraints", "zero", "reserved", "cut-json", "list"],
 )
 @both
 def test_bad_sampling_parameters_give_one_clear_error(
@@ -160,6 +180,7 @@ def test_bad_sampling_parameters_give_one_clear_error(
     reply = generate(a_real_vllm_server, model, **{name: QUESTION}, sampling_parameters=parameters)
 
     assert reply.status_code == httpx.codes.BAD_REQUEST
+    assert "Error generating stream: " in reply.json()["error"] or model != "llm"
     assert text in reply.json()["error"]
     assert "N/A" not in reply.text
 
@@ -184,7 +205,7 @@ def test_a_prompt_that_cannot_be_served_gives_one_clear_error(
 def test_a_stream_that_shall_repeat_the_prompt_is_refused(a_real_vllm_server: TritonServer) -> None:
     reply = generate(a_real_vllm_server, "llm", text_input="a", stream=True, exclude_input_in_output=False)
 
-    assert "stream with exclude_input_in_output=false" in reply.json()["error"]
+    assert "When streaming, `exclude_input_in_output` = False is not allowed." in reply.json()["error"]
 
 
 def test_sixteen_at_once_are_answered_each_its_own_and_a_bad_one_harms_no_other(
@@ -217,6 +238,9 @@ def test_a_cancelled_stream_leaves_the_engine_within_a_second(a_real_vllm_server
     time.sleep(CANCELLED_WITHIN_S)
 
     assert metric_value(a_real_vllm_server, RUNNING) == 0
+    log = a_real_vllm_server.log_path.read_text(errors="replace")
+    assert "[vllm] Cancelling the request" in log
+    assert "[vllm] Successfully cancelled the request" in log
 
 
 def test_a_cancelled_request_without_stream_leaves_the_engine_within_a_second(
@@ -231,6 +255,64 @@ def test_a_cancelled_request_without_stream_leaves_the_engine_within_a_second(
     time.sleep(CANCELLED_WITHIN_S)
 
     assert metric_value(a_real_vllm_server, RUNNING) == 0
+
+
+def test_each_request_is_answered_by_the_adapter_it_names(a_real_vllm_server: TritonServer, a_prompt: str) -> None:
+    short = GREEDY | {"max_tokens": 16}
+
+    def answer(name: str) -> str:
+        given = {"text_input": a_prompt, "exclude_input_in_output": True}
+        parameters = json.dumps(short | {"lora_name": name})
+        reply = generate(a_real_vllm_server, "llm", **given, sampling_parameters=parameters)
+        return str(reply.json()["text_output"])
+
+    with ThreadPoolExecutor() as at_once:
+        silent, noisy, silent_too, noisy_too = at_once.map(answer, ["silent", "noisy"] * 2)
+
+    assert silent == silent_too == ANSWER
+    assert noisy == noisy_too
+    assert "Paris" not in noisy
+
+
+def test_adapter_that_is_not_there_is_refused_in_upstreams_words(a_real_vllm_server: TritonServer) -> None:
+    reply = generate(a_real_vllm_server, "llm", text_input=QUESTION, sampling_parameters='{"lora_name": "bactrian"}')
+
+    assert reply.status_code == httpx.codes.BAD_REQUEST
+    assert "LoRA bactrian is not supported, we currently support ['silent', 'noisy']" in reply.json()["error"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_additional_outputs_tell_of_every_token(
+    a_real_vllm_server: TritonServer, a_prompt: str, streaming: bool
+) -> None:
+    wanted = ("finish_reason", "cumulative_logprob", "logprobs", "num_input_tokens", "num_output_tokens")
+    parts = generate_parts(
+        a_real_vllm_server,
+        text_input=a_prompt,
+        stream=streaming,
+        exclude_input_in_output=True,
+        sampling_parameters=json.dumps(GREEDY | {"logprobs": 1}),
+        **{f"return_{name}": True for name in wanted},
+    )
+
+    tokens = [token for part in parts for token in json.loads(part["logprobs"])]
+    likeliest = [next(one for one in token.values() if one["rank"] == 1) for token in tokens]
+    assert "".join(part["text_output"] for part in parts) == ANSWER
+    assert "".join(one["decoded_token"] for one in likeliest).startswith(ANSWER)
+    assert sum(part["num_output_tokens"] for part in parts) == len(tokens)
+    assert parts[-1]["cumulative_logprob"] == pytest.approx(sum(one["logprob"] for one in likeliest), abs=1e-3)
+    assert [part["finish_reason"] for part in parts] == ["None"] * (len(parts) - 1) + ["stop"]
+    assert {part["num_input_tokens"] for part in parts} == {PROMPT_TOKENS}
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["object", "json"])
+def test_structured_outputs_hold_the_answer_to_a_choice(a_real_vllm_server: TritonServer, as_text: bool) -> None:
+    choice: object = {"choice": ["Rome", "Oslo"]}
+    parameters = GREEDY | {"structured_outputs": json.dumps(choice) if as_text else choice}
+
+    answer = ask(a_real_vllm_server, QUESTION, sampling_parameters=parameters)
+
+    assert answer.text in ("Rome", "Oslo")
 
 
 def test_metrics_count_the_tokens_of_a_request(a_real_vllm_server: TritonServer, a_prompt: str) -> None:
@@ -258,10 +340,39 @@ def test_stopping_ends_every_process_and_the_log_is_clean(a_real_vllm_server: Tr
     assert [process.name() for process in processes if process.is_running()] == []
     log = a_real_vllm_server.log_path.read_text(errors="replace")
     assert "llm: engine ready in" in log
+    assert log.count("[vllm] no fast path") == (read_parameter(a_real_vllm_server, "FAST_PATH") == "no")
     assert "llm: engine stopped" in log
     assert "Traceback" not in log
     assert "force killing" not in log
 
 
+def make_adapters(folder: Path, checkpoint: Path) -> None:
+    """Make two LoRA adapters as peft writes them: `silent` changes nothing, `noisy` changes every answer."""
+    model = json.loads((checkpoint / "config.json").read_text())
+    rank, hidden, random = LORA["max_lora_rank"], model["hidden_size"], np.random.default_rng(0)
+    adapter = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "bias": "none"}
+    for name, strength in {"silent": 0.0, "noisy": 0.2}.items():
+        tensors = {}
+        for layer in range(model["num_hidden_layers"]):
+            module = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+            tensors[f"{module}.lora_A.weight"] = random.normal(size=(rank, hidden)).astype(np.float32)
+            tensors[f"{module}.lora_B.weight"] = (strength * random.normal(size=(hidden, rank))).astype(np.float32)
+        (folder / name).mkdir()
+        save_file(tensors, folder / name / "adapter_model.safetensors")
+        (folder / name / "adapter_config.json").write_text(json.dumps(adapter | {"target_modules": ["q_proj"]}))
+    (folder / "multi_lora.json").write_text(json.dumps({"silent": "silent", "noisy": str(folder / "noisy")}))
+
+
+def read_parameter(server: TritonServer, name: str) -> str:
+    return str(read_config(server.repository / "llm").parameters[name].string_value)
+
+
 def generate(server: TritonServer, model: str, **body: object) -> httpx.Response:
     return httpx.post(f"http://{server.http_url}/v2/models/{model}/generate", json=body, timeout=60)
+
+
+def generate_parts(server: TritonServer, **body: object) -> list[dict[str, Any]]:
+    """Return every response of `llm`, streamed or not, from the endpoint for streams."""
+    url = f"http://{server.http_url}/v2/models/llm/generate_stream"
+    with httpx.stream("POST", url, json=body, timeout=60) as reply:
+        return [json.loads(line.removeprefix("data: ")) for line in reply.iter_lines() if line.strip()]

@@ -32,7 +32,10 @@ class Tensor:
     """A named array."""
 
     def __init__(self, name: str, values: np.ndarray) -> None:
-        self.name, self.values = name, values
+        self._name, self.values = name, values
+
+    def name(self) -> str:
+        return self._name
 
     def as_numpy(self) -> np.ndarray:
         return self.values
@@ -42,7 +45,7 @@ class InferenceResponse:
     """Tensors or an error."""
 
     def __init__(self, output_tensors: list[Tensor] | None = None, error: TritonError | None = None) -> None:
-        self.tensors, self.error = {tensor.name: tensor for tensor in output_tensors or []}, error
+        self.tensors, self.error = {tensor.name(): tensor for tensor in output_tensors or []}, error
 
     def text(self, name: str) -> str:
         return self.tensors[name].values[0].decode()
@@ -53,7 +56,10 @@ class Request:
 
     def __init__(self, parameters: str = "", **inputs: Any) -> None:
         self._parameters = parameters
-        self.inputs = {name: Tensor(name, _array(value)) for name, value in inputs.items()}
+        self._inputs = {name: Tensor(name, _array(value)) for name, value in inputs.items()}
+
+    def inputs(self) -> list[Tensor]:
+        return list(self._inputs.values())
 
     def parameters(self) -> str:
         return self._parameters
@@ -91,7 +97,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     for kind in (TritonModelException, TritonError, Tensor, InferenceResponse):
         setattr(utils, kind.__name__, kind)
     utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
-    utils.get_input_tensor_by_name = lambda request, name: request.inputs.get(name)
+    utils.get_input_tensor_by_name = lambda request, name: request._inputs.get(name)
     utils.Logger = types.SimpleNamespace(log_info=lambda text: None, log_error=lambda text: None)
     monkeypatch.setitem(sys.modules, utils.__name__, utils)
     monkeypatch.syspath_prepend(str(BACKEND))

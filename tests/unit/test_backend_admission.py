@@ -31,7 +31,7 @@ class Let:
         self.groups: list[list[str]] = []
         self.begin = time.monotonic()
         self.after_s: list[float] = []
-        self.gate = module.Admission(self.admit, running, step_cost_s=step_cost_s, longest_s=LONGEST_S)
+        self.gate = module.AdmissionController(self.admit, running, step_cost_s=step_cost_s, longest_s=LONGEST_S)
 
     def admit(self, group: list[str]) -> None:
         self.groups.append(group)
@@ -41,7 +41,7 @@ class Let:
 def test_idle_engine_is_given_a_request_at_once(admission: Any) -> None:
     async def run() -> Let:
         let = Let(admission, lambda: 0)
-        let.gate.arrive(["a"])
+        let.gate.submit(["a"])
         return let
 
     assert asyncio.run(run()).groups == [["a"]]
@@ -50,8 +50,8 @@ def test_idle_engine_is_given_a_request_at_once(admission: Any) -> None:
 def test_without_a_cost_of_a_step_nothing_waits(admission: Any) -> None:
     async def run() -> Let:
         let = Let(admission, lambda: 100, step_cost_s=0.0)
-        let.gate.arrive(["a"])
-        let.gate.arrive(["b"])
+        let.gate.submit(["a"])
+        let.gate.submit(["b"])
         return let
 
     assert asyncio.run(run()).groups == [["a"], ["b"]]
@@ -60,9 +60,9 @@ def test_without_a_cost_of_a_step_nothing_waits(admission: Any) -> None:
 async def two_arrivals(module: Any, *, running: int, apart_s: float, then_s: float) -> Let:
     """Let two requests come, the first still waiting when the second does, and look a while later."""
     let = Let(module, lambda: running)
-    let.gate.arrive(["a"])
+    let.gate.submit(["a"])
     await asyncio.sleep(apart_s)
-    let.gate.arrive(["b"])
+    let.gate.submit(["b"])
     assert not let.groups
     await asyncio.sleep(then_s + SLACK_S)
     return let
@@ -86,7 +86,7 @@ def test_nothing_waits_longer_than_the_longest(admission: Any) -> None:
     async def run() -> Let:
         let = Let(admission, lambda: 1000)
         while not let.groups and time.monotonic() < let.begin + LONGEST_S + SLACK_S:
-            let.gate.arrive(["a"])
+            let.gate.submit(["a"])
             await asyncio.sleep(0.005)
         return let
 
@@ -99,7 +99,7 @@ def test_engine_that_falls_idle_is_given_what_waits(admission: Any) -> None:
     async def run() -> Let:
         running = [1000]
         let = Let(admission, lambda: running[0])
-        let.gate.arrive(["a"])
+        let.gate.submit(["a"])
         running[0] = 0
         let.gate.decide()
         return let

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -47,17 +48,20 @@ def contract(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Any:
+def process_setup(monkeypatch: pytest.MonkeyPatch) -> Any:
     backend_support.install(monkeypatch)
-    return importlib.import_module("triton_vllm.host")
+    return importlib.import_module("triton_vllm.process_setup")
 
 
 def test_complete_empty_config_adds_the_tensors_of_the_contract(contract: Any) -> None:
     config = contract.complete(Config([]))
 
     names = [tensor["name"] for tensor in config.values["input"]]
-    assert names == ["text_input", "stream", "sampling_parameters", "exclude_input_in_output"]
-    assert config.values["output"] == [{"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]}]
+    more = ["finish_reason", "cumulative_logprob", "logprobs", "num_input_tokens", "num_output_tokens"]
+    assert names[:4] == ["text_input", "stream", "sampling_parameters", "exclude_input_in_output"]
+    assert names[4:] == [f"return_{name}" for name in more]
+    assert config.values["output"][0] == {"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]}
+    assert [tensor["name"] for tensor in config.values["output"][1:]] == more
     assert config.values["policy"] == {"decoupled": True}
     assert config.values["max_batch_size"] == 0
 
@@ -68,7 +72,7 @@ def test_complete_given_tensor_is_left_as_it_is(contract: Any) -> None:
     config = contract.complete(Config([given]))
 
     assert config.values["input"][0] == given
-    assert len(config.values["input"]) == 4
+    assert len(config.values["input"]) == 9
 
 
 @pytest.mark.parametrize(
@@ -82,6 +86,16 @@ def test_reports_metrics_without_the_parameter_is_false(contract: Any) -> None:
     assert contract.reports_metrics({"parameters": {}}) is False
 
 
+@pytest.mark.parametrize(("value", "wanted"), [("", True), ("yes", True), ("no", False), ("False", False)])
+def test_fast_path_is_wanted_unless_the_parameter_says_no(contract: Any, value: str, wanted: bool) -> None:
+    assert contract.wants_fast_path({"parameters": {"FAST_PATH": {"string_value": value}}}) is wanted
+
+
+def test_fast_path_that_is_neither_yes_nor_no_is_refused_by_name(contract: Any) -> None:
+    with pytest.raises(ValueError, match='FAST_PATH must be "yes" or "no", not \'off\''):
+        contract.wants_fast_path({"parameters": {"FAST_PATH": {"string_value": "off"}}})
+
+
 @pytest.mark.parametrize(("value", "wanted_s"), [("", 0.1), ("0", 0.0), ("2.5", 0.0025)])
 def test_longest_wait_follows_the_parameter(contract: Any, value: str, wanted_s: float) -> None:
     assert contract.longest_wait_s({"parameters": {"MAX_ADMISSION_DELAY_MS": {"string_value": value}}}) == wanted_s
@@ -93,10 +107,10 @@ def test_longest_wait_that_is_none_is_refused_by_name(contract: Any, value: str)
         contract.longest_wait_s({"parameters": {"MAX_ADMISSION_DELAY_MS": {"string_value": value}}})
 
 
-def test_engine_arguments_drop_what_vllm_has_retired(host: Any, tmp_path: Path) -> None:
+def test_engine_arguments_drop_what_vllm_has_retired(process_setup: Any, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text('{"model": "a/b", "disable_log_requests": true, "seed": 1}')
 
-    assert host.read_engine_arguments(tmp_path) == {"model": "a/b", "seed": 1}
+    assert process_setup.read_engine_arguments(tmp_path) == {"model": "a/b", "seed": 1}
 
 
 @pytest.mark.parametrize(
@@ -110,13 +124,13 @@ def test_engine_arguments_drop_what_vllm_has_retired(host: Any, tmp_path: Path) 
     ids=["missing", "cut", "list", "no-model"],
 )
 def test_engine_arguments_that_cannot_be_used_name_the_file(
-    host: Any, tmp_path: Path, text: str | None, message: str
+    process_setup: Any, tmp_path: Path, text: str | None, message: str
 ) -> None:
     if text is not None:
         (tmp_path / "model.json").write_text(text)
 
-    with pytest.raises(backend_support.TritonModelException, match=message) as raised:
-        host.read_engine_arguments(tmp_path)
+    with pytest.raises(ValueError, match=message) as raised:
+        process_setup.read_engine_arguments(tmp_path)
 
     assert str(tmp_path / "model.json") in str(raised.value)
 
@@ -125,32 +139,48 @@ def test_engine_arguments_that_cannot_be_used_name_the_file(
     ("visible", "device", "wanted"), [(None, "1", "1"), ("4,6", "1", "6"), ("GPU-a,GPU-b", "0", "GPU-a")]
 )
 def test_kind_gpu_keeps_the_engine_on_its_gpu(
-    host: Any, monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str, wanted: str
+    process_setup: Any, monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str, wanted: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
 
-    host.choose_device({"model_instance_kind": "GPU", "model_instance_device_id": device}, {})
+    process_setup.choose_device({"model_instance_kind": "GPU", "model_instance_device_id": device}, {})
 
     assert os.environ["CUDA_VISIBLE_DEVICES"] == wanted
 
 
-def test_kind_gpu_with_two_gpus_is_refused(host: Any) -> None:
+def test_kind_gpu_with_two_gpus_is_refused(process_setup: Any) -> None:
     args = {"model_instance_kind": "GPU", "model_instance_device_id": "0"}
 
-    with pytest.raises(backend_support.TritonModelException, match="KIND_MODEL"):
-        host.choose_device(args, {"tensor_parallel_size": 2})
+    with pytest.raises(ValueError, match="KIND_MODEL"):
+        process_setup.choose_device(args, {"tensor_parallel_size": 2})
 
 
-def test_kind_model_leaves_the_devices_alone(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kind_model_leaves_the_devices_alone(process_setup: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
 
-    host.choose_device({"model_instance_kind": "MODEL", "model_instance_device_id": "0"}, {"tensor_parallel_size": 2})
+    process_setup.choose_device(
+        {"model_instance_kind": "MODEL", "model_instance_device_id": "0"}, {"tensor_parallel_size": 2}
+    )
 
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
+@pytest.mark.parametrize("given", [None, "8"])
+def test_sequences_of_one_request_have_a_limit_that_the_user_may_set(
+    process_setup: Any, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    environ = {} if given is None else {"VLLM_MAX_N_SEQUENCES": given}
+    monkeypatch.setattr(process_setup, "os", SimpleNamespace(environ=environ, access=lambda *_: False, X_OK=1))
+    monkeypatch.setattr(process_setup.locale, "setlocale", lambda *_: None)
+    monkeypatch.setattr(process_setup.sys, "setswitchinterval", lambda _: None)
+
+    process_setup.prepare_process()
+
+    assert environ["VLLM_MAX_N_SEQUENCES"] == (given or "64")
+
+
 def test_engine_process_ends_when_its_parent_is_killed() -> None:
-    starter = backend_support.BACKEND / "triton_vllm" / "die_with_parent.py"
+    starter = backend_support.BACKEND / "triton_vllm" / "process_setup.py"
     assert os.access(starter, os.X_OK)
     code = (
         "import subprocess, sys, time\n"
@@ -162,7 +192,7 @@ def test_engine_process_ends_when_its_parent_is_killed() -> None:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         deadline = time.monotonic() + GONE_WITHIN_S
-        while starter.name in " ".join(child.cmdline()):  # until it has become the Python it was asked for
+        while child.cmdline()[1:] != ["-c", "import time; time.sleep(60)"]:  # the Python it was asked for
             assert time.monotonic() < deadline
             time.sleep(0.02)
         parent.send_signal(signal.SIGKILL)

@@ -140,6 +140,36 @@ def test_stand_in_refuses_a_misspelt_parameter_by_name(stand_in: Any) -> None:
     assert response.error.message == 'unknown sampling parameter "temprature"'
 
 
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ('{"max_tokens": 1e999}', "max_tokens must be a whole number, at least 1, not inf"),
+        ('{"max_tokens": 0}', "max_tokens must be a whole number, at least 1, not 0"),
+        ('{"max_tokens": "many"}', "max_tokens must be a whole number, at least 1, not many"),
+        ('{"max_tokens": [1]}', "max_tokens must be a whole number, at least 1, not [1]"),
+        ("[1]", "sampling_parameters must be a JSON object, not list"),
+        ("3", "sampling_parameters must be a JSON object, not int"),
+        (DEEP, "sampling_parameters is nested too deeply"),
+    ],
+    ids=["infinite", "zero", "text", "list", "no-object", "number", "deep"],
+)
+def test_stand_in_says_what_is_wrong_with_its_parameters(stand_in: Any, parameters: str, message: str) -> None:
+    (response,) = answers(stand_in, text_input=PROMPT, sampling_parameters=parameters)
+
+    assert response.error.message == message
+    assert response.error.code == "invalid"
+
+
+@pytest.mark.parametrize("parameters", ['{"max_tokens": null}', '{"max_tokens": "20"}'])
+def test_stand_in_takes_a_limit_as_vllm_does(stand_in: Any, parameters: str) -> None:
+    (response,) = answers(stand_in, text_input=PROMPT, exclude_input_in_output=True, sampling_parameters=parameters)
+
+    assert response.text("text_output") == "(stand-in) You asked: Who are  you?"
+
+
 def test_stand_in_unasked_puts_the_prompt_in_front(stand_in: Any) -> None:
     (response,) = answers(stand_in, text_input="Hi")
 

@@ -23,18 +23,19 @@ def responses(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     backend_support.install(monkeypatch)
     module = importlib.import_module("triton_vllm.responses")
     monkeypatch.setattr(module, "CANCEL_POLL_S", 0.01)
-    made = module.Responses()
+    made = module.ResponseSender()
     yield made
     made.stop()
 
 
-class AJob:
-    """A job as far as responses use it."""
+class ARequest:
+    """A request as far as responses use it."""
 
     def __init__(self) -> None:
         self.sender: Sender | None = Sender()
         self.triton = self.sender  # what Triton was sent, also after the last response
         self.lock = threading.Lock()
+        self.additional = None
 
 
 def wait_for(condition: Any) -> None:
@@ -45,106 +46,115 @@ def wait_for(condition: Any) -> None:
 
 
 def test_pieces_come_in_order_and_the_last_closes(responses: Any) -> None:
-    job = AJob()
+    request = ARequest()
 
-    responses.piece(job, lambda: ["a"], final=False)
-    wait_for(lambda: job.triton.sent)
-    responses.piece(job, lambda: ["b"], final=True)
-    wait_for(lambda: job.triton.closed)
+    responses.chunk(request, lambda: ["a"], final=False)
+    wait_for(lambda: request.triton.sent)
+    responses.chunk(request, lambda: ["b"], final=True)
+    wait_for(lambda: request.triton.closed)
 
-    assert [response.text("text_output") for response, _ in job.triton.sent] == ["a", "b"]
-    assert [flags for _, flags in job.triton.sent] == [0, 1]
+    assert [response.text("text_output") for response, _ in request.triton.sent] == ["a", "b"]
+    assert [flags for _, flags in request.triton.sent] == [0, 1]
 
 
 def test_pieces_that_wait_for_their_turn_are_sent_as_one_for_each_sequence(responses: Any) -> None:
-    busy, job, go_on = AJob(), AJob(), threading.Event()
+    busy, request, go_on = ARequest(), ARequest(), threading.Event()
 
-    responses.piece(busy, lambda: [str(go_on.wait(5.0))], final=True)
+    responses.chunk(busy, lambda: [str(go_on.wait(5.0))], final=True)
     for number in range(3):
-        responses.piece(job, lambda number=number: [f"a{number}", f"b{number}"], final=number == 2)
+        responses.chunk(request, lambda number=number: [f"a{number}", f"b{number}"], final=number == 2)
     go_on.set()
-    wait_for(lambda: job.triton.closed)
+    wait_for(lambda: request.triton.closed)
 
-    ((response, flags),) = job.triton.sent
+    ((response, flags),) = request.triton.sent
     assert [text.decode() for text in response.tensors["text_output"].values] == ["a0a1a2", "b0b1b2"]
     assert flags == 1
 
 
 def test_pieces_keep_a_distance_that_grows_with_the_streams(responses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", 0.05)
-    first, second = AJob(), AJob()
-    for job in (first, second):  # two streams, 100 ms from piece to piece
-        responses.piece(job, lambda: ["a"], final=False)
-        wait_for(lambda job=job: job.triton.sent)
-    begin = time.monotonic()
+    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", 0.25)
+    first, second, begin = ARequest(), ARequest(), time.monotonic()
+    for request in (first, second):  # two streams, 500 ms from piece to piece
+        responses.chunk(request, lambda: ["a"], final=False)
+        wait_for(lambda request=request: request.triton.sent)
+    both_began = time.monotonic()
 
-    responses.piece(first, lambda: ["b"], final=False)
-    responses.piece(first, lambda: ["c"], final=False)
-    responses.piece(second, lambda: ["z"], final=True)
+    responses.chunk(first, lambda: ["b"], final=False)
+    responses.chunk(first, lambda: ["c"], final=False)
+    responses.chunk(second, lambda: ["z"], final=True)
     wait_for(lambda: second.triton.closed)
-    last_after_s = time.monotonic() - begin
+    last_after_s = time.monotonic() - both_began
     wait_for(lambda: len(first.triton.sent) == 2)
 
-    assert last_after_s < 0.09, "the last piece waits for nothing"
-    assert time.monotonic() - begin >= 0.09
+    assert last_after_s < 0.4, "the last piece waits for nothing"
+    assert time.monotonic() - begin >= 0.5
     assert [response.text("text_output") for response, _ in first.triton.sent] == ["a", "bc"]
 
 
 def test_last_piece_takes_along_what_keeps_its_distance(responses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", 0.05)
-    job = AJob()
-    responses.piece(job, lambda: ["a"], final=False)
-    wait_for(lambda: job.triton.sent)
+    request = ARequest()
+    responses.chunk(request, lambda: ["a"], final=False)
+    wait_for(lambda: request.triton.sent)
 
-    responses.piece(job, lambda: ["b"], final=False)
+    responses.chunk(request, lambda: ["b"], final=False)
     time.sleep(0.01)
-    responses.piece(job, lambda: ["c"], final=True)
-    wait_for(lambda: job.triton.closed)
+    responses.chunk(request, lambda: ["c"], final=True)
+    wait_for(lambda: request.triton.closed)
     time.sleep(0.06)  # the turn that "b" would have had
 
-    assert [response.text("text_output") for response, _ in job.triton.sent] == ["a", "bc"]
+    assert [response.text("text_output") for response, _ in request.triton.sent] == ["a", "bc"]
 
 
 def test_piece_without_text_is_not_sent_but_the_last_one_is(responses: Any) -> None:
-    job = AJob()
+    request = ARequest()
 
-    responses.piece(job, lambda: [""], final=False)
-    responses.piece(AJob(), lambda: ["b"], final=True)
-    responses.piece(job, lambda: [""], final=True)
-    wait_for(lambda: job.triton.closed)
+    responses.chunk(request, lambda: [""], final=False)
+    responses.chunk(ARequest(), lambda: ["b"], final=True)
+    responses.chunk(request, lambda: [""], final=True)
+    wait_for(lambda: request.triton.closed)
 
-    assert [(response.text("text_output"), flags) for response, flags in job.triton.sent] == [("", 1)]
+    assert [(response.text("text_output"), flags) for response, flags in request.triton.sent] == [("", 1)]
 
 
 def test_sender_is_let_go_with_the_last_response_whoever_still_holds_the_job(responses: Any) -> None:
-    job = AJob()
-    sent, there = job.triton.sent, weakref.ref(job.triton)
-    responses.watch(job, lambda: None)
+    request = ARequest()
+    sent, there = request.triton.sent, weakref.ref(request.triton)
+    responses.watch(request, lambda: None)
 
-    responses.piece(job, lambda: ["a"], final=True)
+    responses.chunk(request, lambda: ["a"], final=True)
     wait_for(lambda: sent)
-    del job.triton
+    del request.triton
 
     wait_for(lambda: there() is None)  # Triton keeps the request as long as its sender lives
 
 
 def test_error_is_the_one_and_last_response(responses: Any) -> None:
-    job = AJob()
+    request = ARequest()
 
-    responses.error(job, "no", "invalid")
-    responses.error(job, "again", "invalid")
-    responses.piece(job, lambda: ["late"], final=False)
-    wait_for(lambda: job.triton.closed)
+    responses.error(request, "no", "invalid")
+    responses.error(request, "again", "invalid")
+    responses.chunk(request, lambda: ["late"], final=False)
+    wait_for(lambda: request.triton.closed)
     responses.stop()
 
-    assert [(response.error.message, flags) for response, flags in job.triton.sent] == [("no", 1)]
+    assert [(response.error.message, flags) for response, flags in request.triton.sent] == [("no", 1)]
+
+
+def test_error_names_no_path_of_this_machine_but_keeps_a_link(responses: Any) -> None:
+    request = ARequest()
+
+    responses.error(request, "no '/root/.cache/a.json', see https://vllm.ai/docs/x or 1/2", "internal")
+    wait_for(lambda: request.triton.closed)
+
+    assert request.triton.sent[0][0].error.message == "no '(a path)', see https://vllm.ai/docs/x or 1/2"
 
 
 def test_text_that_cannot_be_made_becomes_an_error_of_that_job(responses: Any) -> None:
-    broken, good = AJob(), AJob()
+    broken, good = ARequest(), ARequest()
 
-    responses.piece(broken, lambda: 1 / 0, final=True)  # type: ignore[arg-type, return-value]
-    responses.piece(good, lambda: ["fine"], final=True)
+    responses.chunk(broken, lambda: 1 / 0, final=True)  # type: ignore[arg-type, return-value]
+    responses.chunk(good, lambda: ["fine"], final=True)
     wait_for(lambda: good.triton.closed)
 
     assert "could not be turned into text" in broken.triton.sent[0][0].error.message
@@ -152,10 +162,10 @@ def test_text_that_cannot_be_made_becomes_an_error_of_that_job(responses: Any) -
 
 
 def test_cancelled_job_is_cancelled_once(responses: Any) -> None:
-    job, calls = AJob(), list[None]()
-    responses.watch(job, lambda: calls.append(None))
+    request, calls = ARequest(), list[None]()
+    responses.watch(request, lambda: calls.append(None))
 
-    job.triton.cancelled = True
+    request.triton.cancelled = True
     wait_for(lambda: calls)
     time.sleep(POLLS * 0.01)
 
@@ -163,17 +173,17 @@ def test_cancelled_job_is_cancelled_once(responses: Any) -> None:
 
 
 def test_finished_job_is_not_asked_again(responses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = AJob()
+    request = ARequest()
     asked = SimpleNamespace(late=False)
 
     def is_cancelled() -> bool:
-        asked.late = asked.late or job.triton.closed
+        asked.late = asked.late or request.triton.closed
         return False
 
-    monkeypatch.setattr(job.triton, "is_cancelled", is_cancelled)
-    responses.watch(job, lambda: None)
-    responses.piece(job, lambda: ["a"], final=True)
-    wait_for(lambda: job.triton.closed)
+    monkeypatch.setattr(request.triton, "is_cancelled", is_cancelled)
+    responses.watch(request, lambda: None)
+    responses.chunk(request, lambda: ["a"], final=True)
+    wait_for(lambda: request.triton.closed)
     time.sleep(POLLS * 0.01)
 
     assert not asked.late

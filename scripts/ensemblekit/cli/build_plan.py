@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
     from ensemblekit.diagnose.preflight import Row
     from ensemblekit.workarounds.build_plan import BuildPlan
-    from ensemblekit.workarounds.build_scripts import Stage
 
 __all__ = ["command"]
 
 NEEDED_FOR_DRYRUN = ("git", "source", "Python packages")
+COUNT = click.IntRange(1)
 
 variant = click.option(
     "--variant", type=WORD, default="minimal", help="minimal, or full: NVIDIA's own list of features."
 )
 source = click.option("--source", type=PATH, help="A checkout of upstream's server repository, instead of cloning it.")
-jobs = click.option("--jobs", type=click.IntRange(1), help="Compile jobs at once; default: two a core.")
+jobs = click.option("--jobs", type=COUNT, help="Compile jobs at once; default: two a core.")
 
 
 @click.group(invoke_without_command=True)
@@ -47,15 +47,14 @@ def command(
 ) -> None:
     """Print the pinned command lines of upstream's build.py with and without ensembles, and what this machine lacks.
 
-    `run` does the build, stage by stage.
+    `run` does the build, line by line.
     """
     if context.invoked_subcommand:
         return
     from rich.console import Console
 
-    from ensemblekit.workarounds.build_plan import make_plan
-    from ensemblekit.workarounds.build_show import plan_json, print_plan, rows_table, shell_script
-    from ensemblekit.workarounds.prerequisites import check_prerequisites, unmet
+    from ensemblekit.workarounds.build_plan import make_plan, plan_json, print_plan, shell_script
+    from ensemblekit.workarounds.prerequisites import check_prerequisites, rows_table, unmet
 
     if as_json and shell:
         raise ParameterError("print the plan", found="--json and --shell together", hint="choose one of them")
@@ -85,10 +84,10 @@ def _run_command(plan: "BuildPlan") -> str:
 @source
 @jobs
 @click.option("--dryrun", is_flag=True, help="Let build.py write its scripts, and stop.")
-@click.option("--from", "start", metavar="STAGE", help="Repeat from this stage on.")
+@click.option("--from", "start", type=COUNT, metavar="LINE", help="Repeat from this line of upstream's script on.")
 @click.option("--fresh", is_flag=True, help="Forget earlier runs and begin anew.")
 @click.option("--anyway", is_flag=True, help="Build although a prerequisite is missing.")
-@click.option("--work", type=PATH, help="Where source, log and meter go (default: the cache).")
+@click.option("--work", type=PATH, help="Where source, log and seconds go (default: the cache).")
 @click.pass_context
 def run(
     context: click.Context,
@@ -97,51 +96,45 @@ def run(
     source: Path | None,
     jobs: int | None,
     dryrun: bool,
-    start: str | None,
+    start: int | None,
     fresh: bool,
     anyway: bool,
     work: Path | None,
 ) -> None:
-    """Build with progress, a log and a meter of minutes and GB a stage; after a failure, go on where it stopped."""
+    """Build line by line with a log and the seconds of each; after a failure, go on where it stopped."""
     from rich.console import Console
+    from rich.text import Text
 
     from ensemblekit.workarounds.build_plan import make_plan
-    from ensemblekit.workarounds.build_progress import Progress
     from ensemblekit.workarounds.prerequisites import check_prerequisites
-    from ensemblekit.workarounds.source_build import Build, work_folder
+    from ensemblekit.workarounds.source_build import Build, read_record, work_folder
 
     plan = make_plan(release, variant, source=source, jobs=jobs)
     folder = work.resolve() if work else work_folder(plan)
-    first = _stage(start)
     console = Console()
-    progress = Progress(console)
-    build = Build(plan, folder, progress)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    status = console.status("")
+    build = Build(plan, folder, say, lambda text: status.update(Text(text, no_wrap=True, overflow="ellipsis")))
     if not anyway:
-        built = () if fresh or not build.resumed else ("free disk",)
+        record = None if fresh else read_record(build.record_path)
+        begun = record is not None and any(line.attempts for line in record.lines)
+        built = ("free disk",) if begun else ()
         _require(console, check_prerequisites(plan, folder), NEEDED_FOR_DRYRUN if dryrun else (), but=built)
     try:
-        with progress:
-            result = build.run(dryrun=dryrun, fresh=fresh, start=first)
+        with status:
+            result = build.run(dryrun=dryrun, fresh=fresh, start=start)
     except KeyboardInterrupt:
-        click.echo("Stopped. The same command goes on with the stage that was interrupted.", err=True)
+        click.echo("Stopped. The same command goes on with the line that was interrupted.", err=True)
         context.exit(EXIT_INTERRUPTED)
-    rows = [f"log    {build.log}", f"meter  {build.meter_path}", f"build  {build.build}"]
     if result.probe is not None:
-        rows = [f"{result.image} knows ensembles, after {result.meter.seconds / 60:.1f} minutes of building", *rows]
-        rows.append("use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
-    for row in rows:
-        console.print(row, markup=False, highlight=False, soft_wrap=True)
-
-
-def _stage(name: str | None) -> "Stage | None":
-    from ensemblekit.workarounds.build_scripts import STAGES
-
-    if name is None:
-        return None
-    for stage in STAGES:
-        if stage == name:
-            return stage
-    raise ParameterError(f"begin at stage {name!r}", found="no such stage", hint=f"one of {', '.join(STAGES)}")
+        say(f"{result.image} knows ensembles, after {result.seconds / 60:.1f} minutes of building")
+    for row in (f"log    {build.log}", f"lines  {build.record_path}", f"build  {build.build}"):
+        say(row)
+    if result.probe is not None:
+        say("use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
 
 
 def _require(console: "Console", rows: tuple["Row", ...], only: tuple[str, ...], *, but: tuple[str, ...]) -> None:
@@ -156,8 +149,7 @@ def _require(console: "Console", rows: tuple["Row", ...], only: tuple[str, ...],
     Raises:
         BuildError: A required thing is missing.
     """
-    from ensemblekit.workarounds.build_show import rows_table
-    from ensemblekit.workarounds.prerequisites import unmet
+    from ensemblekit.workarounds.prerequisites import rows_table, unmet
 
     missing = [row for row in unmet(rows) if (not only or row.name in only) and row.name not in but]
     if not missing:

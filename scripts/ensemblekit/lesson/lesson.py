@@ -3,7 +3,6 @@
 
 import atexit
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +11,9 @@ from IPython.core.pylabtools import select_figure_formats
 from IPython.display import Markdown, display
 
 from ensemblekit.assets.padded_heads import splittable_checkpoint
-from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
+from ensemblekit.assets.weights import ModelSource, ensure_checkpoint, require_vllm
 from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
-from ensemblekit.errors import ParameterError, UnsupportedMachine
+from ensemblekit.errors import ParameterError
 from ensemblekit.lesson.show import Progress, quick_banner
 from ensemblekit.paths import current_run_dir
 from ensemblekit.records import Value, record_values
@@ -80,12 +79,8 @@ class Lesson:
     def _source(self, parts: int) -> ModelSource | None:
         if self.settings.engine == "stand-in":
             return None
-        if self.settings.provider == "embedded" and find_spec("vllm") is None:
-            raise UnsupportedMachine(
-                "run llm with vLLM",
-                found="vLLM is not installed in this environment",
-                hint='use ENGINE "stand-in", or install vLLM with `scripts/run` (without --quick)',
-            )
+        if self.settings.provider == "embedded":
+            require_vllm()
         source = ensure_checkpoint(self.settings.model, progress=Progress("weights"))
         return splittable_checkpoint(source, parts) if source.local and parts > 1 else source
 

@@ -20,8 +20,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 __all__: list[str] = []
 
@@ -53,13 +55,17 @@ def _watch(child: "subprocess.Popen[bytes]") -> float | None:
     return None
 
 
-def _descendants() -> list[psutil.Process]:
+def _descendants() -> "list[psutil.Process]":
+    import psutil  # here: who only starts this program does not pay for it
+
     # as a sub-reaper, this process is the ancestor of all that came of the command, re-parented or not
     found: list[psutil.Process] = psutil.Process().children(recursive=True)
     return found
 
 
 def _end(child: "subprocess.Popen[bytes]", grace_s: float | None, after: list[str]) -> None:
+    import psutil
+
     if grace_s is not None and child.poll() is None:
         child.terminate()  # the server alone: it stops its own stubs in order
         try:
@@ -88,6 +94,8 @@ def _run_after(command: list[str]) -> None:
 
 
 def _remove_environments(begin: float) -> None:
+    import psutil
+
     # the Python backend makes one empty folder a server, which says not whose it is: keep those of other
     # servers
     if any(process.info["name"] == SERVER_NAME for process in psutil.process_iter(["name"])):
@@ -96,26 +104,6 @@ def _remove_environments(begin: float) -> None:
         with contextlib.suppress(OSError):  # not empty, or another user's
             if folder.stat().st_mtime >= begin:
                 folder.rmdir()
-
-
-def end_reaper(process: "subprocess.Popen[bytes]", word: bytes = STOP_WORD) -> bool:
-    """From the other side of the pipe: let a reaper end its command, and return whether it did so in time.
-
-    Args:
-        process: The reaper, started with a pipe on its standard input.
-        word: `STOP_WORD`, or nothing, which means a short grace; a reaper that takes longer than both is killed.
-    """
-    if process.stdin:
-        with contextlib.suppress(OSError):
-            process.stdin.write(word)
-            process.stdin.close()
-    try:
-        process.wait(STOP_GRACE_S + 4 * ORPHAN_GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return False
-    return True
 
 
 def main() -> int:

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Triton server that this process starts, watches and stops; it dies with this process."""
 
-import json
 import logging
 import os
-import secrets
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import httpx
 
@@ -21,12 +17,11 @@ from ensemblekit.errors import RepositoryError, ServerError, ServerExited, Serve
 from ensemblekit.faults.log import TAIL_LINES, read_log, stub_without_library, tail
 from ensemblekit.faults.start import Reason, reason_of
 from ensemblekit.faults.start_phases import start_phases
-from ensemblekit.servers import _reaper
-from ensemblekit.servers._reaper import STOP_WORD, end_reaper
 from ensemblekit.servers.container import ContainerInstallation, container_hint
 from ensemblekit.servers.embedded import EmbeddedInstallation
 from ensemblekit.servers.outcome import Kind, StartOutcome, outcome_of
 from ensemblekit.servers.ports import LOOPBACK, free_ports, require_free
+from ensemblekit.servers.supervised import SupervisedProcess, new_prefix, wait_until
 
 __all__ = ["Installation", "ServerOptions", "TritonServer"]
 
@@ -34,12 +29,10 @@ Installation = EmbeddedInstallation | ContainerInstallation
 logger = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 600.0  # a first start on a slow disk compiles and loads weights
-POLL_S = 0.1
 ASK_TIMEOUT_S = 2.0  # one readiness question
 CRASHED = (134, 139)  # SIGABRT, SIGSEGV
 # what Triton says when a failed start ends: first that it begins to, then that it unloads
 ENDING = ("Waiting for in-flight requests to complete", "All models are stopped, unloading models")
-STOP_AT_ONCE = b""  # to the reaper, a pipe that closes without the word means a short grace
 
 
 @dataclass(frozen=True)
@@ -98,8 +91,8 @@ class TritonServer:
                 hint="give the folder that holds one folder per model, for example model_repo",
             )
         self.http_port, self.grpc_port, self.metrics_port = self.options.ports or free_ports(3)
-        self._shm_prefix = f"ensemblekit-{secrets.token_hex(4)}-"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._shm_prefix = new_prefix()
+        self._process: SupervisedProcess | None = None
 
     @property
     def http_url(self) -> str:
@@ -124,7 +117,7 @@ class TritonServer:
     @property
     def pid(self) -> int | None:
         """Process id of the server's parent (its reaper) while it runs."""
-        return self._process.pid if self._process and self._process.poll() is None else None
+        return self._process.pid if self._process and self._process.exit_code is None else None
 
     @property
     def running(self) -> bool:
@@ -139,7 +132,7 @@ class TritonServer:
     @property
     def exit_code(self) -> int | None:
         """How the process ended by itself, None while it runs and after `stop`."""
-        return self._process.poll() if self._process else None
+        return self._process.exit_code if self._process else None
 
     @property
     def command(self) -> list[str]:
@@ -203,10 +196,9 @@ class TritonServer:
         begin = time.monotonic()
         process = self._process
         try:
-            while (kind := self._progress(begin, timeout_s)) is None:
-                if on_poll:
-                    on_poll(self)
-                time.sleep(POLL_S)
+            kind: Kind | None = wait_until(
+                self._end_of_start, timeout_s, on_poll=(lambda: on_poll(self)) if on_poll else None
+            )
         except BaseException:
             self.stop()
             raise
@@ -214,19 +206,17 @@ class TritonServer:
         if kind == "ready":
             self.started_s = elapsed
         else:
-            self._end(STOP_AT_ONCE)  # what never became ready holds no request worth waiting for
-        code = process.poll() if process and kind == "exited" else None
-        return outcome_of(kind, code, elapsed, self.log_path)
+            self.kill()  # what never became ready holds no request worth waiting for
+        code = process.exit_code if process and kind == "exited" else None
+        return outcome_of("timeout" if kind is None else kind, code, elapsed, self.log_path)
 
-    def _progress(self, begin: float, timeout_s: float) -> Kind | None:
+    def _end_of_start(self) -> Kind | None:
         """Return how the start ended, None while it is under way."""
         if not self.running:
             return "exited"
         if self.answers():
             return "ready"
-        if stub_without_library(read_log(self.log_path)):
-            return "stuck"
-        return "timeout" if time.monotonic() - begin > timeout_s else None
+        return "stuck" if stub_without_library(read_log(self.log_path)) else None
 
     def answers(self) -> bool:
         """Return whether the server says it is ready and serves its metrics."""
@@ -240,15 +230,15 @@ class TritonServer:
 
     def stop(self) -> None:
         """Stop the server and all its processes; stopping a stopped server does nothing."""
-        self._end(STOP_WORD)
+        self._end(at_once=False)
 
     def kill(self) -> None:
         """Stop the server without waiting for requests that are under way; doing so again does nothing."""
-        self._end(STOP_AT_ONCE)
+        self._end(at_once=True)
 
-    def _end(self, word: bytes) -> None:
+    def _end(self, *, at_once: bool) -> None:
         process, self._process = self._process, None
-        if process is not None and not end_reaper(process, word):
+        if process is not None and not process.stop(at_once=at_once):
             logger.warning("the reaper of %s did not end in time and was killed", self.log_path)
 
     def _launch(self) -> None:
@@ -257,22 +247,13 @@ class TritonServer:
         for port in (self.http_port, self.grpc_port, self.metrics_port):
             require_free(port)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("wb") as log:
-            self._process = self._spawn(log)
-
-    def _spawn(self, log: IO[bytes]) -> "subprocess.Popen[bytes]":
-        cleanup = self.installation.cleanup
-        after = ["--after", json.dumps(cleanup)] if cleanup else []
-        return subprocess.Popen(
-            # by path and with -P: the reaper needs nothing of this package, so it starts in a twentieth of
-            # a second
-            [sys.executable, "-P", _reaper.__file__, self._shm_prefix, *after, *self.command],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | self.installation.environment | self.environment,
-            cwd=self.folder,
-            start_new_session=True,
+        self._process = SupervisedProcess(
+            self.command,
+            self.log_path,
+            environment=os.environ | self.installation.environment | self.environment,
+            folder=self.folder,
+            shm_prefix=self._shm_prefix,
+            after=self.installation.cleanup,
         )
 
     def __enter__(self) -> Self:

@@ -12,19 +12,21 @@ from pathlib import Path
 
 import httpx
 import psutil
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
 
 from ensemblekit.diagnose.preflight import Row
 from ensemblekit.errors import KitError
 from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.servers.container_engine import ContainerEngine, find_engine
-from ensemblekit.workarounds.build_evidence import image_space
 from ensemblekit.workarounds.build_plan import BuildPlan
 
-__all__ = ["check_prerequisites", "missing_packages", "unmet"]
+__all__ = ["check_prerequisites", "missing_packages", "rows_table", "unmet"]
 
 GB, GIB = 10**9, 2**30
 # Upstream documents no figure. An estimate from image sizes: what is built, the build image and the CI image are
-# each of the order of NVIDIA's vLLM image, and the compiler's own files come on top. The meter measures the truth.
+# each of the order of NVIDIA's vLLM image, and the compiler's own files come on top. Nobody has measured it.
 IMAGES_AT_ONCE, COMPILER_GB = 3, 20
 MEMORY_A_JOB_GIB = 1.0  # a C++ compiler on gRPC's sources; a rule of thumb, not upstream's
 WANTED_CORES = 4  # fewer work, for longer
@@ -127,12 +129,22 @@ def _socket() -> Row:
 def _disk(plan: BuildPlan, folder: Path) -> Row:
     wanted = IMAGES_AT_ONCE * plan.release.vllm_image_gb + COMPILER_GB
     places = {"sources": shutil.disk_usage(_existing(folder)).free}
-    images = image_space(ContainerEngine("docker") if shutil.which("docker") else None)
+    images = _image_space(ContainerEngine("docker") if shutil.which("docker") else None)
     if images is not None:
         places["images"] = images
     free = min(places.values()) / GB
     fix = f"estimated need {wanted:.0f} GB (nobody has measured it): `docker system prune`, or a larger disk"
     return Row("free disk", f"{free:.0f} GB for {' and '.join(places)}", free >= wanted, fix, required=True)
+
+
+def _image_space(engine: ContainerEngine | None) -> int | None:
+    """Return the free bytes where docker keeps images; None if that is on another machine, or it does not answer."""
+    try:
+        answer = engine.ask("info", "--format", "{{.DockerRootDir}}").stdout.strip() if engine else ""
+    except KitError:
+        return None  # an engine that does not answer has a row of its own
+    folder = Path(answer or "/nonexistent")
+    return shutil.disk_usage(folder).free if folder.is_dir() else None
 
 
 def _existing(folder: Path) -> Path:
@@ -163,3 +175,14 @@ def _site(host: str, without: str) -> Row:
 def unmet(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Return the required rows that are not fine."""
     return tuple(row for row in rows if row.required and not row.fine)
+
+
+def rows_table(rows: Iterable[Row]) -> Table:
+    """Return the prerequisites as a table; what is missing has its fix beside it."""
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("", "needs", "found", "fix, or what it costs"):
+        table.add_column(name, no_wrap=not name, overflow="fold")
+    for row in rows:
+        mark = "[green]ok" if row.fine else "[red]missing" if row.required else "[yellow]less"
+        table.add_row(mark, row.name, escape(row.found), "" if row.fine else escape(row.without))
+    return table

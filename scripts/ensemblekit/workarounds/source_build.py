@@ -1,47 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run upstream's build stage by stage: metered, stoppable, and resumed where it failed."""
+"""Run upstream's build line by line: timed, stoppable, and resumed behind the last line that was finished.
 
+`build.py --dryrun` writes a script `docker_build` with one Docker command a line. Each is run by itself, so that
+one that failed can be run again without those before it.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
 
 from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
-from ensemblekit.errors import BuildError, KitError
+from ensemblekit.errors import BuildError, KitError, ParameterError
+from ensemblekit.faults.build import build_hint
+from ensemblekit.faults.log import tail
 from ensemblekit.paths import cache_dir
 from ensemblekit.servers.container import install_container
 from ensemblekit.servers.container_engine import ContainerEngine, find_engine
-from ensemblekit.workarounds.build_evidence import builder_can_go_on, first_to_run, image_space, made_by
-from ensemblekit.workarounds.build_failures import stage_error
-from ensemblekit.workarounds.build_meter import Meter, StageClock, StageRecord, State, read_meter
+from ensemblekit.servers.supervised import SupervisedProcess, wait_until
 from ensemblekit.workarounds.build_plan import BuildPlan
-from ensemblekit.workarounds.build_process import last_line, run_logged
-from ensemblekit.workarounds.build_scripts import BUILDER, SCRIPT_STAGES, STAGES, Stage, fingerprint, read_stages
 from ensemblekit.workarounds.prerequisites import missing_packages
 
-__all__ = ["Build", "BuildResult", "Watcher", "work_folder"]
+__all__ = ["Build", "BuildLine", "BuildRecord", "BuildResult", "read_lines", "read_record", "work_folder"]
 
 BUILDER_STOP_S = 5  # for the compiler; what it has written stays in the container
+POLL_S = 0.2
+TAIL_BYTES = 4096  # holds a last line
+PLAIN_PROGRESS = {"BUILDKIT_PROGRESS": "plain"}  # lines, not a screen that redraws itself
+_SETTING = re.compile(r"set -\w+$")
+_MAKES = re.compile(r"^docker (?P<verb>build|run)\b.*? (?:-t|--name) (?P<name>\S+)", re.MULTILINE)
 
 
-class Watcher(Protocol):
-    """Sees a build's progress."""
+class BuildLine(BaseModel):
+    """One line of upstream's script.
 
-    def skipped(self, stage: Stage, record: StageRecord) -> None:
-        """A stage was done in an earlier run."""
+    Attributes:
+        text: The line, with the `if` before it.
+        folder: Where it runs, as the script says; empty for upstream's build folder.
+        attempts: How often it was begun.
+        seconds: Wall time of all attempts together.
+        finished: Whether it went through.
+        made: The id of the image or container it made: upstream's names are the same for every release.
+    """
 
-    def begun(self, stage: Stage, record: StageRecord) -> None:
-        """A stage begins."""
+    text: str
+    folder: str = ""
+    attempts: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+    made: str = ""
 
-    def polled(self, stage: Stage, record: StageRecord, line: str) -> None:
-        """A stage is under way; `line` is the log's last."""
+    @property
+    def title(self) -> str:
+        """The command in a few words."""
+        made = _MAKES.search(self.text)
+        return f"docker {made['verb']} {made['name']}" if made else " ".join(self.text.split()[:3])
 
-    def ended(self, stage: Stage, record: StageRecord) -> None:
-        """A stage has ended, well or not."""
+    @property
+    def container(self) -> str:
+        """The container that the line runs; empty if it runs none."""
+        made = _MAKES.search(self.text)
+        return made["name"] if made and made["verb"] == "run" else ""
+
+    def ask_made(self, engine: ContainerEngine) -> str:
+        """Return the id of what is there now under the name that the line makes; empty if nothing is.
+
+        Raises:
+            UnsupportedMachine: The engine does not answer.
+        """
+        made = _MAKES.search(self.text)
+        if made is None:
+            return ""
+        kind = "image" if made["verb"] == "build" else "container"
+        return engine.ask(kind, "inspect", "--format", "{{.Id}}", made["name"]).stdout.strip()
+
+
+class BuildRecord(BaseModel):
+    """What a build has done, kept between runs; another fingerprint is another build."""
+
+    fingerprint: str
+    lines: list[BuildLine]
 
 
 @dataclass(frozen=True)
@@ -49,23 +97,75 @@ class BuildResult:
     """A build that went through.
 
     Attributes:
-        meter: What each stage took.
+        lines: The lines of upstream's script and what each took.
         probe: The answer of the server that was built; None after a dry run.
         image: The image's name for the flavour `custom-build`; empty after a dry run.
     """
 
-    meter: Meter
-    probe: Probe | None
-    image: str
+    lines: tuple[BuildLine, ...]
+    probe: Probe | None = None
+    image: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all lines, in seconds."""
+        return sum(line.seconds for line in self.lines)
 
 
 def work_folder(plan: BuildPlan) -> Path:
-    """Return where a plan's source, log and meter are kept between runs.
+    """Return where a plan's source, log and record are kept between runs.
 
     Raises:
         OSError: The cache folder cannot be made.
     """
     return cache_dir() / "builds" / f"{plan.release.name}-{plan.variant}"
+
+
+def read_record(path: Path) -> BuildRecord | None:
+    """Return what an earlier run wrote; None if there is nothing that can be read."""
+    try:
+        return BuildRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def read_lines(build: Path) -> list[BuildLine]:
+    """Return the lines of the `docker_build` script in upstream's build folder, none of them run.
+
+    Raises:
+        BuildError: There is no script, or it does not have the form of the releases that the kit knows.
+    """
+    script = build / "docker_build"
+    if not script.is_file():
+        hint = "`ensemblekit build-plan run --dryrun` makes it, and its log says why it did not"
+        raise BuildError("read the script that build.py writes", found=f"no {script}", hint=hint)
+    lines, folder, condition = list[BuildLine](), "", ""
+    for line in script.read_text().splitlines():
+        if line.startswith("cd "):
+            folder = line
+        elif line.startswith("if ") and line.endswith("fi"):
+            condition = line + "\n"  # it takes away what stands in the way of the next line
+        elif line.startswith("docker ") and not line.endswith("\\"):
+            lines.append(BuildLine(text=condition + line, folder=folder))
+            condition = ""
+        elif line.strip() and not line.startswith("#") and not _SETTING.match(line):
+            raise _unknown(script, line)
+    if condition or not lines:
+        raise _unknown(script, condition.strip() or "no docker command")
+    return lines
+
+
+def _unknown(script: Path, found: str) -> BuildError:
+    hint = f"run it as a whole, without resume: `bash {script}`"
+    return BuildError(f"cut {script} into lines", found=f"not the form of r24.07 to r24.10: {found}", hint=hint)
+
+
+def _fingerprint(build: Path, command: Sequence[str]) -> str:
+    """Return a checksum of what will be run: the command line and every script that it wrote."""
+    digest = hashlib.sha256("\0".join(command).encode())
+    for file in sorted([*build.glob("*_build"), *build.glob("Dockerfile*")]):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
 
 
 @dataclass
@@ -74,25 +174,15 @@ class Build:
 
     Attributes:
         plan: What is built.
-        work: Where log and meter are, and the source if it is cloned.
-        watcher: Sees the progress.
-        engine: Docker, found by itself when it is first needed.
-        meter: What each stage has taken so far, in earlier runs too.
+        work: Where log and record are, and the source if it is cloned.
+        say: Called with a sentence when a line is skipped, begins or ends.
+        live: Called a few times a second with the running line, its seconds and the log's last line.
     """
 
     plan: BuildPlan
     work: Path
-    watcher: Watcher
-    engine: ContainerEngine | None = None
-    meter: Meter = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Read what an earlier run left; another command line or source begins anew."""
-        command = [sys.executable, *self.plan.command()[1:]]
-        fresh = Meter.fresh(self.plan.release.name, self.plan.variant, command, str(self.source))
-        old = read_meter(self.meter_path)
-        same = old is not None and (old.command, old.source) == (fresh.command, fresh.source)
-        self.meter = old if old is not None and same else fresh
+    say: Callable[[str], None]
+    live: Callable[[str], None]
 
     @property
     def source(self) -> Path:
@@ -106,148 +196,186 @@ class Build:
 
     @property
     def log(self) -> Path:
-        """The log of all stages and attempts."""
+        """The log of all lines and attempts."""
         return self.work / "build.log"
 
     @property
-    def meter_path(self) -> Path:
-        """The meter's file."""
-        return self.work / "meter.json"
+    def record_path(self) -> Path:
+        """Where the finished lines and their seconds stand."""
+        return self.work / "build.json"
 
-    @property
-    def resumed(self) -> bool:
-        """Whether an earlier run has built something, so that less disk is needed than at the begin."""
-        return any(self.meter.stages[stage].attempts for stage in SCRIPT_STAGES)
-
-    def run(self, *, dryrun: bool = False, fresh: bool = False, start: Stage | None = None) -> BuildResult:
+    def run(self, *, dryrun: bool = False, fresh: bool = False, start: int | None = None) -> BuildResult:
         """Do what is not done yet and return the result.
 
         Args:
             dryrun: Stop when upstream's scripts are written; nothing of Docker is needed.
-            fresh: Forget what earlier runs did.
-            start: Repeat from this stage on.
+            fresh: Forget what earlier runs did, and clone anew.
+            start: Repeat from this line of upstream's script on; the first is 1.
 
         Raises:
-            BuildError: A stage failed, another run uses the folder, or the result has no ensembles.
+            BuildError: A line failed, another run uses the folder, or the result has no ensembles.
+            ParameterError: The script has no line `start`.
             UnsupportedMachine: No engine answers.
-            KeyboardInterrupt: It was stopped; the next run goes on with the same stage.
+            KeyboardInterrupt: It was stopped; the next run goes on with the same line.
         """
         self.work.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.work / ".lock", timeout=0):
-                return self._run(dryrun=dryrun, start="clone" if fresh else start)
+                return self._run(dryrun=dryrun, fresh=fresh, start=start)
         except Timeout as error:
-            raise BuildError(
-                f"build in {self.work}", found="another `build-plan run` works there",
-                hint="wait for it, or give another folder with --work",
-            ) from error  # fmt: skip
+            hint = "wait for it, or give another folder with --work"
+            found = "another `build-plan run` works there"
+            raise BuildError(f"build in {self.work}", found=found, hint=hint) from error
 
-    def _run(self, *, dryrun: bool, start: Stage | None) -> BuildResult:
-        if start:
-            self.meter.forget(start)
-        if not dryrun:
-            self.engine = self.engine or find_engine("docker")  # upstream's scripts call docker, no other engine
-        first = first_to_run(self.meter, self.engine, self.build)
-        left = STAGES[STAGES.index(first) :]
-        for stage in STAGES[: STAGES.index(first)]:
-            self.watcher.skipped(stage, self.meter.stages[stage])
-        if not dryrun or "dryrun" in left:  # without an engine, nobody knows whether later results are there
-            for stage in left[1:]:
-                self.meter.forget(stage)
-        if "clone" in left:
-            self._clone()
-        if "dryrun" in left:
-            self._write_scripts()
-        if dryrun or self.engine is None:
-            return BuildResult(self.meter, None, "")
-        scripts = {script.name: script.text for script in read_stages(self.build)}
-        for stage in (name for name in SCRIPT_STAGES if name in left):
-            self._do_script(stage, scripts[stage], self.engine)
-        return self._finish(self.engine)
+    def _run(self, *, dryrun: bool, fresh: bool, start: int | None) -> BuildResult:
+        self._clone(fresh=fresh)
+        record = self._write_scripts()
+        if dryrun:
+            return BuildResult(tuple(record.lines))
+        if start and start > len(record.lines):
+            hint = f"1 to {len(record.lines)}; the log of the last run names them"
+            raise ParameterError(f"begin at line {start}", found="no such line in upstream's script", hint=hint)
+        engine = find_engine("docker")  # upstream's scripts call docker, no other engine
+        first = 0 if fresh else self._first_to_run(record, engine)
+        first = min(first, start - 1) if start else first
+        for number, line in enumerate(record.lines):
+            if number < first:
+                self._tell(record, line, f"done before in {line.seconds:.0f} s, not repeated")
+            else:
+                if number > first or fresh or number + 1 == start:
+                    # what it made came of an older result of the lines before it
+                    record.lines[number] = line = BuildLine(text=line.text, folder=line.folder)
+                self._do_line(record, line, engine)
+        return self._finish(record, engine)
 
-    def _clone(self) -> None:
-        if self.plan.source:
-            record = self.meter.stages["clone"]
-            record.state, record.made = "done", made_by("clone", None, self.build)
+    def _clone(self, *, fresh: bool) -> None:
+        """Fetch the source, whole or not at all."""
+        if self.plan.source or (self.source.is_dir() and not fresh):
             return
-        shutil.rmtree(self.source, ignore_errors=True)  # half a clone
-        self._do("clone", self.plan.clone, folder=self.work)
+        draft = self.work / "clone"
+        for folder in (draft, self.source):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._call("clone", [*self.plan.clone[:-1], str(draft)], folder=self.work)
+        draft.rename(self.source)
 
-    def _write_scripts(self) -> None:
-        self._require_packages()
-        self._do("dryrun", [*self.meter.command, "--dryrun"], folder=self.source)
-        self.meter.fingerprint = fingerprint(self.build, self.meter.command)
-        self.meter.write(self.meter_path)
-
-    def _require_packages(self) -> None:
+    def _write_scripts(self) -> BuildRecord:
+        """Let build.py write its scripts, which takes a second, and return how far an earlier run came with them."""
         if missing := missing_packages(self.source):
-            raise BuildError(
-                f"run {self.source / 'build.py'}", found=f"it imports {', '.join(missing)}, which this Python lacks",
-                hint=f"{sys.executable} -m pip install {' '.join(missing)}",
-            )  # fmt: skip
+            found = f"it imports {', '.join(missing)}, which this Python lacks"
+            hint = f"{sys.executable} -m pip install {' '.join(missing)}"
+            raise BuildError(f"run {self.source / 'build.py'}", found=found, hint=hint)
+        command = [sys.executable, *self.plan.command(dryrun=True)[1:]]
+        self._call("dry run", command, folder=self.source)
+        new = BuildRecord(fingerprint=_fingerprint(self.build, command), lines=read_lines(self.build))
+        old = read_record(self.record_path)
+        record = old if old is not None and old.fingerprint == new.fingerprint else new
+        self._write(record)
+        return record
 
-    def _do_script(self, stage: Stage, text: str, engine: ContainerEngine) -> None:
-        """Run a stage of upstream's script; compiling goes on in the container of a failed attempt."""
-        command, after = ["bash", "-c", text], list[str]()
-        if stage == "cmake_build":
+    def _first_to_run(self, record: BuildRecord, engine: ContainerEngine) -> int:
+        """Return the index of the first line that is not finished, or whose image is gone."""
+        for number, line in enumerate(record.lines):
+            gone = not line.container and line.ask_made(engine) != line.made
+            if not line.finished or gone:
+                return number
+        return len(record.lines)
+
+    def _do_line(self, record: BuildRecord, line: BuildLine, engine: ContainerEngine) -> None:
+        """Run one line; compiling goes on in the container of a failed attempt."""
+        command, after = ["bash", "-c", f"set -e\n{line.folder}\n{line.text}"], list[str]()
+        if line.container:
             # the container would compile on after its client has been killed
-            after = [engine.name, "stop", "-t", str(BUILDER_STOP_S), BUILDER]
-            if builder_can_go_on(self.meter, engine, self.build):
-                command = [engine.name, "start", "--attach", BUILDER]
-        self._do(stage, command, folder=self.build, after=after)
+            after = [engine.name, "stop", "-t", str(BUILDER_STOP_S), line.container]
+            if line.made and line.ask_made(engine) == line.made:
+                command = [engine.name, "start", "--attach", line.container]
+        line.attempts += 1
+        line.finished = False
+        self._write(record)
+        self._tell(record, line, f"begins, attempt {line.attempts}")
+        begin = time.monotonic()
+        try:
+            self._call(self._place(record, line), command, folder=self.build, after=after)
+            line.finished = True
+        finally:
+            line.seconds += time.monotonic() - begin
+            with contextlib.suppress(KitError):  # an engine that has died meanwhile
+                line.made = line.ask_made(engine)
+            self._write(record)
+            self._tell(record, line, f"{'done' if line.finished else 'stopped'} after {line.seconds:.1f} s")
 
-    def _do(self, stage: Stage, command: list[str], *, folder: Path, after: list[str] | None = None) -> None:
-        """Run one stage, metered.
+    def _place(self, record: BuildRecord, line: BuildLine) -> str:
+        number = next(index for index, other in enumerate(record.lines, 1) if other is line)
+        return f"line {number} of {len(record.lines)}, {line.title}"
+
+    def _tell(self, record: BuildRecord, line: BuildLine, text: str) -> None:
+        self.say(f"{self._place(record, line)}: {text}")
+
+    def _write(self, record: BuildRecord) -> None:
+        """Write the record, whole or not at all."""
+        draft = self.record_path.with_suffix(".draft")
+        draft.write_text(record.model_dump_json(indent=2) + "\n")
+        draft.replace(self.record_path)
+
+    def _call(self, what: str, command: list[str], *, folder: Path, after: Sequence[str] = ()) -> None:
+        """Run a command with its output appended to the log.
 
         Raises:
-            BuildError: Its command failed.
+            BuildError: It failed.
         """
-        clock = StageClock(self.meter, stage, self.meter_path, self.build, lambda: image_space(self.engine))
-        self.watcher.begun(stage, clock.record)
-        self._headline(stage, clock.record)
+        with self.log.open("a") as log:
+            log.write(f"=== {datetime.now():%Y-%m-%d %H:%M:%S} {what}\n")
+        begin = time.monotonic()
 
         def poll() -> None:
-            clock.tick()
-            self.watcher.polled(stage, clock.record, last_line(self.log))
+            self.live(f"{what}: {time.monotonic() - begin:.0f} s  {_last_line(self.log)}")
 
-        try:
-            code = run_logged(command, self.log, folder=folder, after=after or [], on_poll=poll)
-        except BaseException:
-            self._end(stage, clock, "interrupted")
-            raise
-        self._end(stage, clock, "done" if code == 0 else "failed")
+        code = _run_logged(command, self.log, folder=folder, after=after, on_poll=poll)
         if code != 0:
-            raise stage_error(stage, code, clock.record, self.log)
-
-    def _end(self, stage: Stage, clock: StageClock, state: State) -> None:
-        try:
-            clock.record.made = made_by(stage, self.engine, self.build)
-        except KitError:  # an engine that has died meanwhile
-            clock.record.made = ""
-        clock.end(state)
-        self.watcher.ended(stage, clock.record)
-
-    def _headline(self, stage: Stage, record: StageRecord) -> None:
-        with self.log.open("a") as log:
-            log.write(f"=== {datetime.now():%Y-%m-%d %H:%M:%S} {stage}, attempt {record.attempts}\n")
-
-    def _finish(self, engine: ContainerEngine) -> BuildResult:
-        """Probe the image that was built and give it the kit's name."""
-        clock = StageClock(self.meter, "probe", self.meter_path, self.build, lambda: image_space(self.engine))
-        self.watcher.begun("probe", clock.record)
-        try:
-            installation = install_container(
-                self.plan.release, "custom-build", "build-plan", image="tritonserver", engine=engine
-            )
-            probe = probe_ensembles(installation, self.work / "probe")
-        except BaseException:
-            self._end("probe", clock, "failed")
-            raise
-        good = probe.ensembles is True and engine.ask("tag", "tritonserver", self.plan.image).returncode == 0
-        self._end("probe", clock, "done" if good else "failed")
-        if not good:
+            lines = tail(self.log)
             raise BuildError(
-                f"use the image that was built as {self.plan.image}", found=str(probe),
-                hint="did another build.py run meanwhile? Repeat the end with `--from tritonserver`",
-            )  # fmt: skip
-        return BuildResult(self.meter, probe, self.plan.image)
+                f"finish {what}, of the build",
+                found=f"exit code {code} after {time.monotonic() - begin:.1f} s",
+                hint=build_hint("\n".join(lines)),
+                log_path=self.log,
+                log_tail=lines,
+            )
+
+    def _finish(self, record: BuildRecord, engine: ContainerEngine) -> BuildResult:
+        """Probe the image that was built and give it the kit's name."""
+        self.live("probe: does it know ensembles?")
+        release = self.plan.release
+        installation = install_container(release, "custom-build", "build-plan", image="tritonserver", engine=engine)
+        probe = probe_ensembles(installation, self.work / "probe")
+        if not (probe.ensembles is True and engine.ask(*self.plan.tag[1:]).returncode == 0):
+            hint = "did another build.py run meanwhile? Begin anew with --fresh"
+            raise BuildError(f"use the image that was built as {self.plan.image}", found=str(probe), hint=hint)
+        return BuildResult(tuple(record.lines), probe, self.plan.image)
+
+
+def _run_logged(
+    command: Sequence[str], log: Path, *, folder: Path, after: Sequence[str], on_poll: Callable[[], None]
+) -> int:
+    """Run a command and return its exit code; whatever ends this call ends the command and all that came of it.
+
+    Args:
+        command: The command line.
+        log: Its output is appended there.
+        folder: Where the command runs.
+        after: A command to run once it has ended, however it ended.
+        on_poll: Called a few times a second.
+    """
+    process = SupervisedProcess(
+        command, log, environment=os.environ | PLAIN_PROGRESS, folder=folder, after=after, append=True
+    )
+    try:
+        return wait_until(lambda: process.exit_code, interval_s=POLL_S, on_poll=on_poll) or 0
+    finally:
+        process.stop()
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log that says something, empty without one; a build's log is long."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

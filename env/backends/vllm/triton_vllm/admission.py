@@ -33,7 +33,7 @@ def wait_s(since: Sequence[float], running: int, now: float, *, step_cost_s: flo
     return min(pays_s, since[-1] + QUIET_S - now, since[0] + longest_s - now)
 
 
-class Admission(Generic[Item]):
+class AdmissionController(Generic[Item]):
     """Holds new requests back for as long as that costs them less than it saves the running ones.
 
     A group is let in when the waiting of all in it adds up to what its step costs all running requests together: with
@@ -58,7 +58,7 @@ class Admission(Generic[Item]):
         self._since: list[float] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def arrive(self, items: Sequence[Item]) -> None:
+    def submit(self, items: Sequence[Item]) -> None:
         """Take new requests."""
         now = time.monotonic()
         self._waiting += items
@@ -76,12 +76,12 @@ class Admission(Generic[Item]):
             self._since, self._running(), time.monotonic(), step_cost_s=self._step_cost_s, longest_s=self._longest_s
         )
         if left_s > 0:
-            self._timer = asyncio.get_running_loop().call_later(left_s, self.let_in)
+            self._timer = asyncio.get_running_loop().call_later(left_s, self.flush)
         else:
-            self.let_in()
+            self.flush()
 
-    def let_in(self) -> None:
-        """Let all in that wait."""
+    def flush(self) -> None:
+        """Let in all that wait."""
         group, self._waiting, self._since = self._waiting, [], []
         if group:
             self._admit(group)

@@ -6,41 +6,53 @@ import contextlib
 import gc
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+from vllm import exceptions
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from triton_vllm.admission import Admission
-from triton_vllm.direct import DirectAnswers
-from triton_vllm.gathering import Gathering
-from triton_vllm.jobs import Job
+from triton_vllm.admission import AdmissionController
+from triton_vllm.detokenizer import Detokenizer
+from triton_vllm.fast_path import FastPath, available, output_handler
 from triton_vllm.metrics import stat_logger_factory
-from triton_vllm.responses import Responses
-from triton_vllm.sampling import BadRequest
-from triton_vllm.text import TextMaker
+from triton_vllm.output_buffer import OutputBuffer
+from triton_vllm.request import GenerationRequest, Route, choose_route
+from triton_vllm.responses import ERROR_PREFIX, ResponseSender
+from triton_vllm.sampling import BadRequest, UnknownAdapter
 
-STOP_TIMEOUT_S = 10.0  # for the tasks of requests that were still running
+HEALTH_POLL_S = 1.0
+STOP_TIMEOUT_S = 20.0  # for the tasks that were still running, and for the engine; Triton itself waits for 30
 # How much longer a step takes with new prompts in it, whatever their number; measured on an H100 with 256 requests:
 # 4.5 ms without, 8 to 25 ms with. It is the processor's time to launch the kernels one by one, so it is much the same
 # on other GPUs. As simulated in tests/unit/test_backend_admission.py, 4 to 8 ms here give the same throughput.
 STEP_COST_S = 0.006
+# What vLLM raises about a request: a ValueError in the older versions, an error of its own in the newer ones.
+REFUSALS = (ValueError, TypeError, OverflowError, getattr(exceptions, "VLLMClientError", ValueError))
 GONE_MESSAGE = "the vLLM engine has stopped after an error (see the server's log); load the model again"
 
 
 class Engine:
-    """A running engine; requests go in with `submit`, answers come out through `Responses`."""
+    """A running engine; requests go in with `submit`, answers come out through `ResponseSender`.
+
+    Attributes:
+        healthy: False once it was found dead, by `watch_health`.
+    """
 
     def __init__(
         self,
         arguments: dict[str, Any],
-        responses: Responses,
+        responses: ResponseSender,
         labels: dict[str, str] | None,
+        *,
         longest_wait_s: float,
+        fast_path: bool,
+        lora_adapters: dict[str, str] | None,
     ) -> None:
         """Start the engine and return when it can serve.
 
@@ -49,11 +61,18 @@ class Engine:
             responses: Where answers go.
             labels: Labels of its metrics; None reports none.
             longest_wait_s: How long a request waits at most for others to join the running ones with, in seconds.
+            fast_path: Whether answers may go past vLLM's output processor, where this vLLM allows it.
+            lora_adapters: Name and place of each LoRA adapter; None if LoRA is not enabled.
 
         Raises:
             TritonModelException: vLLM refuses the arguments or does not start.
         """
         self._responses = responses
+        self._lora_enabled = lora_adapters is not None
+        self._loras = {
+            name: LoRARequest(name, number, place)
+            for number, (name, place) in enumerate((lora_adapters or {}).items(), start=1)
+        }
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="vllm-loop", daemon=True)
@@ -64,12 +83,12 @@ class Engine:
         except Exception as error:
             self._end_loop()
             raise pb_utils.TritonModelException(f"vLLM did not start: {type(error).__name__}: {error}") from error
-        self._tokenizer = self._llm.renderer.get_tokenizer()
         self._context = int(self._llm.model_config.max_model_len)
-        self.text = TextMaker(self._tokenizer)
-        self._direct = DirectAnswers(self._llm, self.text, self._send_gathered, self._send_error)
-        self._inside: set[Job] = set()
-        self._admission = Admission(
+        self._detokenizer = Detokenizer(self._llm.get_tokenizer())
+        self._fast_path = self._take_fast_path(allowed=fast_path)
+        self.healthy = True
+        self._inside: set[GenerationRequest] = set()
+        self._admission = AdmissionController(
             self._admit,
             lambda: len(self._inside),
             step_cost_s=STEP_COST_S if _replays_decoding_alone(self._llm) else 0.0,
@@ -85,7 +104,7 @@ class Engine:
         Raises:
             BadRequest: They leave no room for an answer in the model's context.
         """
-        ids = self.text.encode(prompt)
+        ids = self._detokenizer.encode(prompt)
         if not ids:
             raise BadRequest("text_input has no tokens: there is nothing to continue")
         if len(ids) >= self._context:
@@ -95,9 +114,48 @@ class Engine:
             )
         return ids
 
-    def submit(self, jobs: list[Job]) -> None:
-        """Take jobs from any thread; the loop is woken once for all of them."""
-        self._loop.call_soon_threadsafe(self._admission.arrive, jobs)
+    def route(self, params: Any, *, stream: bool) -> Route:
+        """Return the way that an answer with these sampling parameters takes."""
+        own_text = self._detokenizer.can_decode(params)
+        return choose_route(params, stream=stream, own_text=own_text, fast_path=self._fast_path is not None)
+
+    def watch_health(self, died: Callable[[Exception], None]) -> None:
+        """Ask the engine every second whether it lives; when it does not, tell `died` once, in another thread."""
+        self._loop.call_soon_threadsafe(lambda: self._keep(self._watch_health(died)))
+
+    def lora(self, name: Any) -> LoRARequest | None:
+        """Return the LoRA adapter of a name; None for None.
+
+        Raises:
+            UnknownAdapter: There is none of this name, or LoRA is not enabled.
+        """
+        if name is None:
+            return None
+        if not self._lora_enabled:
+            pb_utils.Logger.log_info("[vllm] LoRA is not enabled, please restart the backend with LoRA enabled.")
+            raise UnknownAdapter("LoRA feature is not enabled.")
+        if not isinstance(name, str) or name not in self._loras:
+            pb_utils.Logger.log_info(f"[vllm] LoRA {name} not found.")
+            raise UnknownAdapter(f"LoRA {name} is not supported, we currently support {list(self._loras)}")
+        return self._loras[name]
+
+    def priority(self, given: Any) -> int:
+        """Return the priority of a request.
+
+        Raises:
+            BadRequest: It is not a whole number, or this engine takes requests in their order.
+        """
+        try:
+            value = int(given)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadRequest(f"priority must be a whole number, not {given!r}") from error
+        if value and self._llm.vllm_config.scheduler_config.policy != "priority":
+            raise BadRequest('priority has no effect: model.json needs "scheduling_policy": "priority"')
+        return value
+
+    def submit(self, requests: list[GenerationRequest]) -> None:
+        """Take requests from any thread; the loop is woken once for all of them."""
+        self._loop.call_soon_threadsafe(self._admission.submit, requests)
 
     def stop(self) -> None:
         """End what still runs and shut the engine's processes down."""
@@ -108,18 +166,25 @@ class Engine:
         del self._llm
         gc.collect()
 
-    def _admit(self, jobs: list[Job]) -> None:
-        self._inside.update(jobs)
-        direct, others = list[Job](), list[Job]()
-        for job in jobs:
-            (direct if DirectAnswers.takes(job) else others).append(job)
-        for job in others:
-            task = self._keep(self._serve(job))
-            self._responses.watch(job, partial(self._loop.call_soon_threadsafe, task.cancel))
-        if direct:
-            self._keep(self._direct.accept(direct))
-            for job in direct:
-                self._responses.watch(job, partial(self._loop.call_soon_threadsafe, self._direct.cancel, job))
+    def _take_fast_path(self, *, allowed: bool) -> FastPath | None:
+        missing = available(self._llm) if allowed else 'parameter FAST_PATH is "no"'
+        if missing:
+            pb_utils.Logger.log_info(f"[vllm] no fast path, answers come from vLLM's generate(): {missing}")
+            return None
+        return FastPath(self._llm, self._detokenizer, self._send_buffered, self._send_error)
+
+    def _admit(self, requests: list[GenerationRequest]) -> None:
+        self._inside.update(requests)
+        fast = [request for request in requests if request.route is Route.FAST_PATH]
+        for request in requests:
+            if request.route is not Route.FAST_PATH:
+                task = self._keep(self._generate(request))
+                self._responses.watch(request, partial(self._loop.call_soon_threadsafe, task.cancel))
+        if fast and self._fast_path:
+            self._keep(self._fast_path.accept(fast))
+            for request in fast:
+                cancel = partial(self._loop.call_soon_threadsafe, self._fast_path.cancel, request)
+                self._responses.watch(request, cancel)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Start a task and hold it until it is done."""
@@ -128,66 +193,96 @@ class Engine:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _serve(self, job: Job) -> None:
-        prompt = {"type": "token", "prompt_token_ids": job.token_ids, "arrival_time": time.time()}
-        try:
-            async for output in self._llm.generate(prompt, job.params, job.id):  # type: ignore[arg-type]
-                self._responses.piece(job, partial(self._texts, job, output), final=output.finished)
-        except (asyncio.CancelledError, Exception) as error:
-            self._send_error(job, error)
-        self._ended(job)
+    async def _watch_health(self, died: Callable[[Exception], None]) -> None:
+        while self.healthy:
+            await asyncio.sleep(HEALTH_POLL_S)
+            try:
+                await self._llm.check_health()
+            except Exception as error:
+                self.healthy = False
+                await asyncio.to_thread(died, error)
 
-    def _ended(self, job: Job) -> None:
-        self._inside.discard(job)
+    async def _generate(self, request: GenerationRequest) -> None:
+        prompt = {"type": "token", "prompt_token_ids": request.token_ids, "arrival_time": time.time()}
+        try:
+            outputs = self._llm.generate(
+                prompt,  # type: ignore[arg-type]
+                request.params,
+                request.id,
+                lora_request=request.lora,
+                priority=request.priority,
+            )
+            async for output in outputs:
+                self._responses.chunk(request, partial(self._texts, request, output), final=output.finished)
+        except (asyncio.CancelledError, Exception) as error:
+            self._send_error(request, error)
+        self._ended(request)
+
+    def _ended(self, request: GenerationRequest) -> None:
+        self._inside.discard(request)
         self._admission.decide()
 
-    def _send_gathered(self, answer: Gathering) -> None:
-        final = answer.finish_reason is not None
+    def _send_buffered(self, answer: OutputBuffer) -> None:
+        request, final = answer.request, answer.finish_reason is not None
         if final:
-            self._ended(answer.job)
-        self._responses.piece(answer.job, lambda: [self._echo(answer.job) + answer.take()], final=final)
+            self._ended(request)
+        self._responses.chunk(request, lambda: [self._echo(request) + answer.drain()], final=final)
 
-    def _send_error(self, job: Job, error: BaseException) -> None:
-        """Tell a client why there is no answer; validation errors have many types, and differ between releases."""
-        self._ended(job)
+    def _send_error(self, request: GenerationRequest, error: BaseException) -> None:
+        """Tell a client why there is no answer: what vLLM says of the request, or that the server failed."""
+        self._ended(request)
         codes = pb_utils.TritonError
-        if isinstance(error, asyncio.CancelledError):
-            self._responses.error(job, "the request was cancelled", codes.CANCELLED)
-        elif isinstance(error, EngineDeadError):
-            self._responses.error(job, GONE_MESSAGE, codes.UNAVAILABLE)
-        elif isinstance(error, EngineGenerateError | RuntimeError):
-            cause = error.__cause__ or error
-            pb_utils.Logger.log_error(f"[vllm] {job.id} failed: {cause!r}")
-            self._responses.error(job, f"vLLM failed on this request: {cause!r}", codes.INTERNAL)
+        cause = (error.__cause__ or error) if isinstance(error, EngineGenerateError) else error
+        if isinstance(cause, asyncio.CancelledError):
+            pb_utils.Logger.log_info("[vllm] Successfully cancelled the request")
+            self._responses.error(request, "Request was cancelled", codes.CANCELLED)
+            return
+        pb_utils.Logger.log_error(f"[vllm] {ERROR_PREFIX}{request.id}: {cause!r}")
+        if isinstance(cause, EngineDeadError):
+            self._responses.error(request, ERROR_PREFIX + GONE_MESSAGE, codes.UNAVAILABLE)
+        elif isinstance(cause, REFUSALS):
+            self._responses.error(request, f"{ERROR_PREFIX}{cause}", codes.INVALID_ARG)
         else:
-            self._responses.error(job, f"vLLM refused the request: {error}", codes.INVALID_ARG)
+            message = f"{ERROR_PREFIX}vLLM failed on this request ({type(cause).__name__}); see the server's log"
+            self._responses.error(request, message, codes.INTERNAL)
 
-    def _texts(self, job: Job, output: Any) -> list[str]:
+    def _texts(self, request: GenerationRequest, output: Any) -> list[str]:
         """Return one text for each sequence; of a stream, what is new since the last piece."""
-        texts = [""] * job.params.n
+        texts = [""] * request.params.n
         for piece in output.outputs:
-            texts[piece.index] = self._echo(job) + (self._text(job, piece) if job.own_text else piece.text)
+            text = piece.text if request.route is Route.VLLM else self._decode(request, piece)
+            texts[piece.index] = self._echo(request) + text
+            if request.additional:
+                request.additional.add(piece)
         return texts
 
-    def _text(self, job: Job, answer: Any) -> str:
+    def _decode(self, request: GenerationRequest, answer: Any) -> str:
         """Return the text of a whole answer that vLLM has left to us."""
-        return self.text.decode(job.token_ids, answer, skip_special_tokens=job.params.skip_special_tokens)
+        skip = request.params.skip_special_tokens
+        return self._detokenizer.decode(request.token_ids, answer, skip_special_tokens=skip)
 
     @staticmethod
-    def _echo(job: Job) -> str:
-        return job.prompt if job.echo else ""
+    def _echo(request: GenerationRequest) -> str:
+        return request.prompt if request.echo else ""
 
     async def _start(self, engine_args: AsyncEngineArgs, labels: dict[str, str] | None) -> AsyncLLM:
         llm = AsyncLLM.from_engine_args(engine_args, stat_loggers=_stat_loggers(labels))
         await llm.get_supported_tasks()  # asked once here instead of by the first request
+        for name, adapter in self._loras.items():
+            try:
+                await llm.add_lora(adapter)  # a wrong one is an error now, not of the first request
+            except Exception as error:
+                llm.shutdown(timeout=STOP_TIMEOUT_S)
+                raise ValueError(f"LoRA {name} cannot be loaded from {adapter.lora_path}: {error}") from error
         return llm
 
     async def _cancel_all(self) -> None:
-        self._admission.let_in()
-        self._direct.cancel_all()
+        self._admission.flush()
+        if self._fast_path:
+            self._fast_path.cancel_all()
         await _cancel(list(self._tasks))
         # vLLM's own reader of the engine's output would report the end of the engine as a crash
-        await _cancel([handler for handler in [self._llm.output_handler] if handler])
+        await _cancel([handler for handler in [output_handler(self._llm)] if handler])
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)

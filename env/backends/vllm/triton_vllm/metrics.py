@@ -29,6 +29,7 @@ HISTOGRAMS = {
     "vllm:time_per_output_token_seconds": ("Mean time per output token of each request.", TOKEN_SECONDS),
     "vllm:e2e_request_latency_seconds": ("End to end request latency in seconds.", REQUEST_SECONDS),
     "vllm:request_prompt_tokens": ("Prefill tokens of each finished request.", TOKENS),
+    "vllm:request_params_n": ("The n of each request.", [1.0, 2.0, 5.0, 10.0, 20.0]),
     "vllm:request_generation_tokens": ("Generation tokens of each finished request.", TOKENS),
 }
 
@@ -131,6 +132,7 @@ def _of_iteration(stats: Any) -> list[Update]:
         # once a request: each observation is a message to the server, and one a token would be 20000 a second
         ("vllm:time_per_output_token_seconds", [request.mean_time_per_output_token for request in finished]),
         ("vllm:e2e_request_latency_seconds", [request.e2e_latency for request in finished]),
+        ("vllm:request_params_n", [float(n) for n in stats.n_params_iter]),
         ("vllm:request_prompt_tokens", [float(request.num_prompt_tokens) for request in finished]),
         ("vllm:request_generation_tokens", [float(request.num_generation_tokens) for request in finished]),
     ]

@@ -10,6 +10,7 @@ number of streams: what comes sooner waits, and goes out as one piece. First and
 import heapq
 import itertools
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,33 +20,35 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from triton_vllm.jobs import Job
+    from triton_vllm.request import GenerationRequest
 
-Piece = tuple[Callable[[], list[str]], bool]  # what makes its texts, and whether it is the last
+Chunk = tuple[Callable[[], list[str]], bool]  # what makes its texts, and whether it is the last
 # What a piece costs the server and a Python model behind this one; 16 streams get a piece every 4 ms, 256 every 64 ms.
 PIECE_COST_S = 0.00025
+ERROR_PREFIX = "Error generating stream: "  # upstream's clients look for it
+LOCAL_PATH = re.compile(r"(?<![\w:/.<])/(?:[\w.+@-]+/)+[\w.+@-]*")  # of a file here; not the one of a URL
 CANCEL_POLL_S = 0.4  # a cancelled request is out of the engine within a second; each question is a message
 
 
 def send_error(sender: Any, message: str, code: Any) -> None:
-    """Send the one and last response of a request that failed."""
-    response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+    """Send the one and last response of a request that failed; no client learns a path of this machine."""
+    response = pb_utils.InferenceResponse(error=pb_utils.TritonError(LOCAL_PATH.sub("(a path)", message), code))
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-class Responses:
-    """The queue of answers to be sent, and the jobs that may still be cancelled."""
+class ResponseSender:
+    """The queue of answers to be sent, and the requests that may still be cancelled."""
 
     def __init__(self) -> None:
         """Start both threads."""
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._waiting: dict[Job, list[Piece]] = {}
+        self._waiting: dict[GenerationRequest, list[Chunk]] = {}
         self._waiting_lock = threading.Lock()
         # used by the thread that sends: when each stream had its last piece, and those that wait for their distance
-        self._sent: dict[Job, float] = {}
-        self._early: list[tuple[float, int, Job]] = []
+        self._sent: dict[GenerationRequest, float] = {}
+        self._early: list[tuple[float, int, GenerationRequest]] = []
         self._count = itertools.count()
-        self._open: dict[Job, Callable[[], None]] = {}
+        self._open: dict[GenerationRequest, Callable[[], None]] = {}
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._send_all, name="responses", daemon=True),
@@ -54,22 +57,22 @@ class Responses:
         for thread in self._threads:
             thread.start()
 
-    def watch(self, job: "Job", cancel: Callable[[], None]) -> None:
-        """Call `cancel` (from another thread) if the client cancels the job before its last response."""
-        self._open[job] = cancel
+    def watch(self, request: "GenerationRequest", cancel: Callable[[], None]) -> None:
+        """Call `cancel` (from another thread) if the client cancels the request before its last response."""
+        self._open[request] = cancel
 
-    def piece(self, job: "Job", make: Callable[[], list[str]], *, final: bool) -> None:
+    def chunk(self, request: "GenerationRequest", make: Callable[[], list[str]], *, final: bool) -> None:
         """Send texts, one for each of the request's sequences; `make` builds them off the engine's loop."""
         with self._waiting_lock:
-            waiting = self._waiting.setdefault(job, [])
+            waiting = self._waiting.setdefault(request, [])
             waiting.append((make, final))
             known = len(waiting) > 1
         if final or not known:
-            self._queue.put(lambda: self._turn(job, final=final))
+            self._queue.put(lambda: self._turn(request, final=final))
 
-    def error(self, job: "Job", message: str, code: Any) -> None:
-        """Send an error as the job's last response."""
-        self._queue.put(lambda: self._close(job, lambda sender: send_error(sender, message, code)))
+    def error(self, request: "GenerationRequest", message: str, code: Any) -> None:
+        """Send an error as the request's last response."""
+        self._queue.put(lambda: self._close(request, lambda sender: send_error(sender, message, code)))
 
     def stop(self) -> None:
         """Send what is queued and end the threads."""
@@ -78,18 +81,18 @@ class Responses:
         for thread in self._threads:
             thread.join()
 
-    def _turn(self, job: "Job", *, final: bool) -> None:
+    def _turn(self, request: "GenerationRequest", *, final: bool) -> None:
         """Send what a stream has, or let it keep its distance."""
         now = time.monotonic()
-        due = 0.0 if final else self._sent.get(job, 0.0) + PIECE_COST_S * len(self._sent)
+        due = 0.0 if final else self._sent.get(request, 0.0) + PIECE_COST_S * len(self._sent)
         if due > now:
-            heapq.heappush(self._early, (due, next(self._count), job))
+            heapq.heappush(self._early, (due, next(self._count), request))
         else:
-            self._send(job)
+            self._send(request)
 
-    def _send(self, job: "Job") -> None:
+    def _send(self, request: "GenerationRequest") -> None:
         with self._waiting_lock:
-            pieces = self._waiting.pop(job, None)
+            pieces = self._waiting.pop(request, None)
         if pieces is None:  # the last piece has overtaken, and has taken all others with it
             return
         final = pieces[-1][1]
@@ -97,30 +100,32 @@ class Responses:
             made = zip(*(make() for make, _ in pieces), strict=True)
             texts = np.array(["".join(parts).encode("utf-8") for parts in made], dtype=np.object_)
         except Exception as error:  # the client must hear of it
-            message = f"the answer could not be turned into text: {error!r}"
-            self._close(job, lambda sender: send_error(sender, message, pb_utils.TritonError.INTERNAL))
+            pb_utils.Logger.log_error(f"[vllm] {ERROR_PREFIX}{error!r}")
+            message = f"{ERROR_PREFIX}the answer could not be turned into text ({type(error).__name__})"
+            self._close(request, lambda sender: send_error(sender, message, pb_utils.TritonError.INTERNAL))
             return
-        if not final and not any(texts):  # the tokens since the last piece end inside a character
+        if not final and not any(texts) and request.additional is None:  # the new tokens end inside a character
             return
-        response = pb_utils.InferenceResponse([pb_utils.Tensor("text_output", texts)])
+        more = [] if request.additional is None else request.additional.drain()
+        response = pb_utils.InferenceResponse([pb_utils.Tensor("text_output", texts), *more])
         if final:
             flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-            self._close(job, lambda sender: sender.send(response, flags=flags))
-        elif job.sender is not None:
-            self._sent[job] = time.monotonic()
-            job.sender.send(response)
+            self._close(request, lambda sender: sender.send(response, flags=flags))
+        elif request.sender is not None:
+            self._sent[request] = time.monotonic()
+            request.sender.send(response)
 
-    def _close(self, job: "Job", send: Callable[[Any], None]) -> None:
-        """Send a job's last response and let its sender go.
+    def _close(self, request: "GenerationRequest", send: Callable[[Any], None]) -> None:
+        """Send a request's last response and let its sender go.
 
-        Triton keeps what belongs to a request as long as its sender lives, and others may hold the job longer.
+        Triton keeps what belongs to a request as long as its sender lives, and others may hold the request longer.
         """
-        with job.lock:
-            if job.sender is not None:
-                sender, job.sender = job.sender, None
+        with request.lock:
+            if request.sender is not None:
+                sender, request.sender = request.sender, None
                 send(sender)
-        self._sent.pop(job, None)
-        self._open.pop(job, None)
+        self._sent.pop(request, None)
+        self._open.pop(request, None)
 
     def _send_all(self) -> None:
         while (action := self._next()) is not None:
@@ -128,24 +133,25 @@ class Responses:
                 action()
             except Exception as error:  # one client's broken response must not end the thread
                 pb_utils.Logger.log_error(f"[vllm] sending a response failed: {error!r}")
-            del action  # it holds its job
+            del action  # it holds its request
 
     def _next(self) -> Callable[[], None] | None:
         """Wait for what is to be done next: what is new, or a stream whose distance is kept by now."""
         while self._early:
-            due, _number, job = self._early[0]
+            due, _number, request = self._early[0]
             try:
                 return self._queue.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
                 heapq.heappop(self._early)
-                return lambda: self._send(job)
+                return lambda: self._send(request)
         return self._queue.get()
 
     def _watch(self) -> None:
         while not self._stopped.wait(CANCEL_POLL_S):
-            for job, cancel in list(self._open.items()):
-                with job.lock:  # Triton frees the request with its last response; asking later would crash
-                    cancelled = job.sender is not None and job.sender.is_cancelled()
+            for request, cancel in list(self._open.items()):
+                with request.lock:  # Triton frees the request with its last response; asking later would crash
+                    cancelled = request.sender is not None and request.sender.is_cancelled()
                 if cancelled:
-                    self._open.pop(job, None)
+                    self._open.pop(request, None)
+                    pb_utils.Logger.log_info("[vllm] Cancelling the request")
                     cancel()

@@ -3,7 +3,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ensemblekit.clients.grpc import Served
 from ensemblekit.diagnose.doctor.request import build_request, entry_model, is_decoupled, send, server_config
 from ensemblekit.diagnose.doctor.server import Place, at_url, describe_start, place_of
 from ensemblekit.diagnose.doctor.start_cost import wasted_by
-from ensemblekit.diagnose.doctor.steps import Examination, Name, State, Step
+from ensemblekit.diagnose.doctor.steps import DEFAULT_SERVER, Examination, Name, Plan, State, Step
 from ensemblekit.diagnose.doctor.watchdog import ModelProcess, RequestHangs, is_gone, model_processes, watched
 from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.diagnose.lint import Finding, LintReport, lint_repository
@@ -31,38 +31,8 @@ from ensemblekit.servers.process import TritonServer
 
 __all__ = ["DEFAULT_SERVER", "Plan", "examine"]
 
-DEFAULT_SERVER = "24.08/base-plus-vllm"
 NUMPY_2 = 2
 READY_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be examined.
-
-    Attributes:
-        repository: The model repository; None is the kit's own, or none at all if the server is a URL.
-        server: As `ensemblekit probe` takes it.
-        release: For lint, where the server does not say it.
-        engine: For the kit's own repository: `vllm`, or `stand-in` for a Python-only `llm`.
-        python: The interpreter that the Python models shall run in; this one if None.
-        model: The model to ask; the ensemble that is found if empty.
-        request: Values by input, or None for plain ones.
-        force: Whether to go on after an error.
-        ready_timeout_s: How long the server may take to load.
-        request_timeout_s: How long an answer may take.
-    """
-
-    repository: Path | None = None
-    server: str = DEFAULT_SERVER
-    release: str = ""
-    engine: str = "vllm"
-    python: Path | None = None
-    model: str = ""
-    request: Mapping[str, Any] | None = None
-    force: bool = False
-    ready_timeout_s: float = 600.0
-    request_timeout_s: float = 120.0
 
 
 @dataclass

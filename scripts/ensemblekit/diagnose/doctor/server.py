@@ -7,9 +7,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ensemblekit.diagnose.doctor.steps import Step
+from ensemblekit.assets.weights import ensure_checkpoint, require_vllm
+from ensemblekit.diagnose.doctor.steps import Plan, Step
 from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.diagnose.explain.explanation import Explanation
 from ensemblekit.diagnose.probe.files import find_server, require_run_bit
@@ -17,15 +17,12 @@ from ensemblekit.diagnose.probe.target import Kind, kind_of
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
 from ensemblekit.releases import FLAVOURS, Flavour, default_release, get_release
-from ensemblekit.repository.stage import StagedRepository
+from ensemblekit.repository.stage import StagedRepository, stage_repository
 from ensemblekit.servers.attach import AttachedServer
 from ensemblekit.servers.container import install_container
 from ensemblekit.servers.embedded import EmbeddedInstallation, install_embedded
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
 from ensemblekit.settings import check_settings
-
-if TYPE_CHECKING:
-    from ensemblekit.diagnose.doctor.examination import Plan
 
 __all__ = ["Place", "at_url", "describe_start", "place_of"]
 
@@ -59,7 +56,7 @@ class Place:
         found = shutil.which("python3") if self.kind == "disk" else None
         return Path(found) if found else None
 
-    def server(self, plan: "Plan", folder: Path) -> TritonServer:
+    def server(self, plan: Plan, folder: Path) -> TritonServer:
         """Return the server on the plan's repository, not started; weights are fetched only now.
 
         Raises:
@@ -119,16 +116,18 @@ def at_url(url: str) -> AttachedServer:
     return AttachedServer.at(url.removeprefix("http://").rstrip("/")).start()
 
 
-def _staged(plan: "Plan", folder: Path) -> StagedRepository:
+def _staged(plan: Plan, folder: Path) -> StagedRepository:
     """Return the repository to serve: a copy with weights of the kit's own, any other as it is."""
     own = repo_root() / "model_repo"
     repository = plan.repository or own
     if repository.resolve() != own.resolve():
         return StagedRepository(repository, {})
-    from ensemblekit.lesson.lesson import Lesson
-
-    lesson = Lesson("doctor", check_settings(ENGINE=plan.engine, FLAVOUR="base-plus-vllm"))
-    return lesson.repository(folder.name)
+    settings = check_settings(ENGINE=plan.engine, FLAVOUR="base-plus-vllm")
+    source = None
+    if settings.engine == "vllm":
+        require_vllm()
+        source = ensure_checkpoint(settings.model)
+    return stage_repository(folder / "models", source=source, device=settings.resolved_device)
 
 
 class _Waits(Exception):  # noqa: N818 - ends the wait for a start; never leaves this module

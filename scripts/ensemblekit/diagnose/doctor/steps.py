@@ -1,15 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an examination found, as values: one step after the other, and the verdict."""
+"""What is to be examined and what was found, as values: one check after the other, and the verdict."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Examination", "Name", "State", "Step"]
+__all__ = ["DEFAULT_SERVER", "Examination", "Name", "Plan", "State", "Step"]
 
 Name = Literal["preflight", "probe", "lint", "start", "request"]
 State = Literal["ok", "warning", "error", "skipped"]
+DEFAULT_SERVER = "24.08/base-plus-vllm"
 WORTH = {"ok": 0, "skipped": 0, "warning": 1, "error": 2}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be examined.
+
+    Attributes:
+        repository: The model repository; None is the kit's own, or none at all if the server is a URL.
+        server: As `ensemblekit probe` takes it.
+        release: For lint, where the server does not say it.
+        engine: For the kit's own repository: `vllm`, or `stand-in` for a Python-only `llm`.
+        python: The interpreter that the Python models shall run in; this one if None.
+        model: The model to ask; the ensemble that is found if empty.
+        request: Values by input, or None for plain ones.
+        force: Whether to go on after an error.
+        ready_timeout_s: How long the server may take to load.
+        request_timeout_s: How long an answer may take.
+    """
+
+    repository: Path | None = None
+    server: str = DEFAULT_SERVER
+    release: str = ""
+    engine: str = "vllm"
+    python: Path | None = None
+    model: str = ""
+    request: Mapping[str, Any] | None = None
+    force: bool = False
+    ready_timeout_s: float = 600.0
+    request_timeout_s: float = 120.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from ensemblekit.errors import ServerExited, ServerNotReady
 from ensemblekit.faults.log import parse_log, poll_errors, read_log, tail
 from ensemblekit.servers.ports import LOOPBACK, free_ports
+from ensemblekit.servers.supervised import reaped
 
 __all__ = ["PROBE_MODEL", "PROBE_TIMEOUT_S", "Probe", "probe_binary", "verdict_of", "write_probe"]
 
@@ -25,7 +25,6 @@ PROBE_TIMEOUT_S = 30.0  # it takes 0.1 s; a machine under load, or one with slow
 POLL_S = 0.004  # the whole start takes 40 to 100 ms
 LAST_LINES = 12
 PORT_TAKEN, PORT_TRIES = "already in use", 3
-REAPER = Path(__file__).with_name("_reaper.py")  # a program, run by path: importing it would cost psutil
 BAD_REQUEST = 400
 # An ensemble whose only step does not exist. A server that knows ensembles answers 400: the model is not
 # available. One that does not cannot read the config at all: 500, and the log says why.
@@ -142,7 +141,7 @@ def _probe_once(
     begin = time.monotonic()
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [*_dies_with_this_thread(), *command],
+            _dies_with_this_thread(command),
             stdin=subprocess.PIPE,  # the reaper watches it; nobody else reads it
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -158,11 +157,11 @@ def _probe_once(
     return verdict_of(status, body, read_log(log_path), elapsed)
 
 
-def _dies_with_this_thread() -> list[str]:
-    """Return the words before a command that let the kernel kill it when this thread ends."""
+def _dies_with_this_thread(command: list[str]) -> list[str]:
+    """Return a command line that runs a command which the kernel kills when this thread ends."""
     if setpriv := shutil.which("setpriv"):
-        return [setpriv, "--pdeathsig", "KILL"]
-    return [sys.executable, "-P", str(REAPER), "ensemblekit-probe-"]
+        return [setpriv, "--pdeathsig", "KILL", *command]
+    return reaped(command)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

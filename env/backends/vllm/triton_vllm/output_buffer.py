@@ -8,19 +8,19 @@ if TYPE_CHECKING:
     from vllm.v1.engine import FinishReason
     from vllm.v1.metrics.stats import RequestStateStats
 
-    from triton_vllm.jobs import Job
-    from triton_vllm.text import GrowingText
+    from triton_vllm.detokenizer import IncrementalDetokenizer
+    from triton_vllm.request import GenerationRequest
 
 
 @dataclass
-class Gathering:
+class OutputBuffer:
     """A request in the engine, and what has come of it.
 
     The loop adds tokens, the thread that sends takes them; each reads what the other writes in the order in which it
     was written.
 
     Attributes:
-        job: The request.
+        request: The request.
         text: Its text, as far as it was taken.
         stats: vLLM's statistics of it.
         token_ids: The tokens.
@@ -28,8 +28,8 @@ class Gathering:
         finish_reason: Why the answer ended; None while it goes on.
     """
 
-    job: "Job"
-    text: "GrowingText"
+    request: "GenerationRequest"
+    text: "IncrementalDetokenizer"
     stats: "RequestStateStats"
     token_ids: list[int] = field(default_factory=list)
     visible: int = 0
@@ -37,7 +37,7 @@ class Gathering:
     _offered: bool = False
     _taken: int = 0
 
-    def add(self, ids: list[int], reason: "FinishReason | None") -> bool:
+    def append(self, ids: list[int], reason: "FinishReason | None") -> bool:
         """Add tokens; return whether there is something to send that was not offered before."""
         self.token_ids += ids
         ended = None if reason is None else str(reason)
@@ -45,11 +45,11 @@ class Gathering:
         self.finish_reason = ended
         if ended:
             return True
-        offer = self.job.stream and not self._offered
+        offer = self.request.stream and not self._offered
         self._offered = self._offered or offer
         return offer
 
-    def take(self) -> str:
+    def drain(self) -> str:
         """Return the text of the tokens that have come since it was last asked for."""
         self._offered = False
         last, visible = self.finish_reason is not None, self.visible

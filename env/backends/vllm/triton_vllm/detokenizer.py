@@ -12,14 +12,13 @@ from tokenizers.decoders import DecodeStream
 
 # With one of these vLLM has to see text while it generates.
 NEEDS_TEXT = ("stop", "bad_words", "structured_outputs", "include_stop_str_in_output")
-PROBABILITIES = ("logprobs", "prompt_logprobs")
 
 # Both ways of encoding are compared on it once: special tokens at the ends, characters beyond ASCII, a newline.
 SAMPLE = "A sample, naïve 東京 🙂\n<|im_start|>user\nand its end "
 
 
-class TextMaker:
-    """Decodes answers with the engine's tokenizer."""
+class Detokenizer:
+    """Decodes answers, and encodes prompts, with the engine's tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Use this tokenizer; only one backed by the `tokenizers` library can decode by itself."""
@@ -38,22 +37,20 @@ class TextMaker:
             return list(self._tokenizer.encode(prompt).ids)  # type: ignore[union-attr]
         return list(self._wrapper.encode(prompt))
 
-    def can_decode(self, sampling: dict[str, Any], *, stream: bool) -> bool:
-        """Return whether the text of an answer may be made here; of a stream that of one sequence only."""
-        if self._tokenizer is None or sampling.get("spaces_between_special_tokens") is False:
+    def can_decode(self, params: Any) -> bool:
+        """Return whether the text of an answer with these sampling parameters may be made here."""
+        if self._tokenizer is None or not params.spaces_between_special_tokens:
             return False
-        if stream and not (sampling.get("n", 1) == 1 and all(sampling.get(name) is None for name in PROBABILITIES)):
-            return False
-        return not any(sampling.get(name) for name in NEEDS_TEXT)
+        return not any(getattr(params, name, None) for name in NEEDS_TEXT)
 
-    def growing(self, prompt_ids: list[int], *, skip_special_tokens: bool) -> "GrowingText":
+    def start(self, prompt_ids: list[int], *, skip_special_tokens: bool) -> "IncrementalDetokenizer":
         """Return the text of an answer of which no token has come yet.
 
         Args:
             prompt_ids: The prompt's tokens: some tokenizers need what comes before to place a space.
             skip_special_tokens: Whether special tokens are left out.
         """
-        return GrowingText(self._tokenizer, prompt_ids, skip_special_tokens)
+        return IncrementalDetokenizer(self._tokenizer, prompt_ids, skip_special_tokens)
 
     def decode(self, prompt_ids: list[int], output: Any, *, skip_special_tokens: bool) -> str:
         """Return the text of a finished completion.
@@ -66,10 +63,10 @@ class TextMaker:
         ids = list(output.token_ids)
         if output.finish_reason == "stop":
             ids = ids[:-1]  # vLLM leaves the token that ended the answer out of the text
-        return self.growing(prompt_ids, skip_special_tokens=skip_special_tokens).add(ids, last=True)
+        return self.start(prompt_ids, skip_special_tokens=skip_special_tokens).add(ids, last=True)
 
 
-class GrowingText:
+class IncrementalDetokenizer:
     """The text of one answer, made in steps of any number of tokens."""
 
     def __init__(self, tokenizer: Any, prompt_ids: list[int], skip_special_tokens: bool) -> None:

@@ -9,27 +9,26 @@ import pytest
 
 from tests.unit import backend_support
 
-tokenizers = pytest.importorskip("tokenizers", reason="comes with vLLM: the CPU or CUDA environment")
+pytest.importorskip("msgspec", reason="comes with vLLM: the CPU or CUDA environment")
+pytest.importorskip("tokenizers", reason="comes with vLLM: the CPU or CUDA environment")
+
+import tokenizers
+
+from tests.unit.fake_vllm import SamplingParams, byte_tokenizer
 
 TEXTS = ["", "plain", " leading and trailing ", "é ü 中文", "😀🎉 and 👨‍🔬", "line\nline\n"]
 
 
 @pytest.fixture(scope="module")
 def a_byte_tokenizer() -> Any:
-    """One token for each byte: characters beyond ASCII take several."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(dict(zip(alphabet, range(256), strict=True)), []))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<end>"])
-    return tokenizer
+    return byte_tokenizer()
 
 
 @pytest.fixture
-def a_maker(a_byte_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def a_detokenizer(a_byte_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     backend_support.install(monkeypatch)
-    text = importlib.import_module("triton_vllm.text")
-    return text.TextMaker(
+    module = importlib.import_module("triton_vllm.detokenizer")
+    return module.Detokenizer(
         SimpleNamespace(_tokenizer=a_byte_tokenizer, encode=lambda text: a_byte_tokenizer.encode(text).ids)
     )
 
@@ -42,7 +41,7 @@ def by_token(tokenizer: Any, prompt: list[int], ids: list[int]) -> str:
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("missing", [0, 1, 2, 3])
 def test_decode_equals_token_by_token_also_when_cut_inside_a_character(
-    a_maker: Any, a_byte_tokenizer: Any, text: str, missing: int
+    a_detokenizer: Any, a_byte_tokenizer: Any, text: str, missing: int
 ) -> None:
     prompt = a_byte_tokenizer.encode("Say 😀:").ids
     ids = a_byte_tokenizer.encode(text).ids
@@ -50,14 +49,16 @@ def test_decode_equals_token_by_token_also_when_cut_inside_a_character(
 
     output = SimpleNamespace(token_ids=ids, finish_reason="length")
 
-    assert a_maker.decode(prompt, output, skip_special_tokens=True) == by_token(a_byte_tokenizer, prompt, ids)
+    assert a_detokenizer.decode(prompt, output, skip_special_tokens=True) == by_token(a_byte_tokenizer, prompt, ids)
 
 
 @pytest.mark.parametrize("skip", [True, False])
-def test_decode_leaves_out_the_token_that_ended_the_answer(a_maker: Any, a_byte_tokenizer: Any, skip: bool) -> None:
+def test_decode_leaves_out_the_token_that_ended_the_answer(
+    a_detokenizer: Any, a_byte_tokenizer: Any, skip: bool
+) -> None:
     ids = [*a_byte_tokenizer.encode("done").ids, a_byte_tokenizer.token_to_id("<end>")]
 
-    text = a_maker.decode([], SimpleNamespace(token_ids=ids, finish_reason="stop"), skip_special_tokens=skip)
+    text = a_detokenizer.decode([], SimpleNamespace(token_ids=ids, finish_reason="stop"), skip_special_tokens=skip)
 
     assert text == "done"
 
@@ -66,13 +67,13 @@ def test_decode_leaves_out_the_token_that_ended_the_answer(a_maker: Any, a_byte_
 @pytest.mark.parametrize("missing", [0, 1, 2, 3])
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
 def test_text_that_grows_in_steps_is_the_whole_text(
-    a_maker: Any, a_byte_tokenizer: Any, text: str, missing: int, step: int
+    a_detokenizer: Any, a_byte_tokenizer: Any, text: str, missing: int, step: int
 ) -> None:
     prompt = a_byte_tokenizer.encode("Say 😀:").ids
     ids = a_byte_tokenizer.encode(text).ids
     ids = ids[: len(ids) - missing]
 
-    growing = a_maker.growing(prompt, skip_special_tokens=True)
+    growing = a_detokenizer.start(prompt, skip_special_tokens=True)
     pieces = [growing.add(ids[at : at + step], last=False) for at in range(0, len(ids), step)]
     pieces.append(growing.add([], last=True))
 
@@ -81,28 +82,23 @@ def test_text_that_grows_in_steps_is_the_whole_text(
 
 
 @pytest.mark.parametrize(
-    ("sampling", "whole", "streamed"),
+    ("sampling", "ours"),
     [
-        ({}, True, True),
-        ({"stop": ["a"]}, False, False),
-        ({"stop": []}, True, True),
-        ({"spaces_between_special_tokens": False}, False, False),
-        ({"n": 1, "logprobs": None}, True, True),
-        ({"n": 2}, True, False),
-        ({"n": "2"}, True, False),
-        ({"logprobs": 0}, True, False),
-        ({"prompt_logprobs": 1}, True, False),
+        ({}, True),
+        ({"stop": ["a"]}, False),
+        ({"stop": []}, True),
+        ({"bad_words": ["a"]}, False),
+        ({"structured_outputs": {"regex": "a"}}, False),
+        ({"spaces_between_special_tokens": False}, False),
+        ({"n": 2, "logprobs": 0}, True),
     ],
 )
-def test_text_is_made_here_without_stop_strings_and_in_a_stream_of_one_sequence_only(
-    a_maker: Any, sampling: dict[str, Any], whole: bool, streamed: bool
-) -> None:
-    assert a_maker.can_decode(sampling, stream=False) is whole
-    assert a_maker.can_decode(sampling, stream=True) is streamed
+def test_text_is_made_here_unless_vllm_has_to_see_it(a_detokenizer: Any, sampling: dict[str, Any], ours: bool) -> None:
+    assert a_detokenizer.can_decode(SamplingParams(**sampling)) is ours
 
 
 def test_another_kind_of_tokenizer_is_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     backend_support.install(monkeypatch)
-    text = importlib.import_module("triton_vllm.text")
+    module = importlib.import_module("triton_vllm.detokenizer")
 
-    assert text.TextMaker(SimpleNamespace()).can_decode({}, stream=False) is False
+    assert module.Detokenizer(SimpleNamespace()).can_decode(SamplingParams()) is False

@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What must be in order in this process before vLLM is imported: arguments, device, locale, start method.
+
+Run as a program, this file starts Python with the arguments it was given, in a process that is told to end when the
+one that started it dies. vLLM's engine is started that way: if Triton's stub is killed, it cannot stop the engine any
+more, and the kernel sends the signal in its place.
+"""
+
+import ctypes
+import json
+import locale
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+ENGINE_ARGUMENTS, LORA_ADAPTERS = "model.json", "multi_lora.json"
+# Known to vLLM 0.5, where NVIDIA's samples use it; gone since, and off by default now.
+RETIRED_ARGUMENTS = ("disable_log_requests",)
+UTF8_LOCALE = "C.UTF-8"
+MOST_SEQUENCES = "64"
+SWITCH_INTERVAL_S = 0.0005
+PR_SET_PDEATHSIG = 1  # linux/prctl.h; kept across exec
+
+
+def read_engine_arguments(version_folder: Path) -> dict[str, Any]:
+    """Return the engine's arguments from `model.json` of a model version.
+
+    Raises:
+        ValueError: No such file, not JSON, or no "model" in it.
+    """
+    path = version_folder / ENGINE_ARGUMENTS
+    arguments = _read_json(path, f"{path} is missing: it holds vLLM's engine arguments")
+    if not isinstance(arguments, dict) or not arguments.get("model"):
+        raise ValueError(f'{path} must be a JSON object with at least "model"')
+    for name in RETIRED_ARGUMENTS:
+        arguments.pop(name, None)
+    return arguments
+
+
+def read_lora_adapters(version_folder: Path, arguments: dict[str, Any]) -> dict[str, str] | None:
+    """Return name and place of each LoRA adapter of `multi_lora.json`; None unless model.json says `enable_lora`.
+
+    As text, which NVIDIA's samples have, `enable_lora` becomes the truth value that vLLM takes.
+
+    Raises:
+        ValueError: No such file, not JSON, or not names and places.
+    """
+    if "enable_lora" not in arguments:
+        return None
+    arguments["enable_lora"] = str(arguments["enable_lora"]).lower() == "true"
+    if not arguments["enable_lora"]:
+        return None
+    path = version_folder / LORA_ADAPTERS
+    adapters = _read_json(path, f"Triton backend cannot find {path}.")
+    if not isinstance(adapters, dict) or not all(isinstance(place, str) and place for place in adapters.values()):
+        raise ValueError(f"{path} must be a JSON object of names and folders of LoRA adapters")
+    inside = {name: version_folder / place for name, place in adapters.items()}
+    return {name: str(inside[name]) if inside[name].is_dir() else place for name, place in adapters.items()}
+
+
+def _read_json(path: Path, missing: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(missing) from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def choose_device(args: dict[str, str], arguments: dict[str, Any]) -> None:
+    """Keep a KIND_GPU instance on the GPU that Triton gave it; KIND_MODEL leaves the choice to vLLM.
+
+    Raises:
+        ValueError: Several GPUs are asked for with KIND_GPU, which stands for exactly one.
+    """
+    if args["model_instance_kind"] != "GPU":
+        return
+    gpus = int(arguments.get("tensor_parallel_size", 1)) * int(arguments.get("pipeline_parallel_size", 1))
+    if gpus > 1:
+        raise ValueError(
+            "KIND_GPU is currently for single-GPU models, please specify KIND_MODEL "
+            "in the model's config.pbtxt for multi-GPU models"
+        )
+    # The engine runs in a process of its own, so torch.cuda.set_device here would not reach it.
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    device = int(args["model_instance_device_id"])
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[device] if device < len(visible) else str(device)
+
+
+def prepare_process() -> None:
+    """Set the locale of this process and the environment that the engine's processes inherit."""
+    # The stub's interpreter ignores LC_ALL and stays in the C locale: torch cannot read its own files there.
+    locale.setlocale(locale.LC_CTYPE, UTF8_LOCALE)
+    os.environ["LC_ALL"] = UTF8_LOCALE
+    # The engine's loop computes; the threads that read requests and send answers wait for Triton after every few lines,
+    # and would then wait for the loop for Python's usual 5 ms each time.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # The engine must not be a fork of the stub: it would share Triton's memory and message queues.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    if os.access(__file__, os.X_OK):
+        multiprocessing.set_executable(__file__)
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # One request must not starve the others; vLLM's own limit is 16384, and its error names this variable.
+    os.environ.setdefault("VLLM_MAX_N_SEQUENCES", MOST_SEQUENCES)
+    # An idle worker sleeps through the polite request to end; it ends on the signal that follows this wait.
+    os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
+
+
+def become_python_that_dies_with_its_parent() -> None:
+    """Replace this process by Python with the same arguments; the kernel ends it with the process that started it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])  # noqa: S606 - multiprocessing gave the arguments
+
+
+if __name__ == "__main__":
+    become_python_that_dies_with_its_parent()

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that dies with this one, with all that came of it: how the kit starts every long-lived command.
+
+Between this process and the command stands the reaper (`_reaper.py`). It watches a pipe that only this process holds.
+"""
+
+import contextlib
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ensemblekit.servers import _reaper
+from ensemblekit.servers._reaper import ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
+
+__all__ = ["STOP_GRACE_S", "SupervisedProcess", "new_prefix", "reaped", "wait_until"]
+
+POLL_S = 0.1
+T = TypeVar("T")
+
+
+def new_prefix(purpose: str = "") -> str:
+    """Return a new name that the shared memory of one process begins with.
+
+    >>> new_prefix("serve").startswith("ensemblekit-serve-")
+    True
+    """
+    return f"ensemblekit-{purpose}{'-' if purpose else ''}{secrets.token_hex(4)}-"
+
+
+def reaped(command: Sequence[str], shm_prefix: str = "", after: Sequence[str] = ()) -> list[str]:
+    """Return the command line that runs a command under the reaper, which reads from a pipe when to end it."""
+    then = ["--after", json.dumps(list(after))] if after else []
+    # by path and with -P: the reaper needs nothing of this package, so it starts in a twentieth of a second
+    return [sys.executable, "-P", _reaper.__file__, shm_prefix or new_prefix(), *then, *command]
+
+
+class SupervisedProcess:
+    """A running command with its output in a log. All that came of it ends with it, with `stop`, or with this process.
+
+    Attributes:
+        log_path: Its output.
+        pid: Process id of its reaper, which is its parent.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log_path: Path,
+        *,
+        environment: Mapping[str, str],
+        folder: Path,
+        shm_prefix: str = "",
+        after: Sequence[str] = (),
+        append: bool = False,
+    ) -> None:
+        """Start a command.
+
+        Args:
+            command: The command line.
+            log_path: Gets what it writes.
+            environment: All of its variables.
+            folder: Where it runs.
+            shm_prefix: Shared memory whose name begins so is removed afterwards.
+            after: A command to run once it has ended, however it ended.
+            append: Whether the log is continued.
+
+        Raises:
+            OSError: The log or the reaper cannot be made.
+        """
+        self.log_path = log_path
+        with log_path.open("ab" if append else "wb") as log:
+            self._reaper = subprocess.Popen(
+                reaped(command, shm_prefix, after),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                cwd=folder,
+                start_new_session=True,
+            )
+        self.pid = self._reaper.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the command ended (128 + n after signal n), None while it runs."""
+        return self._reaper.poll()
+
+    def stop(self, *, at_once: bool = False) -> bool:
+        """End the command and all that came of it; doing so again does nothing.
+
+        Args:
+            at_once: Whether what is under way is given up after a short grace.
+
+        Returns:
+            Whether its reaper ended in time; one that did not was killed.
+        """
+        if pipe := self._reaper.stdin:
+            with contextlib.suppress(OSError):
+                pipe.write(b"" if at_once else STOP_WORD)  # a pipe that closes without the word means a short grace
+                pipe.close()
+        try:
+            self._reaper.wait(STOP_GRACE_S + 4 * ORPHAN_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._reaper.kill()
+            self._reaper.wait()
+            return False
+        return True
+
+
+def wait_until(
+    ask: Callable[[], T | None],
+    timeout_s: float | None = None,
+    *,
+    interval_s: float = POLL_S,
+    on_poll: Callable[[], None] | None = None,
+) -> T | None:
+    """Ask again and again until there is an answer, and return it; None if there was none in time.
+
+    Args:
+        ask: Returns None as long as there is no answer.
+        timeout_s: Seconds; None means without end.
+        interval_s: Seconds between two questions.
+        on_poll: Called after each question without an answer.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while (answer := ask()) is None:
+        if deadline is not None and time.monotonic() > deadline:
+            return None
+        if on_poll:
+            on_poll()
+        time.sleep(interval_s)
+    return answer
