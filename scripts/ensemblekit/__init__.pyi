@@ -18,7 +18,7 @@ from .clients.statistics import time_by_step as time_by_step
 from .diagnose.doctor.examination import Plan as Plan
 from .diagnose.doctor.examination import examine as examine
 from .diagnose.explain.explainer import explain_log as explain_log
-from .diagnose.explain.picture import plot_explanation as plot_explanation
+from .diagnose.explain.explainer import plot_explanation as plot_explanation
 from .diagnose.lint.findings import Finding as Finding
 from .diagnose.lint.findings import LintReport as LintReport
 from .diagnose.lint.run import lint_repository as lint_repository

@@ -49,7 +49,7 @@ def render(answers: Mapping[str, Answer]) -> str:
 
 def _load_row(case: Case, answers: Mapping[str, Answer]) -> str:
     answer = answers.get(case.folder)
-    words = _words(case, answer) if answer else case.fault.words
+    words = _words(case, answer) if answer else case.fault.message
     status = f"{case.fault.status}, hidden" if case.fault.hidden else str(case.fault.status)
     if case.how == "start":
         status = "server hangs" if answer and answer.kind == "timeout" else "server exits"
@@ -68,7 +68,7 @@ def _words(case: Case, answer: Answer) -> str:
 
 def _late_row(entry: Fault, case: Case) -> str:
     shown = "lint" if case.how == "lint" or entry.code == "T307" else "server"
-    what = f"HTTP {entry.status}: `{entry.words}`" if entry.status and entry.words else entry.why
+    what = f"HTTP {entry.status}: `{entry.message}`" if entry.status and entry.message else entry.cause
     cells = (_link(entry, case), entry.title, shown, _cell(what), _cell(entry.fix))
     return f"| {' | '.join(cells)} |\n"
 

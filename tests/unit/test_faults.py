@@ -5,8 +5,11 @@ import re
 
 import pytest
 
-from ensemblekit.faults.catalogue import FAULTS, fault, fault_in
-from ensemblekit.faults.fault import Fault
+from ensemblekit.diagnose.explain.explainer import explain_lines
+from ensemblekit.faults.catalogue import CATALOGUE, FAULTS, container_refusal, fault, may_be_known, recognise
+from ensemblekit.faults.container import BUILD_FAULTS
+from ensemblekit.faults.fault import Context, Fault
+from ensemblekit.faults.start import reason_of
 
 SAMPLE = {
     "model": "chat", "empty_model": "chat", "platform": "ensembel", "tensor": "text", "field": "model_name",
@@ -29,7 +32,7 @@ def test_codes_are_unique_and_sorted_within_their_kind() -> None:
 @pytest.mark.parametrize("entry", FAULTS, ids=lambda entry: entry.code)
 def test_every_fault_is_complete(entry: Fault) -> None:
     assert entry.title
-    assert entry.why.endswith((".", '"', "...).")), entry.why
+    assert entry.cause.endswith((".", '"', "...).")), entry.cause
     assert entry.fix.endswith("."), entry.fix
     assert entry.link.startswith("https://github.com/triton-inference-server/")
     assert entry.phase == {"1": "poll", "2": "load", "3": "serve"}[entry.code[1]]
@@ -37,15 +40,15 @@ def test_every_fault_is_complete(entry: Fault) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [entry for entry in FAULTS if entry.words and entry.code not in PARTIAL], ids=lambda entry: entry.code
+    "entry", [entry for entry in FAULTS if entry.message and entry.code not in PARTIAL], ids=lambda entry: entry.code
 )
 def test_the_words_of_a_fault_match_its_own_pattern(entry: Fault) -> None:
     text = entry.says(**(SAMPLE | ({"platform": "python"} if entry.code == "E103" else {})))
 
     assert entry.match(text), text
-    found = fault_in(text)
+    found = recognise(text)
     assert found
-    assert found[0].code in (entry.code, *entry.same_words)
+    assert found.code in (entry.code, *entry.same_words)
 
 
 def test_a_consequence_that_quotes_its_cause_gives_the_cause() -> None:
@@ -54,11 +57,334 @@ def test_a_consequence_that_quotes_its_cause_gives_the_cause() -> None:
         "at least one version must be available under the version policy of model 'pre'"
     )
 
-    found = fault_in(text)
+    found = recognise(text)
 
     assert found
-    assert (found[0].code, found[1]["model"]) == ("E207", "pre")
+    assert (found.code, found.model) == ("E207", "pre")
 
 
 def test_a_text_without_a_known_fault_gives_none() -> None:
-    assert fault_in("successfully loaded 'pre'") is None
+    assert recognise("successfully loaded 'pre'") is None
+
+
+# --- one catalogue: a line for each entry, and everybody who asks says the same of it
+
+STAMP = "0301 07:00:01.100000 1"
+POLL = f"E{STAMP} model_repository_manager.cc:1460] \"Poll failed for model directory 'chat': {{}}\""
+FAIL = f"E{STAMP} model_lifecycle.cc:642] \"failed to load 'chat' version 1: {{}}\""
+SERVE = f'E{STAMP} infer_handler.cc:702] "{{}}"'
+GIVES_UP = "error: creating server: Internal - {}"
+BACKEND = r"\n\nAt:\n  /opt/tritonserver/backends/vllm/model.py(301): _run_llm_engine\n"
+# what an entry of Triton's catalogue says, and in which kind of line; from captured logs and upstream's issues
+LINES = {
+    "E109": POLL.format("instance group should not be specified for ensemble 'chat'"),
+    "E117": "[libprotobuf ERROR /x/text_format.cc:337] Error parsing text-format inference.ModelConfig: 3:17: Expected "
+    "integer, got: $",
+    "E118": POLL.format("'max_batch_size' must be non-negative value for chat"),
+    "E205": FAIL.format(
+        "in ensemble chat, ensemble tensor text: inconsistent data type: TYPE_INT32 is inferred from model a while "
+        "TYPE_STRING is inferred from model b"
+    ),
+    "E213": FAIL.format("model input 'TEXT' must specify 'data_type' for chat"),
+    "E216": FAIL.format("Internal: ValueError: bad thing happened"),
+    "E219": FAIL.format(
+        "Internal: FileNotFoundError: [Errno 2] No such file or directory: '/models/chat/1/model.json'"
+    ),
+    "E220": FAIL.format(
+        "ValueError: configuration specified max_batch_size 4, but in auto-complete-config function for model 'chat' "
+        "specified max_batch_size 0"
+    ),
+    "T305": SERVE.format(
+        "in ensemble 'chat', [request id: <id_unknown>] unexpected shape for input 'TEXT' for model 'echo'. "
+        "Expected [1], got [2,1]. NOTE"
+    ),
+    "T308": "",  # decided by the number of engines
+    "T309": "AssertionError: Error in memory profiling. Initial free memory 40.2 GiB, current free memory 55.1 GiB. x",
+    "S401": FAIL.format("Internal: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."),
+    "S402": "/b/triton_python_backend_stub: error while loading shared libraries: libb64.so.0: cannot open shared",
+    "S403": f"E{STAMP} main.cc:1] \"failed to start HTTP service: Unavailable - Socket '0.0.0.0:8000' already in use\"",
+    "S404": FAIL.format(
+        "Internal: Unable to initialize shared memory key 'triton_x' to requested size (67108864 bytes)"
+    ),
+    "S405": GIVES_UP.format("failed to stat file /models"),
+    "S406": FAIL.format("Unsupported: Triton backend API version does not support this backend"),
+    "S407": FAIL.format("Internal: ModuleNotFoundError: No module named 'lxml'"),
+    "S408": FAIL.format("Internal: ImportError: cannot import name 'x' from 'transformers' (/a/__init__.py)"),
+    "S409": FAIL.format("Internal: Stub process 'chat_0_0' is not healthy."),
+    "S410": FAIL.format("Internal: Timed out occurred while waiting for the stub process. chat_0_0"),
+    "S411": "[node:1:0:55] Caught signal 11 (Segmentation fault: address not mapped to object at address 0x8)",
+    "S412": FAIL.format("Internal: OSError: We couldn't connect to 'https://huggingface.co' to load this file"),
+    "S413": "tritonserver: unrecognized option '--allow-foo=false'",
+    "S414": "Killed",
+    "S415": "A module that was compiled using NumPy 1.x cannot be run in NumPy 2.1.0 as it may crash.",
+    "S416": FAIL.format("Internal: RuntimeError: The NVIDIA driver on your system is too old (found version 12020)."),
+    "S417": FAIL.format(
+        "Internal: ValueError: The model's max seq len (4096) is larger than the maximum number of tokens that can be "
+        "stored in KV cache (3664)."
+    ),
+    "S418": FAIL.format("Internal: RuntimeError: No CUDA GPUs are available"),
+    "S419": FAIL.format(
+        "Internal: torch.AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable"
+    ),
+    "S420": FAIL.format("Internal: ValueError: No available memory for the cache blocks. Try increasing"),
+    "S421": FAIL.format(
+        "Internal: ValueError: Free memory on device cuda:0 (12.5/79.18 GiB) on startup is less than desired GPU "
+        "memory utilization (0.5, 39.59 GiB)."
+    ),
+    "S422": FAIL.format("Unavailable: unable to find '/models/enc/1/model.onnx' for model instance 'enc_0'"),
+    "S423": FAIL.format(
+        "Internal: failed to open text file for read /models/det/labels.txt: No such file or directory"
+    ),
+    "S424": FAIL.format("Internal: Failed to get the canonical path for env.tar.gz."),
+    "S425": FAIL.format(
+        "Internal: Path /tmp/python_env_x/0/bin/activate does not exist. The Python environment should contain an "
+        "'activate' script."
+    ),
+    "S426": f"E{STAMP} m.cc:1] \"failed to poll model 'chat': model not found in any model repository.\"",
+    "S427": FAIL.format("Internal: RuntimeError: CUDA error: no kernel image is available for execution on the device"),
+    "S428": FAIL.format(
+        "Internal: unable to create TensorRT engine: The engine plan file is not compatible with this version of "
+        "TensorRT, expecting library version 8.5.1.7 got 8.4.2.4, please rebuild."
+    ),
+    "S429": FAIL.format("Internal: getPluginCreator could not find plugin: EfficientNMS_TRT version: 1"),
+    "S430": FAIL.format(
+        "Internal: unexpected error when creating modelInstanceState: [json.exception.parse_error.101] parse error at "
+        "line 1, column 1: syntax error while parsing value"
+    ),
+    "S431": FAIL.format(
+        "Internal: unexpected error when creating modelInstanceState: [json.exception.out_of_range.403] key "
+        "'lora_config' not found"
+    ),
+    "S432": FAIL.format(
+        "Internal: unexpected error when creating modelInstanceState: maxTokensInPagedKvCache must be large enough to "
+        "process at least 1 sequence"
+    ),
+    "S434": FAIL.format(
+        "Internal: onnx runtime error 1: Load model from /models/m/1/model.onnx failed:/x/model.cc:46 "
+        "Unsupported model IR version: 10, max supported IR version: 9"
+    ),
+    "S435": FAIL.format(
+        "Internal: failed to load model 'chat': PytorchStreamReader failed locating file constants.pkl"
+    ),
+    "S437": FAIL.format("Invalid argument: unexpected inference input 'x', allowed inputs are: input"),
+    "S438": FAIL.format(
+        "Invalid argument: model 'chat', tensor 'input': the model expects 3 dimensions (shape [-1,3,224]) but "
+        "the model configuration specifies 4 dimensions"
+    ),
+    "S439": FAIL.format("Unknown: DALI Backend error: No schema registered for operator foo"),
+    "S440": GIVES_UP.format("Unable to create S3 filesystem client. Check account credentials. Exception: ''"),
+    "S441": GIVES_UP.format("gs:// file-system not supported. To enable, build with -DTRITON_ENABLE_GCS=ON."),
+    "S442": f"E{STAMP} m.cc:1] \"failed to poll model 'chat': not unique across all model repositories.\"",
+    "S443": "ERROR 03-01 07:05:51 async_llm_engine.py:45] Engine background task failed",
+    "S444": FAIL.format(
+        f"Internal: TypeError: AsyncEngineArgs.__init__() got an unexpected keyword argument "
+        f"'disable_log_requests'{BACKEND}"
+    ),
+    "S445": FAIL.format(
+        "Internal: TypeError: build_async_engine_client_from_engine_args() got an unexpected keyword argument "
+        f"'stat_loggers'{BACKEND}"
+    ),
+    "S446": FAIL.format(
+        "Internal: ValueError: User-specified max_model_len (8192) is greater than the derived max_model_len (2048)"
+    ),
+    "S447": FAIL.format(
+        "Internal: ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your "
+        "Tesla T4"
+    ),
+    "S448": FAIL.format("Internal: ValueError: Please pass the argument `trust_remote_code=True` to allow custom code"),
+    "S449": FAIL.format(
+        "Internal: ValueError: Total number of attention heads (9) must be divisible by tensor parallel size (2)."
+    ),
+    "S450": FAIL.format("Internal: ValueError: Model architectures ['FooForCausalLM'] are not supported for now."),
+    "S451": GIVES_UP.format("failed to stat file  s3://https://store.example:9000/models"),
+    "S452": FAIL.format("Internal: RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO)"),
+    "S454": "",  # decided by the backend table
+    "S455": "",
+    "S456": "  what():  stol",
+    "S457": "Failed to import the site module",
+    "S458": "tritonserver: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.38' not found (required by tritonserver)",
+    "S459": "bash: line 1: tritonserver: command not found",
+    "S460": POLL.format(
+        "Invalid model name: Could not determine backend for model '1' with no backend in model configuration. "
+        "Expected model name of the form 'model.<backend_name>'."
+    ),
+    "S461": SERVE.format(
+        "in ensemble 'pipe', [request id: <id_unknown>] unexpected shape for input 'IMG' for model 'net'. Expected "
+        "[-1,224], got [3,7]. NOTE"
+    ),
+    "S463": f"I{STAMP} pb_stub.cc:736] \"Failed to process the request(s) for model 'chat_0_0', message: boom\"",
+    "S462": FAIL.format("Internal: OSError: [Errno 28] No space left on device"),
+    "C501": 'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]].',
+    "C502": "Error: runc: error setting rlimit type 7: operation not permitted",
+    "C503": 'Error: could not find "netavark" in one of [/usr/lib/podman]',
+    "C504": "Error: systemd cgroup flag passed, but systemd support for managing cgroups is not available",
+    "C505": "docker: Error response from daemon: driver failed: Bind for 0.0.0.0:8000 failed: port is already "
+    "allocated.",
+    "C506": "",  # an exit code alone
+    "C507": "",
+    "C511": "dial tcp: lookup nvcr.io: no such host",
+    "C512": "Error response from daemon: manifest for nvcr.io/nvidia/tritonserver:99.99-py3 not found: manifest "
+    "unknown",
+    "C513": "unauthorized: authentication required",
+    "C514": "write /x: no space left on device",
+    "C521": "c++: fatal error: Killed signal terminated program cc1plus",
+    "C522": "ERROR: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
+}
+
+
+def _line_of(entry: Fault) -> str:
+    if entry.code in LINES or not entry.message or entry.silent:
+        return LINES.get(entry.code, "")
+    said = entry.says(**(SAMPLE | ({"platform": "python"} if entry.code == "E103" else {})))
+    return {"poll": POLL, "load": FAIL}.get(entry.phase, SERVE).format(said)
+
+
+SPOKEN = [entry for entry in CATALOGUE if _line_of(entry)]
+BUILD_ONLY = {entry.code for entry in BUILD_FAULTS}
+
+
+def test_every_fault_that_a_server_speaks_of_has_a_line() -> None:
+    silent = {entry.code for entry in CATALOGUE if not entry.expressions}
+    undecided = {"T308", "S454", "S455"}
+
+    assert {entry.code for entry in CATALOGUE} - {entry.code for entry in SPOKEN} == silent | undecided
+
+
+@pytest.mark.parametrize("entry", SPOKEN, ids=lambda entry: entry.code)
+def test_everybody_who_asks_says_the_same_of_a_line(entry: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    line, right = _line_of(entry), (entry.code, *entry.same_words)
+    if entry.code in BUILD_ONLY:
+        found = recognise(line, among=BUILD_FAULTS)
+        assert found
+        assert found.code == entry.code
+        return
+    context = Context(engines=1)
+    by_start = recognise(f'I{STAMP} server.cc:1] "first"\n{line}\nlater\n', context)
+    by_doctor = recognise(line, context)
+    first = f'I{STAMP} pinned_memory_manager.cc:277] "Pinned memory pool is created"'
+    explained = explain_lines([first, f'I{STAMP} model_lifecycle.cc:472] "loading: chat:1"', line])
+    by_explain = [*explained.causes, *explained.notices]
+
+    assert by_start
+    assert by_doctor
+    assert by_start.code in right
+    assert (by_doctor.code, by_doctor.found, by_doctor.fix) == (by_start.code, by_start.found, by_start.fix)
+    if not entry.consequence:  # of which explain says that the cause is not in the log
+        assert [cause.code for cause in by_explain] == [by_start.code], str(explained)
+        assert by_explain[0].fix == by_start.fix
+    assert explained.exit_code == 1
+    assert may_be_known(line) or STAMP in line
+    if reason := reason_of(line):
+        assert recognise(line, Context(engines=1, here=True)).found == reason.found  # type: ignore[union-attr]
+    if entry.phase == "container":
+        refused = container_refusal(125, line)
+        assert refused
+        assert (refused.code, refused.fix) == (by_start.code, by_start.fix)
+
+
+@pytest.mark.parametrize("entry", [each for each in CATALOGUE if each.code[0] in "SC"], ids=lambda entry: entry.code)
+def test_every_fault_of_a_server_is_complete(entry: Fault) -> None:
+    assert entry.title
+    assert entry.cause.endswith(".")
+    assert entry.link.startswith("https://")
+    assert entry.fix
+    assert all(entry.code in fault(code).same_words for code in entry.same_words if code[0] == "S")
+
+
+def test_codes_are_unique_in_the_whole_catalogue() -> None:
+    codes = [entry.code for entry in CATALOGUE]
+
+    assert len(codes) == len(set(codes))
+
+
+# --- one message, several causes
+
+
+NO_BACKEND = POLL.format(
+    "Invalid model name: Could not determine backend for model 'chat' with no backend in model configuration. Expected "
+    "model name of the form 'model.<backend_name>'."
+)
+NO_CACHE = FAIL.format("Internal: ValueError: No available memory for the cache blocks. Try increasing")
+NO_MODEL = FAIL.format("Internal: ModuleNotFoundError: No module named 'model'")
+SLASH = {"python": '/b/libtriton_python.so {"cmdline":{"backend-directory":"/srv/backends/"}}'}
+
+
+@pytest.mark.parametrize(
+    ("line", "context", "code"),
+    [
+        (NO_CACHE, Context(engines=1), "S420"),
+        (NO_CACHE, Context(engines=2), "T308"),
+        (LINES["S421"], Context(engines=2), "T308"),
+        (NO_BACKEND, Context(findings=frozenset({("chat", "E106")})), "E106"),
+        (NO_BACKEND, Context(findings=frozenset({("chat", "E119")})), "E119"),
+        (NO_BACKEND.replace("'chat' with", "'1' with"), Context(), "S460"),
+        (NO_MODEL, Context(backends=SLASH), "S454"),
+    ],
+    ids=["one-engine", "two-engines", "two-engines-free", "linted", "linted-too-deep", "a-number", "a-slash"],
+)
+def test_what_is_at_hand_decides_between_causes(line: str, context: Context, code: str) -> None:
+    found = recognise(line, context)
+
+    assert found
+    assert found.code == code
+    assert not found.title.startswith("one of")
+
+
+@pytest.mark.parametrize(
+    ("line", "titles"),
+    [
+        (NO_CACHE, ("S420", "T308")),
+        (NO_BACKEND, ("E120", "E119", "E106")),
+        (NO_MODEL, ("S454", "S455")),
+    ],
+    ids=["cache", "no-backend", "no-module-model"],
+)
+def test_when_nothing_decides_it_is_one_of_them_the_likeliest_first(line: str, titles: tuple[str, ...]) -> None:
+    found = recognise(line)
+
+    assert found
+    assert found.title == "one of: " + "; ".join(fault(code).title for code in titles)
+    assert all(fault(code).fix in found.fix for code in titles)
+
+
+def test_one_engine_is_never_told_to_ask_for_less() -> None:
+    """vLLM itself says: try increasing gpu_memory_utilization."""
+    found = recognise(NO_CACHE, Context(engines=1))
+
+    assert found
+    assert found.fix.startswith("Raise gpu_memory_utilization")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "releases"),
+    [
+        ("ensemble pipe contains models that are not available: resize", "E201", "23.02"),
+        ("unable to find 'libtriton_pytorch.so' for model 'det', searched: /models/det/1", "E214", "23.12"),
+        ("Stub process is unhealthy and it will be restarted.", "S409", "24.05"),
+        ("failed to open text file for read /m/face/config.pbtxt: No such file or directory", "E120", "22.03"),
+    ],
+)
+def test_words_of_other_releases_are_known_with_the_releases(line: str, code: str, releases: str) -> None:
+    found = recognise(line)
+
+    assert found
+    assert found.code == code
+    assert releases in found.note
+
+
+def test_links_are_those_of_the_release_at_hand() -> None:
+    found = recognise(NO_MODEL, Context(release="25.03", backends=SLASH))
+    other = recognise(LINES["S420"], Context(release="25.03", engines=1))
+
+    assert found
+    assert other
+    assert "issues/6730" in found.link
+    assert "/blob/r25.03/" in other.link
+
+
+def test_backend_that_is_missing_names_the_image_that_has_it() -> None:
+    found = recognise("unable to find backend library for backend 'tensorrtllm', try", Context(release="24.08"))
+
+    assert found
+    assert "24.08-trtllm-python-py3" in found.fix

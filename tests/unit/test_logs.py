@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.faults.log import (
+    LONGEST_LINE,
+    LogReader,
     missing_library,
     model_loads,
     normalise,
@@ -99,3 +101,57 @@ def test_read_log_odd_content_is_text(tmp_path: Path, content: bytes) -> None:
 
 def test_read_log_missing_file_is_empty(tmp_path: Path) -> None:
     assert read_log(tmp_path / "none") == ""
+
+
+def test_log_reader_gives_each_line_once_and_only_when_it_is_complete(tmp_path: Path) -> None:
+    reader = LogReader(tmp_path / "log")
+
+    assert reader.read_new() == []  # the file is not there yet
+    with (tmp_path / "log").open("w") as log:
+        log.write("one\ntw")
+        log.flush()
+        assert reader.read_new() == ["one"]
+        assert reader.read_new() == []
+        log.write("o\n\x1b[31mred\x1b[0m\n")
+        log.flush()
+        assert reader.read_new() == ["two", "red"]
+    reader.close()
+
+
+def test_log_reader_of_a_log_that_was_replaced_or_cut_begins_anew(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("one\n")
+    reader = LogReader(log)
+    assert reader.read_new() == ["one"]
+    log.rename(tmp_path / "log.1")
+    log.write_text("two\n")
+    assert reader.read_new() == ["two"]
+    log.write_text("")
+    assert reader.read_new() == []
+    log.write_text("3\n")
+
+    assert reader.read_new() == ["3"]
+    reader.close()
+
+
+def test_log_reader_of_a_line_without_an_end_gives_it_in_pieces(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"x" * (LONGEST_LINE + 1))
+    reader = LogReader(tmp_path / "log")
+
+    assert reader.read_new() == ["x" * (LONGEST_LINE + 1)]
+    reader.close()
+
+
+def test_log_reader_reads_what_is_new_and_not_the_whole_file(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("a line of a log\n" * 100_000)
+    reader = LogReader(log)
+    assert len(reader.read_new()) == 100_000
+    assert reader._file is not None
+    before = reader._file.tell()
+    with log.open("a") as more:
+        more.write("last\n")
+
+    assert reader.read_new() == ["last"]
+    assert reader._file.tell() - before == len("last\n")
+    reader.close()

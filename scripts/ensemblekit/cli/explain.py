@@ -60,14 +60,14 @@ def follow(log: str, out: IO[str], *, as_json: bool = False) -> int:
     Raises:
         ParameterError: The log cannot be read.
     """
-    from ensemblekit.diagnose.explain.diagnosis import moment_of
+    from ensemblekit.diagnose.explain.diagnosis import timeline_row
     from ensemblekit.diagnose.explain.explainer import Explainer
 
     explainer, ended = Explainer(), False
     try:
         for line in _lines(log):
             for each in explainer.feed(line):
-                moment = moment_of(each)
+                moment = timeline_row(each)
                 row = json.dumps({"line": moment.line, "time_s": moment.time_s, "who": moment.who, "what": moment.what})
                 print(row if as_json else moment, file=out, flush=True)
                 ended = each.kind == "gives up" and each.time_s is None

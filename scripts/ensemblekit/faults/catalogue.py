@@ -1,20 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every fault the kit knows, by code, and the fault that a text of Triton speaks of."""
+"""Every fault the kit knows, by code, and `recognise`: the one function that says what a server's words mean.
+
+A failed start, `explain`, `doctor`, the container provider and a build ask the same function.
+"""
 
 import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
-from ensemblekit.faults.fault import Fault
+from ensemblekit.faults.container import BUILD_FAULTS, CODE_FAULTS, ENGINE_REFUSALS, KILLED, REFUSED
+from ensemblekit.faults.engine import ENGINE_FAULTS
+from ensemblekit.faults.fault import NO_CONTEXT, Context, Fault, Recognised
 from ensemblekit.faults.load import LOAD_FAULTS
+from ensemblekit.faults.log import FAILED, parse_log
 from ensemblekit.faults.poll import POLL_FAULTS
-from ensemblekit.faults.serve import LATE_TRAPS
+from ensemblekit.faults.serve import SERVE_FAULTS
+from ensemblekit.faults.server import SERVER_FAULTS
+from ensemblekit.releases import list_releases
 
-__all__ = ["FAULTS", "fault", "fault_in"]
+__all__ = [
+    "CATALOGUE",
+    "DEPENDS",
+    "ENGINE_STARTS",
+    "FAULTS",
+    "HARMLESS",
+    "OF_ENGINES",
+    "container_refusal",
+    "context_of",
+    "fault",
+    "look_up",
+    "may_be_known",
+    "recognise",
+    "release_of",
+    "resolve",
+]
 
-FAULTS: tuple[Fault, ...] = (*POLL_FAULTS, *LOAD_FAULTS, *LATE_TRAPS)
-_BY_CODE = {entry.code: entry for entry in FAULTS}
-# The narrower expression first. A consequence last: its text quotes its cause.
-_GENERAL = ("E116", "E216")
-_SEARCH = sorted(FAULTS, key=lambda entry: (entry.consequence, entry.code in _GENERAL))
+FAULTS: tuple[Fault, ...] = (*POLL_FAULTS, *LOAD_FAULTS, *SERVE_FAULTS)  # what a repository can have: lint's
+_SERVER: tuple[Fault, ...] = (*FAULTS, *ENGINE_FAULTS, *SERVER_FAULTS, *ENGINE_REFUSALS)
+CATALOGUE: tuple[Fault, ...] = (*_SERVER, *CODE_FAULTS, *BUILD_FAULTS)
+_BY_CODE = {entry.code: entry for entry in CATALOGUE}
+# The entry that says more first. A consequence last: its text quotes its cause.
+# asked last: "a Python model's code failed" is true of most faults of engines as well, which say more; an ensemble
+# lacks a model, a model depends on another: mostly because that one failed
+LAST = ("E216", "E201", "E209")
+_SEARCH = sorted(_SERVER, key=lambda entry: (entry.code in LAST and 1 + LAST.index(entry.code), entry.general))
+DEPENDS = _BY_CODE["E209"]
+# Lines of level E, or that look so, which say nothing about a failure.
+HARMLESS = (
+    re.compile(r"^CudaDriverHelper has not been initialized"),  # a machine without a GPU
+    re.compile(r"^unable to create stream for \S+: CUDA driver version is insufficient"),  # the same
+    re.compile(r"^Failed to set config modification time: model_config_content_name_ is empty"),  # a config by request
+)
+# one of these stands in every line, printed by whatever program, that could say one of the faults
+_SIGNS = re.compile(
+    r"rror|emory|ailed|No space|Killed|137|np\.string_|NumPy|[Ss]ignal|unrecognized|healthy|fault|driver|Serialized"
+    r"|Unable|must be |undefined symbol|not found|terminate called|stol|core dumped|abort|Abort|not "
+    r"supported|capability|Exception|larger than|greater than|DeadError|died|not compatible|does not|No "
+    r"module|Version tag|Magic tag|NCCL|cannot |Cannot |trust|json\.exception|not running|HTTPException|unable to|No "
+    r"schema|No Op|no kernel|incompatible"
+)
+_DIGITS = re.compile(r"\d+")
+_NUMBERS_THAT_SPEAK = ("137", "401", "403", "101", "ignal", "sm_")  # an exit code, a status, a signal: words of a fault
+# a vLLM engine begins to start
+ENGINE_STARTS = re.compile(r"Initializing an? (?:V\d )?LLM engine")
+OF_ENGINES = frozenset({"S401", "S417", "S420", "S421", "T308", "T309"})  # said by a model with an engine on the GPU
+_VERSION = re.compile(r"^\| server_version +\| ([\w.]+) ", re.MULTILINE)
+FIRST_MINOR, LAST_MINOR = 8, 59  # 2.8.0 is 21.03, 2.59.0 is 25.06: one a month in between
+SHAPES = 4096
+LONGEST = 6000  # characters of a text that is no log; a traceback through a framework has about as many
+_unknown_shapes: set[tuple[str, bool]] = set()
+_BRANCH = re.compile(r"/blob/r\d\d\.\d\d/")
 
 
 def fault(code: str) -> Fault:
@@ -29,17 +84,161 @@ def fault(code: str) -> Fault:
     return _BY_CODE[code]
 
 
-def fault_in(text: str) -> tuple[Fault, re.Match[str]] | None:
-    """Return the fault that a log message or an answer of the load API speaks of, None if it is unknown.
+def recognise(text: str, context: Context = NO_CONTEXT, among: Sequence[Fault] = ()) -> Recognised | None:
+    """Return the fault that a text speaks of, None if its words are unknown.
 
     A message that quotes another model's failure ("depends on ... loading failed with error: ...") gives the
     quoted failure, which is the cause.
 
-    >>> entry, match = fault_in("unexpected platform type 'ensembel' for chat")
-    >>> entry.code, match["platform"], match["model"]
+    Args:
+        text: A message, a printed line, an answer of the load API, or a whole log.
+        context: What is at hand beside the words.
+        among: Where to look, in this order; by default what a server can say.
+
+    >>> found = recognise("unexpected platform type 'ensembel' for chat")
+    >>> found.code, found.values["platform"], found.model
     ('E102', 'ensembel', 'chat')
     """
+    if among:
+        matches = ((entry, match) for entry in among if (match := entry.match(text)))
+        entry_match = next(matches, None)
+        return resolve(entry_match[0], _values(entry_match[1]), text, context) if entry_match else None
+    known = look_up(text)
+    return resolve(*known, text, context) if known else None
+
+
+def look_up(text: str) -> tuple[Fault, dict[str, str]] | None:
+    """Return the entry whose words a text holds, with the values in them, before anything decides between causes.
+
+    Words that were unknown once are not looked up again when only their numbers differ: logs repeat themselves.
+    """
+    shape = text if any(number in text for number in _NUMBERS_THAT_SPEAK) else _DIGITS.sub("#", text)
+    key = (shape[:LONGEST], len(shape) > LONGEST)
+    if not key[1] and key in _unknown_shapes:
+        return None
+    found = _look_up(text)
+    if found is None and not key[1]:
+        if len(_unknown_shapes) >= SHAPES:
+            _unknown_shapes.clear()
+        _unknown_shapes.add(key)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _look_up(text: str) -> tuple[Fault, dict[str, str]] | None:
     for entry in _SEARCH:
         if match := entry.match(text):
-            return entry, match
+            return entry, _values(match)
     return None
+
+
+def _values(match: re.Match[str]) -> dict[str, str]:
+    return {name: value for name, value in match.groupdict().items() if value is not None}
+
+
+def resolve(entry: Fault, values: Mapping[str, str], text: str, context: Context = NO_CONTEXT) -> Recognised:
+    """Return what an entry says of a text: of several causes the one that the context decides for, else "one of"."""
+    possible = _possible(entry, values, context)
+    first = possible[0]
+    detail = first.detail(values, text, context) if first.detail and len(possible) == 1 else None
+    one = len(possible) == 1
+    title = first.title if one else "one of: " + "; ".join(each.title for each in possible)
+    fix = first.fix if one else " ".join(f"If {each.title}: {each.fix}" for each in possible)
+    if detail and detail.hint:
+        fix = f"{detail.hint[0].upper()}{detail.hint[1:]}."
+    return Recognised(
+        fault=first,
+        values=dict(values),
+        title=title,
+        found=detail.found if detail else title,
+        hint=detail.hint if detail and detail.hint else fix,
+        cause=first.cause if one else " ".join(f"{each.title.capitalize()}: {each.cause}" for each in possible),
+        fix=fix,
+        link=_link(first.link, context),
+        note=_note(first, possible, text),
+    )
+
+
+def _possible(entry: Fault, values: Mapping[str, str], context: Context) -> list[Fault]:
+    """Return the causes that a message may have, the likeliest first, as far as the context decides."""
+    group = [entry, *(_BY_CODE[code] for code in entry.same_words)]
+    if len(group) == 1:
+        return group
+    model = values.get("model", "")
+    if linted := [each for each in group if (model, each.code) in context.findings]:
+        return linted[:1]
+    verdicts = [(each, each.holds(values, context) if each.holds else None) for each in group]
+    certain = [each for each, holds in verdicts if holds]
+    return certain[:1] or [each for each, holds in verdicts if holds is None] or group[:1]
+
+
+def _link(link: str, context: Context) -> str:
+    """Return a link to upstream's documentation of the release at hand."""
+    return _BRANCH.sub(f"/blob/r{context.release}/", link) if context.release else link
+
+
+def _note(first: Fault, possible: Sequence[Fault], text: str) -> str:
+    notes = list[str]()
+    if len(possible) > 1:
+        notes.append("the server says the same for all of them; `ensemblekit lint` on the repository tells them apart")
+    if first.also and first.pattern and not first.expressions[0].search(text):
+        releases = [old.releases for old in first.also if re.search(old.pattern, text, re.MULTILINE)]
+        notes += [f"in the words of releases {name}" for name in releases[:1]]
+    return "; ".join(notes)
+
+
+def release_of(triton: str) -> str:
+    """Return the release of a server's version: of the kit's table, else by counting; empty if it is not known.
+
+    >>> release_of("2.49.0"), release_of("2.59.0"), release_of("")
+    ('24.08', '25.06', '')
+    """
+    for release in list_releases():
+        if release.triton == triton:
+            return release.name
+    match = re.match(r"2\.(\d+)\.", triton)
+    minor = int(match[1]) if match else 0
+    if not FIRST_MINOR <= minor <= LAST_MINOR:
+        return ""
+    months = 21 * 12 + 2 + minor - FIRST_MINOR
+    return f"{months // 12}.{months % 12 + 1:02}"
+
+
+def context_of(log: str, *, here: bool = False) -> Context:
+    """Return what a whole log says beside the words of a failure.
+
+    Args:
+        log: The log of one start.
+        here: Whether the server ran on this machine.
+    """
+    engines = {str(match.start()) for match in ENGINE_STARTS.finditer(log)}
+    for line in parse_log(log):
+        failed = FAILED.match(line.message)
+        known = look_up(failed[2]) if failed else None
+        if failed and known and known[0].code in OF_ENGINES:
+            engines.add(failed[1])
+    version = _VERSION.search(log)
+    loads = "model_lifecycle.cc" in log
+    return Context(
+        max(1, len(engines)) if loads else None, release=release_of(version[1] if version else ""), here=here
+    )
+
+
+def may_be_known(text: str) -> bool:
+    """Return whether a printed line may say a fault: a quick look, for logs of any size."""
+    return _SIGNS.search(text) is not None
+
+
+def container_refusal(exit_code: int | None, log: str) -> Recognised | None:
+    """Return why a container engine did not start a container or did not keep it, None if it did both.
+
+    Args:
+        exit_code: Of the engine's client.
+        log: What it and the container printed.
+    """
+    if exit_code == KILLED:
+        return resolve(fault("C507"), {}, log)
+    if exit_code not in REFUSED:
+        return None
+    last = next((line for line in reversed(log.splitlines()) if line.strip()), "")
+    return recognise(last, among=ENGINE_REFUSALS) or resolve(fault("C506"), {}, last)

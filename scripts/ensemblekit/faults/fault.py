@@ -1,67 +1,187 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One fault as a record: what Triton says of it, why, and what to do. The single source of these texts."""
+"""One fault as a record: what a server says of it, why, and what to do. The single source of these texts."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
-__all__ = ["Fault", "Phase", "Severity"]
+__all__ = ["NO_CONTEXT", "Also", "Context", "Detail", "Fault", "Phase", "Recognised", "Severity"]
 
 Severity = Literal["error", "warning", "note"]
-# poll: refused when its config is read; load: refused when it is loaded; serve: loads, and breaks later
-Phase = Literal["poll", "load", "serve"]
+# poll: refused when its config is read; load: refused when it is loaded; serve: loads, and breaks later;
+# start: of the server or its machine; container: of the container engine, a registry or a build
+Phase = Literal["poll", "load", "serve", "start", "container"]
+PHASES: dict[str, Phase] = {"E1": "poll", "E2": "load", "T3": "serve", "S4": "start", "C5": "container"}
+STATUS: dict[Phase, int] = {"poll": 500, "load": 400}
+NO_STATUS = -1
+# a field of a message: within quotation marks anything but them, else one word
+_FIELDS = re.compile(r"'\{(\w+)\}'|\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is at hand beside the words, and may decide which of several causes it is.
+
+    Attributes:
+        engines: How many vLLM engines the log shows; None if that cannot be seen.
+        backends: The rows of the server's backend table, by backend: its path and its config.
+        findings: Model and code of what lint found in the repository at hand.
+        release: The server's release, such as `24.08`; empty if it is not known.
+        here: Whether the server runs on this machine, so that its GPUs can be asked and the kit's options help.
+    """
+
+    engines: int | None = None
+    backends: Mapping[str, str] = field(default_factory=dict)
+    findings: frozenset[tuple[str, str]] = frozenset()
+    release: str = ""
+    here: bool = False
+
+
+NO_CONTEXT = Context()
+Values = Mapping[str, str]  # what stands in the fields of a message
+
+
+class Detail(NamedTuple):
+    """What this one message says: the numbers and names in it, and what to do with them, empty for the entry's fix."""
+
+    found: str
+    hint: str = ""
+
+
+class Also(NamedTuple):
+    """The words of other releases for the same fault, and which releases those are."""
+
+    pattern: str
+    releases: str
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault that a repository can have. Codes are stable: E1xx at poll, E2xx at load, T3xx when serving.
+    """A fault. Codes are stable: E1xx at poll, E2xx at load, T3xx when serving, S4xx of the start, C5xx of containers.
 
     Attributes:
         code: For example `E102`.
         title: A few words.
-        severity: `error` if it stops the server or breaks every request, else `warning` or `note`.
-        phase: When Triton notices, see `Phase`.
-        words: What Triton says: in the log, and unless `hidden` in the answer of its load API. A template
-            whose fields are the named groups of `pattern`; empty if Triton says nothing.
-        pattern: A regular expression for those words, to be searched in a log message or an answer's body.
-        status: HTTP status: of the load API for E faults, of the request for T faults; None if there is none.
-        hidden: Whether the load API's answer leaves the reason out (it says only "failed to poll").
-        why: The cause, in plain words.
+        cause: Why, in plain words.
         fix: What to change.
         link: Upstream's issue, documentation or source.
-        same_words: Codes of faults of which Triton says the same: a log alone cannot tell them apart.
+        message: What the server says: in the log, and unless `hidden` in the answer of its load API. A template
+            whose fields are the named groups of `pattern`; empty if it says nothing, or not always the same.
+        pattern: A regular expression for those words, to be searched in a log message or an answer's body; made from
+            the message if empty, unless `silent`.
+        also: The words of other releases.
+        severity: `error` if it stops the server or breaks every request, else `warning` or `note`.
+        status: HTTP status: of the load API for E faults, of the request for T faults; None if there is none.
+        same_words: Codes of faults of which the server says the same, the likeliest first.
+        holds: Whether it is this one of them, from the values and the context; None if that does not decide it.
+        detail: What is special in one message, from its values, the whole text and the context.
+        silent: Whether the words of `message` belong to another fault, so that they are not looked for.
         consequence: Whether this only follows from another model's fault, which is the root cause.
+        general: Whether its words are true of other faults as well, which say more.
     """
 
     code: str
     title: str
-    severity: Severity
-    phase: Phase
-    words: str
-    pattern: str
-    status: int | None
-    why: str
+    cause: str
     fix: str
     link: str
+    message: str = ""
+    pattern: str = ""
+    also: tuple[Also, ...] = ()
+    severity: Severity = "error"
+    status: int | None = NO_STATUS
     same_words: tuple[str, ...] = ()
+    holds: Callable[[Values, Context], bool | None] | None = None
+    detail: Callable[[Values, str, Context], Detail | None] | None = None
+    silent: bool = False
     consequence: bool = False
+    general: bool = False
+
+    def __post_init__(self) -> None:
+        """Fill in what follows from the rest."""
+        if not self.pattern and not self.silent:
+            object.__setattr__(self, "pattern", _pattern_of(self.message))
+        if self.status == NO_STATUS:
+            object.__setattr__(self, "status", STATUS.get(self.phase))
+
+    @property
+    def phase(self) -> Phase:
+        """When it shows, see `Phase`."""
+        return PHASES[self.code[:2]]
 
     @property
     def hidden(self) -> bool:
-        """Whether the load API's answer leaves the reason out."""
+        """Whether the load API's answer leaves the reason out (it says only "failed to poll")."""
         return self.phase == "poll"
 
     @cached_property
-    def expression(self) -> re.Pattern[str] | None:
-        """The compiled pattern, None if Triton says nothing of this fault."""
-        return re.compile(self.pattern) if self.pattern else None
+    def expressions(self) -> tuple[re.Pattern[str], ...]:
+        """The compiled patterns, of this release's words first."""
+        patterns = (self.pattern, *(old.pattern for old in self.also))
+        return tuple(re.compile(each, re.MULTILINE) for each in patterns if each)
 
     def match(self, text: str) -> re.Match[str] | None:
         """Return where a text says this fault, None if it does not."""
-        return self.expression.search(text) if self.expression else None
+        return next((match for each in self.expressions if (match := each.search(text))), None)
 
     def says(self, **values: object) -> str:
-        """Return Triton's words with these values; a value that is not given stands as `…`."""
-        fields = re.findall(r"{(\w+)}", self.words)
-        return self.words.format(**{name: values.get(name, "…") for name in fields})
+        """Return the server's words with these values; a value that is not given stands as `…`."""
+        fields = re.findall(r"{(\w+)}", self.message)
+        return self.message.format(**{name: values.get(name, "…") for name in fields})
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A fault that was recognised in a text, with what that text and the context say about it.
+
+    Attributes:
+        fault: The catalogue's entry.
+        values: The names and numbers in the words, by the entry's fields.
+        title: A few words; "one of" if nothing decides between several causes.
+        found: What this message says, with its numbers; the title if it says no more.
+        hint: What to do, as the end of a sentence.
+        cause: Why, in plain words.
+        fix: What to change, as a sentence.
+        link: Where upstream documents it, for the release at hand.
+        note: How sure this is, where that is not plain.
+    """
+
+    fault: Fault
+    values: dict[str, str]
+    title: str
+    found: str
+    hint: str
+    cause: str
+    fix: str
+    link: str
+    note: str = ""
+
+    @property
+    def code(self) -> str:
+        """The fault's code."""
+        return self.fault.code
+
+    @property
+    def model(self) -> str:
+        """The model that the words name, empty if they name none."""
+        return self.values.get("model", "")
+
+
+def _pattern_of(message: str) -> str:
+    """Return the expression that finds a message and its fields.
+
+    >>> re.search(_pattern_of("'{model}' has no '{model}' (1)"), "'a b' has no 'a b' (1)")["model"]
+    'a b'
+    """
+    parts, end, known = list[str](), 0, set[str]()
+    for each in _FIELDS.finditer(message):
+        quoted, plain = each.groups()
+        name, quote = quoted or plain, "'" if quoted else ""
+        inner = "[^']*" if quoted else r"[^\s\"\\;]+"
+        group = f"(?P={name})" if name in known else f"(?P<{name}>{inner})"
+        known.add(name)
+        parts += [re.escape(message[end : each.start()]).replace(r"\ ", " "), quote, group, quote]
+        end = each.end()
+    return "".join([*parts, re.escape(message[end:]).replace(r"\ ", " ")])

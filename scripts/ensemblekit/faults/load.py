@@ -2,259 +2,264 @@
 """E2xx: the config is read, and the model refused when it is loaded. The load API says why (HTTP 400)."""
 
 from ensemblekit.faults import links
-from ensemblekit.faults.fault import Fault
+from ensemblekit.faults.fault import Also, Context, Detail, Fault, Values
 
 __all__ = ["LOAD_FAULTS"]
 
+# which of NVIDIA's images has a backend, by the end of its tag
+IMAGES = {"vllm": "-vllm-python-py3", "tensorrtllm": "-trtllm-python-py3"}
+BASE_BACKENDS = ("onnxruntime", "tensorrt", "pytorch", "tensorflow", "openvino", "dali", "fil", "python")
 
-def _load(
-    code: str,
-    title: str,
-    *,
-    words: str,
-    pattern: str,
-    why: str,
-    fix: str,
-    link: str = links.ENSEMBLE_CHECKS,
-    status: int | None = 400,
-    consequence: bool = False,
-) -> Fault:
-    return Fault(
-        code=code,
-        title=title,
-        severity="error",
-        phase="load",
-        words=words,
-        pattern=pattern,
-        status=status,
-        why=why,
-        fix=fix,
-        link=link,
-        consequence=consequence,
-    )
+
+def _image(values: Values, _text: str, context: Context) -> Detail | None:
+    """Return where a backend is that this server lacks."""
+    backend = values.get("backend") or values.get("library", "")
+    tag = IMAGES.get(backend) or ("-py3" if backend in BASE_BACKENDS else "")
+    if not tag:
+        return None
+    release = context.release or "<release>"
+    hint = f"use an image that has the backend {backend}: nvcr.io/nvidia/tritonserver:{release}{tag}"
+    if backend == "tensorflow":
+        hint += " (the last releases with it are those of early 2025)"
+    return Detail(f"this server has no backend {backend}", hint)
 
 
 LOAD_FAULTS = (
-    _load(
+    Fault(
         "E201",
         "a step names a model that is not there",
-        words="ensemble {model} contains models that are not available or ambiguous: {missing}",
+        message="ensemble {model} contains models that are not available or ambiguous: {missing}",
         pattern=r"ensemble (?P<model>\S+) contains models that are not available or ambiguous: "
         r"(?P<missing>[^\n\"\\;]+)",
-        why="The repository has no model folder of this name, or its own config was refused.",
+        also=(
+            Also(r"ensemble (?P<model>\S+) contains models that are not available: (?P<missing>[^\n\";]+)", "to 23.02"),
+        ),
+        cause="The repository has no model folder of this name, or its own config was refused.",
         fix="Correct `model_name` in the step, or add the model to the repository.",
         link=links.ENSEMBLES,
     ),
-    _load(
+    Fault(
         "E202",
         "a step maps an input that its model does not have",
-        words="in ensemble {model}, ensemble tensor {tensor} is mapping to non-existing input {input} in model {step}",
+        message="in ensemble {model}, ensemble tensor {tensor} is mapping to non-existing input {input} in model "
+        "{step}",
         pattern=r"in ensemble (?P<model>\S+), ensemble tensor (?P<tensor>\S+) is mapping to non-existing input"
         r" (?P<input>\S+) in model (?P<step>[^\s\"\\;]+)",
-        why="In input_map the key is the name of the model's tensor, the value the name within the ensemble; they may "
-        "be swapped, or one is misspelt.",
+        cause="In input_map the key is the name of the model's tensor, the value the name within the ensemble; they "
+        "may be swapped, or one is misspelt.",
         fix="Use one of the model's own inputs as key.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E203",
         "a step maps an output that its model does not have",
-        words="in ensemble {model}, ensemble tensor {tensor} is mapped from non-existing output {output} "
+        message="in ensemble {model}, ensemble tensor {tensor} is mapped from non-existing output {output} "
         "in model {step}",
         pattern=r"in ensemble (?P<model>\S+), ensemble tensor (?P<tensor>\S+) is mapped from non-existing output"
         r" (?P<output>\S+) in model (?P<step>[^\s\"\\;]+)",
-        why="In output_map the key is the name of the model's tensor, the value the name within the ensemble.",
+        cause="In output_map the key is the name of the model's tensor, the value the name within the ensemble.",
         fix="Use one of the model's own outputs as key.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E204",
         "a required input of a step is left unmapped",
-        words="in ensemble {model}, input {input} in model {step} is not mapped to any ensemble tensors",
+        message="in ensemble {model}, input {input} in model {step} is not mapped to any ensemble tensors",
         pattern=r"in ensemble (?P<model>\S+), input (?P<input>\S+) in model (?P<step>\S+) is not mapped to any ensemble"
         r" tensors",
-        why="The model of the step needs this input, and the step's input_map does not give it.",
+        cause="The model of the step needs this input, and the step's input_map does not give it.",
         fix="Add an input_map for it, or declare it `optional: true` in the model if it can do without.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E205",
         "the two ends of a tensor have different types",
-        words="in ensemble {model}, ensemble tensor {tensor}: inconsistent data type: {here} is inferred from model "
+        message="in ensemble {model}, ensemble tensor {tensor}: inconsistent data type: {here} is inferred from model "
         "{origin} while {there} is inferred from model {step}",
         pattern=r"in ensemble (?P<model>\S+), ensemble tensor (?P<tensor>\S+): inconsistent data type: (?P<here>\S+)"
         r" is inferred from model (?P<origin>\S+) while (?P<there>\S+) is inferred from model (?P<step>[^\s\"\\;]+)",
-        why="A tensor has one data type everywhere in an ensemble.",
+        cause="A tensor has one data type everywhere in an ensemble.",
         fix="Write the same data_type on both sides.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E206",
         "the two ends of a tensor have different shapes",
-        words="in ensemble {model}, ensemble tensor {tensor}: inconsistent shape: {here} is inferred from model "
+        message="in ensemble {model}, ensemble tensor {tensor}: inconsistent shape: {here} is inferred from model "
         "{origin} while {there} is inferred from model {step}",
         pattern=r"in ensemble (?P<model>\S+), ensemble tensor (?P<tensor>\S+): inconsistent shape: (?P<here>\[[^\]]*\])"
         r" is inferred from model (?P<origin>\S+) while (?P<there>\[[^\]]*\]) is inferred from model"
         r" (?P<step>[^\s\"\\;]+)",
-        why="A tensor has one shape everywhere in an ensemble; -1 fits any size. A model with max_batch_size above 0 "
+        cause="A tensor has one shape everywhere in an ensemble; -1 fits any size. A model with max_batch_size above 0 "
         "has a batch dimension before its dims.",
         fix="Write the same dims on both sides, or -1 where the size varies.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E207",
         "no version folder",
-        words="at least one version must be available under the version policy of model '{model}'",
+        message="at least one version must be available under the version policy of model '{model}'",
         pattern=r"at least one version must be available under the version policy of model '(?P<model>[^']*)'",
-        why="A model is served by version: a subfolder whose name is a number (no leading zero), which an ensemble "
+        cause="A model is served by version: a subfolder whose name is a number (no leading zero), which an ensemble "
         "needs as well, empty. Git keeps no empty folders, so it is often lost in a clone. A version_policy that "
         "names only absent versions does the same.",
         fix="Make the folder `1` beside config.pbtxt, for an ensemble with a `.gitkeep` in it.",
         link=links.VERSION_POLICY,
     ),
-    _load(
+    Fault(
         "E208",
         "a step takes the prompt and the generation",
-        words="in ensemble {model}, step of model '{model}' receives inputs originated from different decoupled models",
+        message="in ensemble {model}, step of model '{model}' receives inputs originated from different decoupled "
+        "models",
         pattern=r"in ensemble (?P<model>\S+), step of model '(?P<step>[^']*)' receives inputs originated from different"
         r" decoupled models",
-        why="A decoupled model (vLLM is one) answers any number of times, the prompt comes once: a step that takes "
+        cause="A decoupled model (vLLM is one) answers any number of times, the prompt comes once: a step that takes "
         "both could not be told which belong together. The message names the ensemble, not the step.",
         fix="Give the step only tensors from behind the decoupled model; what else it needs, that model must pass on.",
         link=links.DECOUPLED,
     ),
-    _load(
+    Fault(
         "E209",
         "a step's model failed first",
-        words="ensemble '{model}' depends on '{step}' which has no loaded version",
+        message="ensemble '{model}' depends on '{step}' which has no loaded version",
         pattern=r"ensemble '(?P<model>[^']*)' depends on '(?P<step>[^']*)'"
         r" which (?:has no loaded version|is not valid)",
-        why="Only a consequence: the model of a step did not load, so the ensemble cannot.",
+        cause="Only a consequence: the model of a step did not load, so the ensemble cannot.",
         fix="Correct the model of the step; the ensemble needs no change for this.",
         link=links.ENSEMBLES,
         consequence=True,
     ),
-    _load(
+    Fault(
         "E210",
         "ensembles that contain each other",
-        words="circular dependency between ensembles: {model} -> ... -> {step} -> {model}",
+        message="circular dependency between ensembles: {model} -> ... -> {step} -> {model}",
         pattern=r"circular dependency between ensembles: (?P<model>\S+) -> \.\.\. -> (?P<step>\S+) -> ",
-        why="A step of the ensemble is the ensemble itself, or one that contains it.",
+        cause="A step of the ensemble is the ensemble itself, or one that contains it.",
         fix="Break the circle: a step can only name a model or an ensemble that does not lead back.",
+        link=links.ENSEMBLE_CHECKS,
     ),
-    _load(
+    Fault(
         "E211",
         "an ensemble that batches more than a step can",
-        words="ensemble {model} allows maximum batch size {size}, but it contains model {step} which only allows "
+        message="ensemble {model} allows maximum batch size {size}, but it contains model {step} which only allows "
         "maximum batch size to be {step_size}",
         pattern=r"ensemble (?P<model>\S+) allows maximum batch size (?P<size>\d+), but it contains model (?P<step>\S+)"
         r" which only allows maximum batch size to be (?P<step_size>\d+)",
-        why="The ensemble's max_batch_size is above that of a step.",
+        cause="The ensemble's max_batch_size is above that of a step.",
         fix="Lower the ensemble's max_batch_size, or raise the step's.",
         link=links.BATCHING,
     ),
-    _load(
+    Fault(
         "E212",
         "a step asks for a version that is not loaded",
-        words="ensemble '{model}' depends on '{step}' whose required version {version} is not loaded.",
+        message="ensemble '{model}' depends on '{step}' whose required version {version} is not loaded.",
         pattern=r"ensemble '(?P<model>[^']*)' depends on '(?P<step>[^']*)' whose required version (?P<version>-?\d+)"
         r" is not loaded",
-        why="`model_version` in the step names a version without a folder, or one that the model's version_policy "
+        cause="`model_version` in the step names a version without a folder, or one that the model's version_policy "
         "leaves out (by default only the latest is loaded).",
         fix="Write `model_version: -1` for the latest, or have the model load that version.",
         link=links.VERSION_POLICY,
     ),
-    _load(
+    Fault(
         "E213",
         "a tensor is declared incompletely",
-        words="{reason} for {model}",
+        message="{reason} for {model}",
         pattern=r"(?P<reason>model (?:input|output) (?:'(?P<tensor>[^']*)' )?(?:must specify '(?:name|data_type|dims)'"
         r"|dimension must be integer >= 1, or -1 to indicate a variable-size dimension"
         r"|reshape dimensions must be .+?|cannot have empty reshape .+?|has different (?:size|number) .+?))"
         r" for (?P<model>[^\s\";]+)",
-        why="Every tensor needs a name, a data_type and dims of at least 1, or -1 where the size varies.",
+        cause="Every tensor needs a name, a data_type and dims of at least 1, or -1 where the size varies.",
         fix="Add what the message names.",
         link=links.CONFIGURATION,
     ),
-    _load(
+    Fault(
         "E214",
         "a backend that this server does not have",
-        words="unable to find backend library for backend '{backend}', try specifying runtime on the model "
+        message="unable to find backend library for backend '{backend}', try specifying runtime on the model "
         "configuration.",
         pattern=r"unable to find backend library for backend '(?P<backend>[^']*)'",
-        why="Each image carries only some backends: NVIDIA's vLLM image python and vllm, the base image no vllm.",
+        also=(Also(r"unable to find 'libtriton_(?P<library>\w+)\.so' for model '(?P<model>[^']*)'", "to 23.12"),),
+        detail=_image,
+        cause="Each image carries only some backends: NVIDIA's vLLM image python and vllm, the base image no vllm.",
         fix="Correct the backend's name, or use a server that has it.",
         link=links.CONFIGURATION,
     ),
-    _load(
+    Fault(
         "E215",
         "a Python model without its model.py",
-        words="Failed to preinitialize Python stub: Python model file not found in '{path}'",
+        message="Failed to preinitialize Python stub: Python model file not found in '{path}'",
         pattern=r"Python model file not found in (?:neither )?'(?P<path>[^']*)'",
-        why="The version folder has no model.py. The stub process ends, and Triton 24.07 to 24.10 waits for it without "
-        "limit: the load never answers and the server is never ready.",
+        cause="The version folder has no model.py. The stub process ends, and Triton 24.07 to 24.10 waits for it "
+        "without limit: the load never answers and the server is never ready.",
         fix="Put model.py into the version folder, or name the file in `default_model_filename`.",
         link=links.PYTHON_BACKEND,
         status=None,
     ),
-    _load(
+    Fault(
         "E216",
         "a Python model's code failed",
-        words="failed to load '{model}' version {version}: Internal: {reason}",
+        message="failed to load '{model}' version {version}: Internal: {reason}",
         pattern=r"(?:failed to load '(?P<model>[^']*)' version (?P<version>\d+)"
         r"|(?:load failed for model |Model )'(?P<asked_model>[^']*)'(?: loading failed with error)?:"
         r" version \d+ is at UNAVAILABLE state): Internal: "
         r"(?P<reason>(?P<kind>[A-Za-z_.]*(?:Error|Exception|Interrupt))\b.*)",
-        why="model.py raised while it was imported or initialised: a syntax error, a package that is not installed in "
-        "the Python of the server, or an error of its own.",
+        cause="model.py raised while it was imported or initialised: a syntax error, a package that is not installed "
+        "in the Python of the server, or an error of its own.",
         fix="Read the Python traceback in the log; the last line names the cause.",
         link=links.PYTHON_BACKEND,
+        general=True,
     ),
-    _load(
+    Fault(
         "E217",
         "a model that wants a GPU where there is none",
-        words="instance group {group} of model {model} has kind KIND_GPU but no GPUs are available",
+        message="instance group {group} of model {model} has kind KIND_GPU but no GPUs are available",
         pattern=r"instance group (?P<group>\S+) of model (?P<model>\S+) has kind KIND_GPU but "
         r"(?:no GPUs are available|server does not support GPUs)",
-        why="`KIND_GPU` was asked for by name, and the server sees no GPU.",
+        cause="`KIND_GPU` was asked for by name, and the server sees no GPU.",
         fix="Write `kind: KIND_AUTO` (a GPU if there is one) or `KIND_CPU`, or give the container its GPUs.",
         link=links.CONFIGURATION,
     ),
-    _load(
+    Fault(
         "E218",
         "tensor parallelism in an instance of one GPU",
-        words="KIND_GPU is currently for single-GPU models, please specify KIND_MODEL in the model's config.pbtxt for "
-        "multi-GPU models",
+        message="KIND_GPU is currently for single-GPU models, please specify KIND_MODEL in the model's config.pbtxt "
+        "for multi-GPU models",
         pattern=r"KIND_GPU is currently for single-GPU models, please specify KIND_MODEL",
-        why="KIND_GPU gives an instance one GPU, and model.json asks vLLM for more (tensor_parallel_size above 1).",
+        cause="KIND_GPU gives an instance one GPU, and model.json asks vLLM for more (tensor_parallel_size above 1).",
         fix="Write `instance_group [ { count: 1 kind: KIND_MODEL } ]`: vLLM then chooses the devices itself.",
         link=links.VLLM_BACKEND,
     ),
-    _load(
+    Fault(
         "E219",
         "model.json is missing or wrong",
-        words="{reason}",
+        message="{reason}",
         pattern=r"(?P<reason>\w*(?:Error|Exception): [^\n]*?\bmodel\.json\b[^\n]*)",
-        why="A model of the vLLM backend has its engine arguments in <version>/model.json, one JSON object that names "
-        "at least `model`.",
+        cause="A model of the vLLM backend has its engine arguments in <version>/model.json, one JSON object that "
+        "names at least `model`.",
         fix='Write the file, for example { "model": "HuggingFaceTB/SmolLM2-135M-Instruct" }.',
         link=links.VLLM_BACKEND,
     ),
-    _load(
+    Fault(
         "E220",
         "a vLLM model with settings that its backend does not allow",
-        words="ValueError: {reason}",
+        message="ValueError: {reason}",
         pattern=r"ValueError: (?P<reason>configuration specified max_batch_size (?P<size>\d+), but in"
         r" auto-complete-config function for model '(?P<model>[^']*)' specified max_batch_size 0"
         r"|trying to change decoupled property in auto-complete-config for model '(?P<decoupled_model>[^']*)',"
         r" which is already set to 'False'\.)",
-        why="The vLLM backend sets max_batch_size 0 and decoupled answers itself, and refuses a config that says "
+        cause="The vLLM backend sets max_batch_size 0 and decoupled answers itself, and refuses a config that says "
         "otherwise: vLLM forms its own batches.",
         fix="Remove max_batch_size and model_transaction_policy from the model's config.",
         link=links.VLLM_BACKEND,
     ),
-    _load(
+    Fault(
         "E221",
         "a model declares an output twice",
-        words="in ensemble {model}, multiple outputs in model {step} are mapped to the same ensemble tensor {tensor}",
+        message="in ensemble {model}, multiple outputs in model {step} are mapped to the same ensemble tensor {tensor}",
         pattern=r"in ensemble (?P<model>\S+), multiple outputs in model (?P<step>\S+) are mapped to the same ensemble"
         r" tensor (?P<tensor>[^\s\"\\;]+)",
-        why="The model of the step has two outputs of one name. By itself it loads; in an ensemble it is refused.",
+        cause="The model of the step has two outputs of one name. By itself it loads; in an ensemble it is refused.",
         fix="Remove one of them from the model's config.",
+        link=links.ENSEMBLE_CHECKS,
     ),
 )

@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton's log as data: lines, the events of a start, and a form in which two logs can be compared."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 __all__ = [
+    "ENTRY",
+    "FAILED",
+    "LOADED",
+    "LOADING",
+    "LONGEST_LINE",
+    "REFUSED",
+    "UNLOADED",
+    "UNLOADING",
     "EntryReader",
     "LogLine",
+    "LogReader",
     "ModelLoad",
     "Printed",
     "missing_library",
@@ -20,6 +31,7 @@ __all__ = [
     "read_entries",
     "read_log",
     "tail",
+    "without_controls",
 ]
 
 # Triton's two formats, and that of gRPC within it, for example
@@ -29,17 +41,24 @@ _LINE = re.compile(
     r"(?:([IWEF])(\d{4}) (\d\d:\d\d:\d\d\.\d{6,9})|\d{4}-(\d\d-\d\d)T(\d\d:\d\d:\d\d(?:\.\d+)?)Z ([IWEF]))"
     r" +(\d+) ([\w.-]+\.(?:cc|h|cpp|cu)):(\d+)\] ?(.*)$"
 )
-_POLL = re.compile(r"^Poll failed for model directory '([^']*)': (.*)$")
-_LOADING = re.compile(r"^loading: (.+):(\d+)$")
-_LOADED = re.compile(r"^successfully loaded '([^']+)'")
-_UNLOADED = re.compile(r"^successfully unloaded '([^']+)'")
-_FAILED = re.compile(r"^failed to load '([^']+)' version \d+: (.*)$", re.DOTALL)
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+ENTRY = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6}|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z [IWEF] +\d+ ")
+# what Triton says of a model, by steps
+REFUSED = re.compile(r"^Poll failed for model directory '([^']*)': (.*)$", re.DOTALL)
+LOADING = re.compile(r"^loading: (.+):(\d+)$")
+LOADED = re.compile(r"^successfully loaded '([^']+)'")
+UNLOADING = re.compile(r"^unloading: (.+):\d+$")
+UNLOADED = re.compile(r"^successfully unloaded '([^']+)'")
+FAILED = re.compile(r"^failed to load '([^']+)' version -?\d+: (.*)$", re.DOTALL)
+_ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+# what a terminal would obey, or would show in another order: all but tabs and line ends
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # the dynamic linker's words, of the server itself or of the stub of a Python model
 _LIBRARY = re.compile(r"^(\S+): error while loading shared libraries: ([^:\s]+): ", re.MULTILINE)
 STUB_NAME = "triton_python_backend_stub"
 LONGEST_MESSAGE = 400  # lines of one quoted message; a traceback through a framework has about 100
 DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+LONGEST_LINE = 64 * 1024  # bytes; what is longer is cut into pieces
+LONGEST_READ = 16 * 1024 * 1024  # bytes of one look
 TAIL_LINES = 50  # enough for the server's option table and the lines before it
 
 
@@ -75,6 +94,17 @@ class ModelLoad:
     failure: str | None = None
 
 
+def without_controls(text: str) -> str:
+    r"""Return a text without colours and other characters that a terminal would obey.
+
+    >>> without_controls("\x1b[31mred\x1b[0m\x07")
+    'red'
+    """
+    if "\x1b" in text:
+        text = _ANSI.sub("", text)
+    return text if text.isprintable() else _CONTROLS.sub("", text)
+
+
 def read_log(path: Path) -> str:
     """Return a log's text; bytes that are not UTF-8 are replaced, a missing file is an empty log.
 
@@ -91,6 +121,58 @@ def tail(path: Path, lines: int = TAIL_LINES) -> tuple[str, ...]:
         OSError: The file is there but cannot be read.
     """
     return tuple(read_log(path).splitlines()[-lines:])
+
+
+class LogReader:
+    """Reads a log that is being written, each time from where the last look ended.
+
+    A log that was cut or replaced by a new one (rotation, a restart) is read from its beginning.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Begin at the beginning of the file, which need not be there yet."""
+        self.path = path
+        self._file: IO[bytes] | None = None
+        self._rest = b""
+
+    def read_new(self) -> list[str]:
+        """Return the lines that were completed since the last look, without colours; none if the file is absent.
+
+        Raises:
+            OSError: The file is there but cannot be read.
+        """
+        lines = self._take()
+        if not lines and self._replaced():
+            self.close()
+            lines = self._take()
+        return lines
+
+    def _take(self) -> list[str]:
+        if self._file is None:
+            try:
+                self._file = self.path.open("rb")
+            except FileNotFoundError:
+                return []
+        lines = (self._rest + self._file.read(LONGEST_READ)).split(b"\n")
+        # a file without line ends is no trap
+        self._rest = lines.pop() if len(lines[-1]) < LONGEST_LINE else b""
+        return [_ANSI.sub("", line.decode(errors="replace")) for line in lines]
+
+    def _replaced(self) -> bool:
+        if self._file is None:
+            return False
+        try:
+            now = self.path.stat()
+        except OSError:
+            return False  # between an old file and a new one
+        mine = os.fstat(self._file.fileno())
+        return (now.st_ino, now.st_dev) != (mine.st_ino, mine.st_dev) or now.st_size < self._file.tell()
+
+    def close(self) -> None:
+        """Close the file; the next look begins anew."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._rest = None, b""
 
 
 def parse_log(text: str) -> tuple[LogLine, ...]:
@@ -149,9 +231,14 @@ class EntryReader:
         message = match[10]
         goes_on = message.startswith('"') and not (len(message) > 1 and message.endswith('"'))
         entry = LogLine(
-            match[1] or match[6], when - self._start_s, int(match[7]), match[8], int(match[9]),
-            message if goes_on else _unquote(message), number,
-        )  # fmt: skip
+            level=match[1] or match[6],
+            time_s=when - self._start_s,
+            pid=int(match[7]),
+            file=match[8],
+            line=int(match[9]),
+            message=message if goes_on else _unquote(message),
+            number=number,
+        )
         if goes_on:
             self._held = entry
         else:
@@ -181,21 +268,21 @@ def _unquote(message: str) -> str:
 
 def poll_errors(lines: Iterable[LogLine]) -> tuple[str, ...]:
     """Return the messages about model directories that the server refused when it read their configs."""
-    return tuple(line.message for line in lines if _POLL.match(line.message))
+    return tuple(line.message for line in lines if REFUSED.match(line.message))
 
 
 def model_loads(lines: Iterable[LogLine]) -> tuple[ModelLoad, ...]:
     """Return what happened to each model that began to load, in the order in which they began."""
     loads: dict[str, ModelLoad] = {}
     for line in lines:
-        if match := _LOADING.match(line.message):
+        if match := LOADING.match(line.message):
             loads[match[1]] = ModelLoad(match[1], line.time_s)
-        elif (match := _LOADED.match(line.message)) and match[1] in loads:
+        elif (match := LOADED.match(line.message)) and match[1] in loads:
             loads[match[1]] = ModelLoad(match[1], loads[match[1]].loading_s, line.time_s)
-        elif (match := _UNLOADED.match(line.message)) and match[1] in loads:
+        elif (match := UNLOADED.match(line.message)) and match[1] in loads:
             old = loads[match[1]]
             loads[match[1]] = ModelLoad(match[1], old.loading_s, old.loaded_s, line.time_s, old.failure)
-        elif (match := _FAILED.match(line.message)) and match[1] in loads:
+        elif (match := FAILED.match(line.message)) and match[1] in loads:
             old = loads[match[1]]
             loads[match[1]] = ModelLoad(match[1], old.loading_s, old.loaded_s, old.unloaded_s, match[2])
     return tuple(loads.values())

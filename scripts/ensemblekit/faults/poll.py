@@ -2,7 +2,7 @@
 """E1xx: refused when the config is read. The load API says only "failed to poll"; the log has the reason."""
 
 from ensemblekit.faults import links
-from ensemblekit.faults.fault import Fault
+from ensemblekit.faults.fault import Also, Context, Fault, Values
 
 __all__ = ["POLL_FAULTS"]
 
@@ -19,209 +19,197 @@ _NO_BACKEND_WORDS = (
 )
 
 
-def _poll(
-    code: str,
-    title: str,
-    *,
-    words: str,
-    pattern: str,
-    why: str,
-    fix: str,
-    link: str,
-    same_words: tuple[str, ...] = (),
-) -> Fault:
-    return Fault(
-        code=code,
-        title=title,
-        severity="error",
-        phase="poll",
-        words=words,
-        pattern=pattern,
-        status=500,
-        why=why,
-        fix=fix,
-        link=link,
-        same_words=same_words,
-    )
+def _without_config(values: Values, _context: Context) -> bool | None:
+    """An older release says itself that there is no config; of a number, another entry is right."""
+    return True if "path" in values else None
+
+
+def _not_a_template(values: Values, _context: Context) -> bool | None:
+    """The parser's own line tells them apart."""
+    return True if "reason" in values else None
 
 
 POLL_FAULTS = (
-    _poll(
+    Fault(
         "E101",
         "this server was built without ensembles",
-        words="unexpected platform type 'ensemble' for {model}",
+        message="unexpected platform type 'ensemble' for {model}",
         pattern=r"unexpected platform type 'ensemble' for (?P<model>[^\s\"]+)|ensemble scheduling not supported",
-        why="The server was compiled without TRITON_ENABLE_ENSEMBLE: NVIDIA's vLLM images up to 24.09 were, and so is "
-        "every build.py run without --backend=ensemble. The config is right; this server does not know the platform.",
+        cause="The server was compiled without TRITON_ENABLE_ENSEMBLE: NVIDIA's vLLM images up to 24.09 were, and so "
+        "is every build.py run without --backend=ensemble. The config is right; this server does not know the "
+        "platform.",
         fix="Use the base image plus the vLLM backend, a build with --backend=ensemble, or release 24.10 or later.",
         link=links.REPORT,
     ),
-    _poll(
+    Fault(
         "E102",
         "unknown platform",
-        words="unexpected platform type '{platform}' for {model}",
+        message="unexpected platform type '{platform}' for {model}",
         pattern=rf"unexpected platform type '(?!ensemble'|(?:{_BACKEND_NAMES})')(?P<platform>[^']*)'"
         r" for (?P<model>[^\s\"]+)",
-        why="No platform has this name, and without a backend Triton has nothing else to go by.",
+        cause="No platform has this name, and without a backend Triton has nothing else to go by.",
         fix='Write `platform: "ensemble"` for an ensemble; for any other model write `backend: "..."`.',
         link=links.CONFIGURATION,
     ),
-    _poll(
+    Fault(
         "E103",
         "a backend's name given as platform",
-        words="unexpected platform type '{platform}' for {model}",
+        message="unexpected platform type '{platform}' for {model}",
         pattern=rf"unexpected platform type '(?P<platform>{_BACKEND_NAMES})' for (?P<model>[^\s\"]+)",
-        why="This is the name of a backend, and it stands in the field `platform`.",
+        cause="This is the name of a backend, and it stands in the field `platform`.",
         fix='Write it as `backend: "..."`; if the model is an ensemble, write `platform: "ensemble"`.',
         link=links.CONFIGURATION,
     ),
-    _poll(
+    Fault(
         "E104",
         "ensemble steps in a model of another backend",
-        words="ensemble scheduling cannot be set for model '{model}' whose platform is not ensemble",
+        message="ensemble scheduling cannot be set for model '{model}' whose platform is not ensemble",
         pattern=r"ensemble scheduling cannot be set for model '(?P<model>[^']*)' whose platform is not ",
-        why="`ensemble_scheduling` belongs to the platform `ensemble`; an ensemble is no backend.",
+        cause="`ensemble_scheduling` belongs to the platform `ensemble`; an ensemble is no backend.",
         fix='Replace the backend line by `platform: "ensemble"`, or remove `ensemble_scheduling`.',
         link=links.ENSEMBLES,
     ),
-    _poll(
+    Fault(
         "E105",
         "an ensemble with a backend as well",
-        words="Ensemble model '{model}' must have platform type 'ensemble' and empty backend type",
+        message="Ensemble model '{model}' must have platform type 'ensemble' and empty backend type",
         pattern=r"Ensemble model '(?P<model>[^']*)' must have platform type '(?P<platform>[^']*)'"
         r" and empty backend type",
-        why="An ensemble has no code, so no backend runs it: platform and backend exclude each other.",
+        cause="An ensemble has no code, so no backend runs it: platform and backend exclude each other.",
         fix="Remove the backend line.",
         link=links.ENSEMBLES,
     ),
-    _poll(
+    Fault(
         "E106",
         "an ensemble without its platform",
-        words=_NO_BACKEND_WORDS,
+        message=_NO_BACKEND_WORDS,
         pattern=_NO_BACKEND,
-        why="The config has `ensemble_scheduling` and neither platform nor backend. Triton guesses a missing backend "
+        cause="The config has `ensemble_scheduling` and neither platform nor backend. Triton guesses a missing backend "
         "from the model's files, and an ensemble has none.",
         fix='Add `platform: "ensemble"`.',
         link=links.ENSEMBLES,
         same_words=("E119", "E120"),
+        general=True,
     ),
-    _poll(
+    Fault(
         "E107",
         "an ensemble without steps",
-        words="ensemble scheduling must be set for ensemble {model} whose platform is ensemble",
+        message="ensemble scheduling must be set for ensemble {model} whose platform is ensemble",
         pattern=r"ensemble scheduling must be set for ensemble (?P<model>\S+) whose platform is "
         r"|must specify 'step' for ensemble '(?P<empty_model>[^']*)'",
-        why="The platform is `ensemble`, but the config names no step.",
+        cause="The platform is `ensemble`, but the config names no step.",
         fix="Add `ensemble_scheduling { step [ ... ] }`, one step for each model in the chain.",
         link=links.ENSEMBLES,
     ),
-    _poll(
+    Fault(
         "E108",
         "a step lacks its model or a map",
-        words="must specify '{field}' in step {step} of ensemble '{model}'",
+        message="must specify '{field}' in step {step} of ensemble '{model}'",
         pattern=r"must specify '(?P<field>model_name|input_map|output_map)' in step (?P<step>\d+)"
         r" of ensemble '(?P<model>[^']*)'",
-        why="Every step needs `model_name`, at least one `input_map` and at least one `output_map`.",
+        cause="Every step needs `model_name`, at least one `input_map` and at least one `output_map`.",
         fix="Add what is missing; in a map the key is the model's tensor, the value a name of the ensemble.",
         link=links.ENSEMBLES,
     ),
-    _poll(
+    Fault(
         "E109",
         "an ensemble with a field that only models may have",
-        words="{field} should not be specified for ensemble '{model}'",
+        message="{field} should not be specified for ensemble '{model}'",
         pattern=r"(?P<field>instance group|optimization) should not be specified for ensemble '(?P<model>[^']*)'"
         r"|model_warmup can not be specified for ensemble '(?P<warm_model>[^']*)'",
-        why="An ensemble runs nothing itself: instances, optimization and warm-up belong to its steps.",
+        cause="An ensemble runs nothing itself: instances, optimization and warm-up belong to its steps.",
         fix="Remove the field here, and set it in the models of the steps.",
         link=links.ENSEMBLES,
     ),
-    _poll(
+    Fault(
         "E110",
         "an output that no step produces",
-        words="ensemble output '{tensor}' for ensemble {model}' is not used",
+        message="ensemble output '{tensor}' for ensemble {model}' is not used",
         pattern=r"ensemble output '(?P<tensor>[^']*)' for ensemble (?P<model>[^\s']+)' is not used",
-        why='The message says "not used", and means: no step has this name in its output_map.',
+        cause='The message says "not used", and means: no step has this name in its output_map.',
         fix="Give the name as a value in a step's output_map, or remove the output.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E111",
         "an input that no step takes",
-        words="ensemble input '{tensor}' for ensemble {model}' is not used",
+        message="ensemble input '{tensor}' for ensemble {model}' is not used",
         pattern=r"ensemble input '(?P<tensor>[^']*)' for ensemble (?P<model>[^\s']+)' is not used",
-        why="The ensemble declares an input, and no step has its name in an input_map.",
+        cause="The ensemble declares an input, and no step has its name in an input_map.",
         fix="Give the name as a value in a step's input_map, or remove the input.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E112",
         "a step waits for a tensor that nothing writes",
-        words="output '{output}' for ensemble '{model}' is not written: at least one of its depending tensors, "
+        message="output '{output}' for ensemble '{model}' is not written: at least one of its depending tensors, "
         "'{tensor}', is not connected",
         pattern=r"output '(?P<output>[^']*)' for ensemble '(?P<model>[^']*)' is not written"
         r"(?:: at least one of its depending tensors, '(?P<tensor>[^']*)', is not connected)?",
-        why="A step takes a tensor that is neither an input of the ensemble nor written by another step that can run: "
-        "a misspelt name, or steps that wait for each other.",
+        cause="A step takes a tensor that is neither an input of the ensemble nor written by another step that can "
+        "run: a misspelt name, or steps that wait for each other.",
         fix="Use one name on both sides: in the output_map that writes it (or the ensemble's input) and in this "
         "input_map.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E113",
         "a tensor that nothing takes",
-        words="ensemble tensor '{tensor}' is unused in ensemble '{model}'",
+        message="ensemble tensor '{tensor}' is unused in ensemble '{model}'",
         pattern=r"ensemble tensor '(?P<tensor>[^']*)' is unused in ensemble '(?P<model>[^']*)'",
-        why="A step writes a tensor, or waits for one, that leads to no output of the ensemble.",
+        cause="A step writes a tensor, or waits for one, that leads to no output of the ensemble.",
         fix="Remove it from the output_map, or use it: in a later step's input_map or as an output of the ensemble.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E114",
         "two steps write the same tensor",
-        words="ensemble tensor '{tensor}' can appear in an output map only once for ensemble '{model}' step {step}",
+        message="ensemble tensor '{tensor}' can appear in an output map only once for ensemble '{model}' step {step}",
         pattern=r"ensemble tensor '(?P<tensor>[^']*)' can appear in an output map only once for ensemble"
         r" '(?P<model>[^']*)' step (?P<step>\d+)",
-        why="Each tensor of an ensemble is written by exactly one step.",
+        cause="Each tensor of an ensemble is written by exactly one step.",
         fix="Give the second one another name.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E115",
         "name and folder differ",
-        words="unexpected directory name '{model}' for model '{name}', directory name must equal model name",
+        message="unexpected directory name '{model}' for model '{name}', directory name must equal model name",
         pattern=r"unexpected directory name '(?P<model>[^']*)' for model '(?P<name>[^']*)',"
         r" directory name must equal model name",
-        why="`name` in config.pbtxt must be the name of the model's folder.",
+        cause="`name` in config.pbtxt must be the name of the model's folder.",
         fix="Remove the name line (the folder's name then counts), or make them equal.",
         link=links.CONFIGURATION,
     ),
-    _poll(
+    Fault(
         "E116",
         "config.pbtxt cannot be parsed",
-        words="failed to read text proto from {path}",
+        message="failed to read text proto from {path}",
         pattern=r"failed to read text proto from (?P<path>\S+)"
         r"|Error parsing text-format inference\.ModelConfig: (?P<line>\d+):(?P<column>\d+): (?P<reason>.*)",
-        why="The file is not valid text of Triton's ModelConfig: a misspelt field, a bracket too many or too few, or "
+        cause="The file is not valid text of Triton's ModelConfig: a misspelt field, a bracket too many or too few, or "
         "two schedulers at once. The log line before says where.",
         fix="Correct the place that is named.",
         link=links.CONFIGURATION,
         same_words=("E117",),
+        holds=_not_a_template,
+        general=True,
     ),
-    _poll(
+    Fault(
         "E117",
         "a template that was not filled in",
-        words="failed to read text proto from {path}",
+        message="failed to read text proto from {path}",
         pattern=r"Error parsing text-format inference\.ModelConfig: (?P<line>\d+):(?P<column>\d+):"
         r" (?P<reason>.*got: \$)",
-        why="`${...}` is a placeholder of the tool that makes the file (for example fill_template.py); Triton has no "
+        cause="`${...}` is a placeholder of the tool that makes the file (for example fill_template.py); Triton has no "
         "variables.",
         fix="Fill it in, then load.",
         link=links.CONFIGURATION,
     ),
-    _poll(
+    Fault(
         "E118",
         "a value that Triton refuses",
-        words="{reason}",
+        message="{reason}",
         pattern=r"(?P<reason>'max_batch_size' must be non-negative value for (?P<model>\S+?)"
         r"|dynamic batching preferred size must be .+? for \S+|sequence batching .+? for \S+"
         r"|unexpected data type for control .+|default priority level must be in range .+"
@@ -229,38 +217,44 @@ POLL_FAULTS = (
         r"|Only one priority level is allowed .+|Queue policy can not have DELAY .+"
         r"|Response Cache does not currently support model .+"
         r"|unexpected 'platform' and 'backend' pair, got:.+?)(?:\"?$|\s*$)",
-        why="The field is right and its value is not.",
+        cause="The field is right and its value is not.",
         fix="Choose a value as the message says.",
         link=links.CORE_CHECKS,
     ),
-    _poll(
+    Fault(
         "E119",
         "config.pbtxt one level too deep",
-        words=_NO_BACKEND_WORDS,
+        message=_NO_BACKEND_WORDS,
         pattern=_NO_BACKEND,
-        why="Triton looks for <repository>/<model>/config.pbtxt. Here it stands in a folder below, so that the model "
+        cause="Triton looks for <repository>/<model>/config.pbtxt. Here it stands in a folder below, so that the model "
         "has no config and no file that names a backend.",
         fix="Give the folder that holds the models as repository, or move the file up beside the version folders.",
         link=links.REPOSITORY,
         same_words=("E106", "E120"),
+        general=True,
     ),
-    _poll(
+    Fault(
         "E120",
         "a folder in which Triton finds no model",
-        words=_NO_BACKEND_WORDS,
+        message=_NO_BACKEND_WORDS,
         pattern=_NO_BACKEND,
-        why="Every folder of a repository is taken for a model. This one has no config that names a backend, and its "
+        cause="Every folder of a repository is taken for a model. This one has no config that names a backend, and its "
         "version folder has no file from which Triton can tell one (model.py, model.onnx, model.plan, model.pt ...).",
         fix='Add config.pbtxt with `backend: "..."`, or move the folder out of the repository.',
         link=links.REPOSITORY,
-        same_words=("E106", "E119"),
+        also=(
+            Also(r"failed to open text file for read (?P<path>\S*config\.pbtxt): No such file", "to 22.03"),
+            Also(r"must specify '?platform'?(?: or '?backend'?)? for (?:model )?'?(?P<model>[^'\s\"]+)", "to 22.03"),
+        ),
+        same_words=("E119", "E106", "S460"),
+        holds=_without_config,
     ),
-    _poll(
+    Fault(
         "E121",
         "a link that leads nowhere",
-        words="failed to poll model repository '{repository}': failed to stat file {path}",
+        message="failed to poll model repository '{repository}': failed to stat file {path}",
         pattern=r"failed to poll model repository '(?P<repository>[^']*)': failed to stat file (?P<path>[^\s\"]+)",
-        why="A symbolic link in the repository is broken, or leads to itself. Triton then reads none of the models, "
+        cause="A symbolic link in the repository is broken, or leads to itself. Triton then reads none of the models, "
         "not even those beside it.",
         fix="Remove the link, or make its target.",
         link=links.REPOSITORY,

@@ -2,171 +2,177 @@
 """T3xx: loads without a word, and breaks later: at a request, under load, or with a certain client."""
 
 from ensemblekit.faults import links
-from ensemblekit.faults.fault import Fault, Severity
+from ensemblekit.faults.fault import Context, Detail, Fault, Values
 
-__all__ = ["LATE_TRAPS"]
-
-
-def _trap(
-    code: str,
-    title: str,
-    severity: Severity,
-    *,
-    why: str,
-    fix: str,
-    link: str,
-    words: str = "",
-    pattern: str = "",
-    status: int | None = None,
-) -> Fault:
-    return Fault(
-        code=code,
-        title=title,
-        severity=severity,
-        phase="serve",
-        words=words,
-        pattern=pattern,
-        status=status,
-        why=why,
-        fix=fix,
-        link=link,
-    )
+__all__ = ["SERVE_FAULTS", "is_of_another_batch"]
 
 
-LATE_TRAPS = (
-    _trap(
+def is_of_another_batch(values: Values) -> bool:
+    """Return whether a tensor has one dimension more than was expected: the batch's."""
+    return values.get("got", "").count(",") == values.get("expected", "").count(",") + 1
+
+
+def _batched(values: Values, _context: Context) -> bool | None:
+    return is_of_another_batch(values) if "got" in values else None
+
+
+def _several(_values: Values, context: Context) -> bool | None:
+    return None if context.engines is None else context.engines > 1
+
+
+def _changed(values: Values, _text: str, _context: Context) -> Detail | None:
+    if "before" not in values:
+        return None
+    found = "another process gave GPU memory back while vLLM measured it: "
+    found += f"{values['before']} GiB were free, then {values['now']}"
+    return Detail(found, "start again; load engines of one GPU one after the other (--model-load-thread-count=1)")
+
+
+SERVE_FAULTS = (
+    Fault(
         "T301",
         "a vLLM input that the ensemble does not pass on",
-        "warning",
-        why="What a client sends under a name that the ensemble does not declare is no tensor but a request parameter, "
-        "and reaches vLLM as a sampling parameter: refused if vLLM does not know it, silently without effect as input.",
+        severity="warning",
+        cause="What a client sends under a name that the ensemble does not declare is no tensor but a request "
+        "parameter, and reaches vLLM as a sampling parameter: refused if vLLM does not know it, silently without "
+        "effect as input.",
         fix="Declare it as an optional input of the ensemble and map it in the step, or let an earlier step write it.",
         link=links.VLLM_BACKEND,
     ),
-    _trap(
+    Fault(
         "T302",
         "a decoupled model does not answer /infer",
-        "note",
-        words="HTTP end point doesn't support models with decoupled transaction policy",
+        severity="note",
+        message="HTTP end point doesn't support models with decoupled transaction policy",
         pattern=r"doesn't support models with decoupled transaction policy",
         status=501,
-        why="Any number of responses to one request do not fit into one HTTP answer.",
+        cause="Any number of responses to one request do not fit into one HTTP answer.",
         fix="Use /generate or /generate_stream over HTTP, or a stream over gRPC (ModelStreamInfer).",
         link=links.DECOUPLED,
     ),
-    _trap(
+    Fault(
         "T303",
         "/generate with stream true answers 200 with an error in its body",
-        "note",
-        words="generate expects model to produce exactly 1 response, use generate stream for model that generates "
+        severity="note",
+        message="generate expects model to produce exactly 1 response, use generate stream for model that generates "
         "various number of responses",
         pattern=r"generate expects model to produce exactly 1 response, use generate stream",
         status=200,
-        why="The status line is sent before the second response arrives, so that the error can only come in the body: "
-        "a client that looks at the status takes it for an answer.",
+        cause="The status line is sent before the second response arrives, so that the error can only come in the "
+        "body: a client that looks at the status takes it for an answer.",
         fix="Send `stream: true` to /generate_stream only, and look for `error` in every body.",
         link=links.GENERATE,
     ),
-    _trap(
+    Fault(
         "T304",
         "numpy 2 with a Python stub of Triton up to 24.10",
-        "warning",
-        words="error: unpack_from requires a buffer of at least {bytes} bytes",
+        severity="warning",
+        message="error: unpack_from requires a buffer of at least {bytes} bytes",
         pattern=r"unpack_from requires a buffer of at least (?P<bytes>\d+) bytes",
-        why="Stubs up to 24.10 cannot read string tensors with numpy 2, and their process ends: on 24.08 the request "
+        cause="Stubs up to 24.10 cannot read string tensors with numpy 2, and their process ends: on 24.08 the request "
         "hangs for ever while ready stays 200, on 24.10 it is answered with an error.",
         fix="Install `numpy<2` (1.26.4) in the Python that the models run in.",
         link=links.PYTHON_BACKEND,
     ),
-    _trap(
+    Fault(
         "T305",
         "an ensemble that batches over a step that does not",
-        "warning",
-        words="in ensemble '{model}', unexpected shape for input '{input}' for model '{step}'",
+        severity="warning",
+        message="in ensemble '{model}', unexpected shape for input '{input}' for model '{step}'",
         pattern=r"in ensemble '(?P<model>[^']*)', .*unexpected shape for input '(?P<input>[^']*)' for model"
-        r" '(?P<step>[^']*)'",
+        r" '(?P<step>[^']*)'(?:\. Expected (?P<expected>\[[^\]]*\]), got (?P<got>\[[^\]]*\]))?",
+        same_words=("S461",),
+        holds=_batched,
         status=400,
-        why="The ensemble has max_batch_size above 0, a step has 0, and their dims agree, so that it loads without a "
+        cause="The ensemble has max_batch_size above 0, a step has 0, and their dims agree, so that it loads without a "
         "word. Requests of batch 1 work; every larger batch is refused by the step.",
         fix="Give both the same max_batch_size; with a vLLM step that is 0, since vLLM forms its own batches.",
         link=links.BATCHING,
     ),
-    _trap(
+    Fault(
         "T306",
         "with --exit-on-error=false this server would be ready without the model",
-        "note",
-        words="Request for unknown model: '{model}' is not found",
+        severity="note",
+        message="Request for unknown model: '{model}' is not found",
         pattern=r"Request for unknown model: '(?P<model>[^']*)'",
         status=404,
-        why="With that option Triton starts although a model failed: /v2/health/ready is 200, the model has no "
+        cause="With that option Triton starts although a model failed: /v2/health/ready is 200, the model has no "
         'state in the index, and its requests are answered with "unknown model".',
         fix="Ask /v2/models/<model>/ready for each model, not the server as a whole.",
         link=links.SERVER_OPTIONS,
     ),
-    _trap(
+    Fault(
         "T307",
         "a client that hangs up is not noticed",
-        "note",
-        why="Without streaming, Triton's HTTP endpoint does not see that a client is gone: vLLM generates to the end.",
+        severity="note",
+        cause="Without streaming, Triton's HTTP endpoint does not see that a client is gone: vLLM generates to the "
+        "end.",
         fix="Stream (gRPC, or /generate_stream), or keep max_tokens small.",
         link=links.GENERATE,
     ),
-    _trap(
+    Fault(
         "T308",
         "several vLLM engines want more than the GPU has",
-        "warning",
-        words="No available memory for the cache blocks",
+        severity="warning",
+        message="No available memory for the cache blocks",
         pattern=r"No available memory for the cache blocks"
         r"|Free memory on device .* is less than desired GPU memory utilization",
-        why="Each engine takes the share gpu_memory_utilization of the whole GPU, 0.9 unless model.json says "
+        cause="Each engine takes the share gpu_memory_utilization of the whole GPU, 0.9 unless model.json says "
         "otherwise; together they ask for more than 1.",
         fix="Let the shares add up to less than 1, and load one after the other: --model-load-thread-count=1.",
         link=links.VLLM_BACKEND,
+        same_words=("S420", "S421"),
+        holds=_several,
+        general=True,
     ),
-    _trap(
+    Fault(
         "T309",
         "several vLLM engines measure the GPU at once",
-        "note",
-        words="No available memory for the cache blocks",
-        pattern=r"Error in memory profiling|Initial free memory .* current free memory",
-        why="While an engine starts it measures free memory, and takes another engine's for its own.",
+        severity="note",
+        message="No available memory for the cache blocks",
+        pattern=r"(?:Error in memory profiling\. )?Initial free memory (?P<before>[\d.]+) GiB, current free memory "
+        r"(?P<now>[\d.]+) GiB|Error in memory profiling|Initial free memory .* current free memory",
+        detail=_changed,
+        cause="While an engine starts it measures free memory, and takes another engine's for its own.",
         fix="Start Triton with --model-load-thread-count=1.",
         link=links.VLLM_BACKEND,
     ),
-    _trap(
+    Fault(
         "T310",
         "vLLM's metrics are switched half on",
-        "warning",
-        why="The metrics need both: the parameter REPORT_CUSTOM_METRICS in config.pbtxt, and statistics in the engine "
-        "(disable_log_stats not true in model.json). With one of them nothing is reported, and nothing said.",
+        severity="warning",
+        cause="The metrics need both: the parameter REPORT_CUSTOM_METRICS in config.pbtxt, and statistics in the "
+        "engine (disable_log_stats not true in model.json). With one of them nothing is reported, and nothing said.",
         fix='Set REPORT_CUSTOM_METRICS to "yes" and remove disable_log_stats, or remove the parameter.',
         link=links.VLLM_BACKEND,
     ),
-    _trap(
+    Fault(
         "T311",
         "a template that was not filled in, in a string",
-        "warning",
-        why="`${...}` is a placeholder; Triton passes it on as it stands, and the backend takes it for the value.",
+        severity="warning",
+        cause="`${...}` is a placeholder; Triton passes it on as it stands, and the backend takes it for the value.",
         fix="Fill it in, or remove the parameter.",
         link=links.CONFIGURATION,
     ),
-    _trap(
+    Fault(
         "T312",
         "a version folder that is not loaded",
-        "warning",
-        words="ignore version directory '{version_folder}' which {reason}",
+        severity="warning",
+        message="ignore version directory '{version_folder}' which {reason}",
         pattern=r"ignore version directory '(?P<version_folder>[^']*)' which (?P<reason>[^\"]*)",
-        why="Triton reads only folders whose name is a number without a leading zero, and by default only the highest.",
+        cause="Triton reads only folders whose name is a number without a leading zero, and by default only the "
+        "highest.",
         fix="Rename the folder to its plain number, for example `1`.",
         link=links.VERSION_POLICY,
     ),
-    _trap(
+    Fault(
         "T313",
         "a model that this image has no backend for",
-        "warning",
-        words="unable to find backend library for backend '{backend}'",
-        why="NVIDIA's vLLM image carries the backends python and vllm only.",
+        severity="warning",
+        message="unable to find backend library for backend '{backend}'",
+        cause="NVIDIA's vLLM image carries the backends python and vllm only.",
         fix="Use an image that has this backend, or keep this model in another repository.",
         link=links.VLLM_BACKEND,
+        silent=True,
     ),
 )

@@ -1,241 +1,369 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of the machine and of the start, which no repository shows, and what is noise; the others are the catalogue's.
+"""S4xx of the server: its options, repository, stores, ports, processes, libraries and backends.
 
-Codes S4xx. Words were measured on 24.08 where a machine without a GPU can show them, else taken from upstream's issues.
+Words were measured on 24.08 where a machine without a GPU can show them, else taken from upstream's issues and sources.
 """
 
-import re
-from functools import lru_cache
-
 from ensemblekit.faults import links
-from ensemblekit.faults.catalogue import fault, fault_in
-from ensemblekit.faults.fault import Fault
+from ensemblekit.faults.fault import Also, Context, Detail, Fault, Values
+from ensemblekit.faults.serve import is_of_another_batch
 
-__all__ = ["DEPENDS", "GENERIC", "HARMLESS", "SERVER_FAULTS", "known_fault", "may_be_known"]
+__all__ = ["SERVER_FAULTS"]
 
-ISSUES = "https://github.com/triton-inference-server/server/issues"
+STORES = ("s3://", "gs://", "as://")
 
 
-def _start(code: str, title: str, pattern: str, *, why: str, fix: str, link: str = links.SERVER_OPTIONS) -> Fault:
-    return Fault(code, title, "error", "load", "", pattern, None, why, fix, link)
+def _path(values: Values, _text: str, _context: Context) -> Detail | None:
+    path = values.get("path", "")
+    if path.startswith(STORES):
+        found = f"the object store behind {path} does not have this folder, or does not show it to this server"
+        return Detail(found, "check the address, the bucket, the region and the store's credentials in the environment")
+    return None
+
+
+def _slash(_values: Values, context: Context) -> bool | None:
+    """Whether the backend table shows a backend directory with a slash at its end."""
+    rows = context.backends.values()
+    return True if any('/"' in row.partition('"backend-directory":')[2].partition(",")[0] for row in rows) else None
+
+
+def _is_number(values: Values, _context: Context) -> bool | None:
+    return values.get("model", "").isdigit()
+
+
+def _same_rank(values: Values, _context: Context) -> bool | None:
+    return not is_of_another_batch(values)
+
+
+def _shape(values: Values, _text: str, _context: Context) -> Detail:
+    return Detail(
+        f"{values['step']} takes {values['input']} as {values['expected']} and got {values['got']} from the step "
+        f"before it"
+    )
+
+
+def _stub_of(values: Values, _text: str, _context: Context) -> Detail | None:
+    name = values.get("instance") or values.get("old_instance")
+    return Detail(f"the process (stub) of {name} died") if name else Detail("the process (stub) of a Python model died")
 
 
 SERVER_FAULTS = (
-    _start(
-        "S401",
-        "the GPU's memory is used up",
-        r"CUDA out of memory|CUDA error: out of memory|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
-        r"|OutOfMemoryError",
-        why="The model asked for more memory than the GPU has free; other models and other processes count too.",
-        fix="Look at `nvidia-smi`. For vLLM lower gpu_memory_utilization or max_model_len in model.json; for several "
-        "engines let the shares add up to less than 1.",
-        link=links.VLLM_BACKEND,
-    ),
-    _start(
+    Fault(
         "S402",
         "a shared library is missing",
-        r"(?P<program>\S+): error while loading shared libraries: (?P<library>[^:\s]+)",
-        why="The dynamic linker could not start the program. If it is a Python model's stub, Triton waits for it "
+        pattern=r"(?P<program>\S+): error while loading shared libraries: (?P<library>[^:\s]+)"
+        r"|(?P<needed>lib[\w.+-]+\.so[\w.]*): cannot open shared object file",
+        cause="The dynamic linker could not start the program. If it is a Python model's stub, Triton waits for it "
         "without limit.",
         fix="Install the package that holds the library, or name its folder in LD_LIBRARY_PATH.",
         link=links.PYTHON_BACKEND,
     ),
-    _start(
+    Fault(
         "S403",
         "a port is in use",
-        r"failed to start (?P<service>\w+) service: .*?Socket '(?P<address>[^']*)' already in use"
+        pattern=r"failed to start (?P<service>\w+) service: .*?Socket '(?P<address>[^']*)' already in use"
         r"|Socket '(?P<socket>[^']*)' already in use",
-        why="Another process listens there, often an older tritonserver. A line `Started ... at` may stand before it: "
-        "Triton prints that before it knows.",
+        cause="Another process listens there, often an older tritonserver. A line `Started ... at` may stand before "
+        "it: Triton prints that before it knows.",
         fix="Find it (`ss -ltnp`), stop it, or start with other --http-port, --grpc-port and --metrics-port.",
+        link=links.SERVER_OPTIONS,
     ),
-    _start(
+    Fault(
         "S404",
         "shared memory is too small",
-        r"(?:[Ss]hared memory|shm|/dev/shm|boost::interprocess).*No space left on device"
+        pattern=r"(?:[Ss]hared memory|shm|/dev/shm|boost::interprocess).*No space left on device"
         r"|[Uu]nable to initialize shared memory key|[Ff]ailed to (?:increase|initialize) the shared memory pool"
         r"|No space left on device.*(?:shm|shared memory)|\bBus error\b",
-        why="Python models and their tensors live in /dev/shm; a container has 64 MB of it unless told otherwise.",
+        cause="Python models and their tensors live in /dev/shm; a container has 64 MB of it unless told otherwise.",
         fix="Start the container with `--shm-size=1g` (Kubernetes: an emptyDir with medium Memory on /dev/shm).",
         link=links.PYTHON_BACKEND,
     ),
-    _start(
+    Fault(
         "S405",
         "the model repository is not there",
-        r"creating server: Internal - failed to stat file (?P<path>\S+)|--model-repository must be specified",
-        why="The path does not exist where the server runs; in a container that is the path inside.",
+        pattern=r"creating server: Internal - failed to stat file (?P<path>\S+)|--model-repository must be specified"
+        r"|model repository path is not a (?:directory|valid)[^:]*: (?P<file>\S+)|failed to open directory "
+        r"(?P<folder>\S+)",
+        cause="The path does not exist where the server runs; in a container that is the path inside.",
         fix="Check --model-repository, and that the folder is mounted: `--volume /your/models:/models`.",
         link=links.REPOSITORY,
+        detail=_path,
     ),
-    _start(
+    Fault(
         "S406",
         "a backend of another Triton version",
-        r"TRITONBACKEND API version[^\"]*(?:does not support|is not compatible)|triton backend API version does not "
-        r"support this backend|Serialized Engine Version: \d+|Current Version: \d+, Serialized",
-        why="A backend or a compiled engine was made for another release than this server.",
+        pattern=r"TRITONBACKEND API version[^\"]*(?:does not support|is not compatible)"
+        r"|[Tt]riton backend API version does not support this backend",
+        cause="A backend or a compiled engine was made for another release than this server.",
         fix="Use the backend's branch of the server's release (for example r24.08), or compile the engine anew.",
         link=links.PYTHON_BACKEND,
     ),
-    _start(
+    Fault(
         "S407",
         "a Python package is missing",
-        r"ModuleNotFoundError: No module named '(?P<module>[^']+)'",
-        why="The model imports a package that the Python of the server's stub does not have; that is the first python3 "
-        "on the server's PATH, not the one of your shell.",
+        pattern=r"(?:ModuleNotFoundError|ImportError): No module named '?(?!model')(?P<module>[^'\s]+)'?",
+        cause="The model imports a package that the Python of the server's stub does not have; that is the first "
+        "python3 on the server's PATH, not the one of your shell.",
         fix="Install it in that Python, or give the model an environment of its own (EXECUTION_ENV_PATH).",
         link=links.PYTHON_BACKEND,
     ),
-    _start(
+    Fault(
         "S408",
         "a package has another version than the code expects",
-        r"ImportError: cannot import name '(?P<name>[^']+)' from '(?P<module>[^']+)'"
+        pattern=r"ImportError: cannot import name '(?P<name>[^']+)' from '(?P<module>[^']+)'"
         r"|AttributeError: module '(?P<other>[^']+)' has no attribute|undefined symbol: (?P<symbol>\S+)"
         r"|was removed in the NumPy 2\.0 release",
-        why="The code was written, or compiled, for another version of that package.",
+        cause="The code was written, or compiled, for another version of that package.",
         fix="Install the versions that belong together; for the vLLM backend its release's vLLM.",
         link=links.VLLM_BACKEND,
     ),
-    _start(
+    Fault(
         "S409",
         "a Python model's process died",
-        r"Stub process '(?P<instance>[^']*)' is not healthy",
-        why="It ended without a Python exception: os._exit, a crash in native code, or the kernel's out-of-memory "
+        pattern=r"Stub process '(?P<instance>[^']*)' is not healthy",
+        also=(
+            Also(r"Stub process is unhealthy and it will be restarted", "to 24.05"),
+            Also(r"stub process exited unexpectedly: (?P<old_instance>\S+)", "to 21.12"),
+        ),
+        detail=_stub_of,
+        cause="It ended without a Python exception: os._exit, a crash in native code, or the kernel's out-of-memory "
         "killer.",
         fix="Look at what it printed before, at `dmesg | tail`, and at the memory limit of the container.",
         link=links.PYTHON_BACKEND,
     ),
-    _start(
+    Fault(
         "S410",
         "a Python model took too long to start",
-        r"[Tt]imed out occurred while waiting for the stub process",
-        why="The stub did not report within stub-timeout-seconds, 30 by default: slow imports, a slow disk.",
+        pattern=r"[Tt]imed out occurred while waiting for the stub process",
+        cause="The stub did not report within stub-timeout-seconds, 30 by default: slow imports, a slow disk.",
         fix="Start with `--backend-config=python,stub-timeout-seconds=120`.",
         link=links.PYTHON_BACKEND,
     ),
-    _start(
+    Fault(
         "S411",
         "the server crashed",
-        r"^Signal \((?P<signal>4|6|7|8|11)\) received|Segmentation fault",
-        why="The server's process was ended by a fault in native code, its own or a backend's.",
+        pattern=r"^Signal \((?P<signal>4|6|7|8|11)\) received|Segmentation fault|Caught signal (?P<caught>\d+)"
+        r"|terminate called (?!.*std::invalid_argument)|\(core dumped\)|Process received signal|^Aborted\b",
+        cause="The server's process was ended by a fault in native code, its own or a backend's.",
         fix="The stack below it names the library; the newest release may have the repair.",
-        link=ISSUES,
+        link=links.ISSUES,
     ),
-    _start(
+    Fault(
         "S412",
         "the weights cannot be fetched",
-        r"LocalEntryNotFoundError|couldn't connect to 'https://huggingface\.co'|Max retries exceeded with url: /"
-        r"|is not a local folder and is not a valid model identifier|GatedRepoError|401 Client Error",
-        why="model.json names a model of a hub, and the server cannot reach it, or may not.",
+        pattern=r"LocalEntryNotFoundError|couldn't connect to 'https://huggingface\.co'|Max retries exceeded with "
+        r"url: /|is not a local folder and is not a valid model identifier|GatedRepoError|401 Client Error",
+        cause="model.json names a model of a hub, and the server cannot reach it, or may not.",
         fix="Name a local folder that is mounted into the container, or give it the network and HF_TOKEN.",
         link=links.VLLM_BACKEND,
     ),
-    _start(
+    Fault(
         "S413",
         "an option that this server does not know",
-        r"unrecognized option '(?P<option>[^']*)'",
-        why="The option belongs to another release, or to a part that this build was made without.",
+        pattern=r"unrecognized option '(?P<option>[^']*)'",
+        cause="The option belongs to another release, or to a part that this build was made without.",
         fix="`tritonserver --help` lists the options of this build.",
+        link=links.SERVER_OPTIONS,
     ),
-    _start(
+    Fault(
         "S414",
         "the server was killed",
-        r"^Killed$|OOMKilled|exit(?:ed with)? code:? 137\b|Out of memory: Killed process",
-        why="The kernel or the container engine ended it, most often for want of memory.",
+        pattern=r"^Killed$|OOMKilled|exit(?:ed with)? code:? 137\b|Out of memory: Killed process",
+        cause="The kernel or the container engine ended it, most often for want of memory.",
         fix="Raise the memory limit, or load fewer models; `dmesg | tail` says what was killed.",
-        link=ISSUES,
+        link=links.ISSUES,
     ),
-    _start(
+    Fault(
         "S415",
         "a compiled package wants another numpy",
-        r"A module that was compiled using NumPy 1\.x cannot be run in NumPy 2",
-        why="numpy 2 is installed beside packages that were compiled for numpy 1.",
+        pattern=r"A module that was compiled using NumPy 1\.x cannot be run in NumPy 2",
+        cause="numpy 2 is installed beside packages that were compiled for numpy 1.",
         fix="Install `numpy<2` (1.26.4) in the Python that the models run in.",
         link=links.PYTHON_BACKEND,
     ),
-    _start(
-        "S416",
-        "the driver is too old for this image",
-        r"forward compatibility was attempted|unsupported display driver|The NVIDIA driver on your system is too old",
-        why="The CUDA of the image needs a newer driver than the host has.",
-        fix="Update the driver, or take an older image; NVIDIA's support matrix names the pairs.",
-        link=ISSUES,
+    Fault(
+        "S422",
+        "the model's file is not there",
+        pattern=r"unable to find '(?!libtriton_)(?P<path>[^']+)' for model(?: instance)? '(?P<instance>[^']*)'"
+        r"|Load model from (?P<onnx>\S+) failed:.*(?:doesn't exist|File doesn)"
+        r"|unable to find (?:model directory|savedmodel) '?(?P<folder>[^'\s]+)"
+        r"|model file is not found: (?P<file>\S+)",
+        cause="The version folder has no file of the name that the backend looks for: model.onnx, model.plan, "
+        "model.pt, model.savedmodel, model.dali. Git LFS and clones without large files leave it out.",
+        fix="Put the file there, or name the one that is there in `default_model_filename`.",
+        link=links.REPOSITORY,
     ),
-    _start(
-        "S417",
-        "vLLM has too little memory for one request of full length",
-        r"max seq len \((?P<length>\d+)\).{0,40}KV cache is needed, which is larger than the available",
-        why="What is left for the cache of keys and values does not hold max_model_len tokens.",
-        fix="In model.json lower max_model_len, or raise gpu_memory_utilization (CPU: VLLM_CPU_KVCACHE_SPACE).",
-        link=links.VLLM_BACKEND,
+    Fault(
+        "S423",
+        "a label file that is not there",
+        pattern=r"failed to open text file for read (?P<path>(?!\S*config\.pbtxt)\S+): No such file or directory",
+        cause="`label_filename` of an output names a file in the model's folder, and there is none.",
+        fix="Put the file beside config.pbtxt, or remove label_filename.",
+        link=links.CONFIGURATION,
     ),
-    _start(
-        "S418",
-        "a GPU that is not there",
-        r"invalid or unsupported gpu id (?P<gpu>\d+)|No CUDA GPUs are available|Found no NVIDIA driver on your system"
-        r"|no CUDA-capable device is detected|Failed to infer device type",
-        why="The config or the engine asks for a GPU, and this server sees none, or not that one.",
-        fix="`nvidia-smi` must list it where the server runs (`docker run --gpus all`); CUDA_VISIBLE_DEVICES must not "
-        "hide it.",
+    Fault(
+        "S424",
+        "the archive of EXECUTION_ENV_PATH is not there",
+        pattern=r"Failed to get the canonical path for (?P<path>[^\s\"]+?)\.?(?=[\s\"]|$)",
+        cause="EXECUTION_ENV_PATH is looked up from the folder in which the server was started, not from the model's.",
+        fix="Write the whole path, or `$$TRITON_MODEL_DIRECTORY/env.tar.gz` for an archive beside config.pbtxt.",
+        link=links.PYTHON_BACKEND,
     ),
-    _start(
-        "S419",
-        "the GPU is held by another process alone",
-        r"CUDA-capable device\(s\) is/are busy or unavailable",
-        why="The GPU is in exclusive mode and somebody uses it.",
-        fix="Stop that process (`nvidia-smi` names it), or `nvidia-smi --compute-mode=DEFAULT`.",
+    Fault(
+        "S425",
+        "the archive of EXECUTION_ENV_PATH is no environment",
+        pattern=r"[Pp]ath (?P<path>\S*/bin/activate) does not exist|should contain an 'activate' script",
+        cause="A Python model's environment has to be made by conda-pack, with bin/activate in it.",
+        fix="Pack it with conda-pack, with the Python version of the server's stub.",
+        link=links.PYTHON_BACKEND,
+    ),
+    Fault(
+        "S426",
+        "--load-model names a model that is not there",
+        message="failed to poll model '{model}': model not found in any model repository",
+        cause="With --model-control-mode=explicit the server loads the models that --load-model names, and no folder "
+        "of any --model-repository has this name.",
+        fix="Correct the name after --load-model, or add the model's folder to the repository.",
+        link=links.SERVER_OPTIONS,
+    ),
+    Fault(
+        "S442",
+        "a model that stands in two repositories",
+        pattern=r"failed to poll model '(?P<model>[^']*)': not unique across all model repositories"
+        r"|model '?(?P<other>[^'\s]+)'? appears in two or more repositories",
+        cause="Two folders given with --model-repository hold a model of the same name; Triton loads neither.",
+        fix="Remove or rename one of them, or leave one repository out.",
+        link=links.REPOSITORY,
+    ),
+    Fault(
+        "S440",
+        "the object store refuses",
+        pattern=r"Unable to create (?P<store>S3|GCS|Azure|AS) (?:filesystem )?client|Could not get MetaData for bucket"
+        r"|Failed to (?:get|open|list) .{0,60}(?:bucket|container|blob)|InvalidAccessKeyId|SignatureDoesNotMatch"
+        r"|(?:s3|gs|as)://.{0,200}(?:Access ?Denied|Forbidden|No response body|permanent error)"
+        r"|(?:Access ?Denied|No response body|[Pp]ermanent error).{0,200}(?:bucket|client|object)",
+        cause="The server cannot log in to the store, cannot reach it, or there is no such bucket.",
+        fix="Give the server the store's credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION; "
+        "GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY), and check address and bucket.",
+        link=links.STORES,
+    ),
+    Fault(
+        "S441",
+        "a store that this build cannot read",
+        pattern=r"(?P<store>s3|gs|as)://.{0,40}file-?system not supported|file-?system (?:is )?not supported.{0,80}"
+        r"TRITON_ENABLE_(?:S3|GCS|AZURE)",
+        cause="The server was compiled without this kind of object store.",
+        fix="Use NVIDIA's image, a build with --filesystem=s3 (gcs, azure_storage), or a local copy.",
+        link=links.STORES,
+    ),
+    Fault(
+        "S451",
+        "a blank before the store's address",
+        pattern=r"failed to stat file  +(?P<path>(?:s3|gs|as)://\S*)",
+        cause="The value of --model-repository begins with a blank, so that Triton takes the address for a local path.",
+        fix="Remove the blank before the address (--model-repository=s3://...).",
+        link=links.STORES,
+    ),
+    Fault(
+        "S460",
+        "--model-repository is one level too deep",
+        pattern=r"Could not determine backend for model '(?P<model>\d+)' with no backend in model configuration",
+        cause="It names the folder of one model, so that the server takes the model's version folder for a model.",
+        fix="Give the folder above it, which holds one folder per model.",
+        link=links.REPOSITORY,
+        same_words=("E120",),
+        holds=_is_number,
+        general=True,
+    ),
+    Fault(
+        "S461",
+        "a step wrote a tensor of another size than the next one takes",
+        pattern=r"unexpected shape for input '(?P<input>[^']*)' for model '(?P<step>[^']*)'\. "
+        r"Expected (?P<expected>\[[^\]]*\]), got (?P<got>\[[^\]]*\])",
+        cause="A model's outputs are checked when the next step takes them: the dims that it declares and the tensor "
+        "that the step before it wrote differ. Neither has to do with batches.",
+        fix="Let the step that writes the tensor write the declared size, or declare -1 where it varies.",
+        link=links.ENSEMBLES,
+        same_words=("T305",),
+        holds=_same_rank,
+        detail=_shape,
+        general=True,
+    ),
+    Fault(
+        "S463",
+        "a Python model failed at a request",
+        pattern=r"Failed to process the request\(s\) for model(?: instance)? '(?P<model>[^']*?)(?:_\d+(?:_\d+)?)?'"
+        r"(?:, message: (?P<reason>.*))?",
+        cause="execute() of its model.py raised; the request was answered with an error, and the server goes on.",
+        fix="Read what it raised, after `message:`; catch it in execute() and answer with a TritonError.",
+        link=links.PYTHON_BACKEND,
+        general=True,
+    ),
+    Fault(
+        "S462",
+        "the disk is full",
+        message="No space left on device",
+        cause="A folder that the server writes to (weights, caches, logs, /tmp) has no room.",
+        fix="Make room, or name another folder (HF_HOME, VLLM_CACHE_ROOT, TMPDIR).",
+        link=links.SERVER_OPTIONS,
+        general=True,
+    ),
+    Fault(
+        "S454",
+        "a trailing slash in --backend-directory",
+        pattern=r"ModuleNotFoundError: No module named 'model'",
+        cause="With a slash at the end of --backend-directory the stub looks for the model's code in the wrong place. "
+        "`model` is the model's own file, never a package.",
+        fix="Remove the slash at the end of --backend-directory.",
+        link=f"{links.ISSUES}/6730",
+        same_words=("S455",),
+        holds=_slash,
+    ),
+    Fault(
+        "S455",
+        "the stub does not find the model's own file",
+        pattern=r"ModuleNotFoundError: No module named 'model'",
+        cause="The stub looks for model.py where it is not: in another version folder, or under another name. `model` "
+        "is the model's own file, never a package.",
+        fix="See that the version folder holds model.py, and that its name and the folders above it hold no dot.",
+        link=links.PYTHON_BACKEND,
+        same_words=("S454",),
+        general=True,
+    ),
+    Fault(
+        "S456",
+        "a blank in a Python model's name",
+        pattern=r"what\(\): +stol\b|terminate called .*std::invalid_argument",
+        cause="The stub gets its arguments separated by blanks; a name with a blank ends it, and the server waits for "
+        "it without limit.",
+        fix="Name the model's folder without blanks.",
+        link=links.PYTHON_BACKEND,
+    ),
+    Fault(
+        "S457",
+        "the stub's Python is incomplete",
+        pattern=r"Failed to import the site module|No module named 'encodings'|init_fs_encoding: failed to get the "
+        r"Python codec",
+        cause="The interpreter in the stub does not find its own library: PYTHONHOME of another Python, an environment "
+        "for another version, or a .pth file that is not ASCII.",
+        fix="Unset PYTHONHOME and PYTHONPATH, and give the model an environment of the stub's Python version.",
+        link=links.PYTHON_BACKEND,
+    ),
+    Fault(
+        "S458",
+        "a library for another system",
+        pattern=r"version `(?P<version>GLIBC(?:XX)?_[\d.]+)' not found|wrong ELF class|cannot execute binary file"
+        r"|[Ee]xec format error",
+        cause="A program or library was built for a newer system, or for another processor, than this one.",
+        fix="Use it in the image of the release that it was built for, or build it on this system.",
+        link=links.SERVER_OPTIONS,
+    ),
+    Fault(
+        "S459",
+        "tritonserver is not there",
+        pattern=r"tritonserver: (?:command )?not found|exec: \"?tritonserver\"?: executable file not found",
+        cause="The image or the PATH has no program of this name; the client's image (-sdk) has none.",
+        fix="Use a server's image (-py3, -vllm-python-py3, -trtllm-python-py3), or give the whole path.",
+        link=links.SERVER_OPTIONS,
     ),
 )
-DEPENDS = fault("E209")
-GENERIC = "E216"  # "a Python model's code failed": true of most S4xx as well, which say more
-# Lines of level E, or that look so, which say nothing about a failure.
-HARMLESS = (
-    re.compile(r"^CudaDriverHelper has not been initialized"),  # a machine without a GPU
-    re.compile(r"^unable to create stream for \S+: CUDA driver version is insufficient"),  # the same
-    re.compile(r"^Failed to set config modification time: model_config_content_name_ is empty"),  # a config by request
-    re.compile(r"^failed to poll model '[^']*': model not found in any model repository"),  # said again with its reason
-)
-# one of these stands in every line, printed by whatever program, that could say one of the faults
-_SIGNS = ("rror", "emory", "ailed", "No space", "Killed", "137", "np.string_", "NumPy", "Signal", "unrecognized",
-          "healthy", "fault", "driver", "Serialized", "Unable", "must be specified", "undefined symbol")  # fmt: skip
-
-
-_COMPILED = tuple((entry, re.compile(entry.pattern, re.MULTILINE)) for entry in SERVER_FAULTS)
-_DIGITS = re.compile(r"\d+")
-NUMBERS_THAT_SPEAK = ("137", "401", "Signal (")  # an exit code, a status, a signal: words of a fault
-SHAPES = 4096
-_unknown_shapes: set[str] = set()
-
-
-def known_fault(text: str) -> tuple[Fault, dict[str, str]] | None:
-    """Return the fault that a message speaks of, with the values in it; None if its words are unknown.
-
-    Words that were unknown once are not looked up again when only their numbers differ: logs repeat themselves.
-    """
-    shape = text if any(number in text for number in NUMBERS_THAT_SPEAK) else _DIGITS.sub("#", text)
-    if shape in _unknown_shapes:
-        return None
-    found = _look_up(text)
-    if found is None:
-        if len(_unknown_shapes) >= SHAPES:
-            _unknown_shapes.clear()
-        _unknown_shapes.add(shape)
-    return found
-
-
-@lru_cache(maxsize=2048)
-def _look_up(text: str) -> tuple[Fault, dict[str, str]] | None:
-    found = fault_in(text)
-    if found is None or found[0].code == GENERIC:
-        for entry, expression in _COMPILED:
-            if match := expression.search(text):
-                return entry, _values(match)
-    return (found[0], _values(found[1])) if found else None
-
-
-def _values(match: re.Match[str]) -> dict[str, str]:
-    return {name: value for name, value in match.groupdict().items() if value is not None}
-
-
-def may_be_known(text: str) -> bool:
-    """Return whether a printed line may say a fault: a quick look, for logs of any size."""
-    return any(sign in text for sign in _SIGNS)

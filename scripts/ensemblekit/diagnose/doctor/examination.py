@@ -21,8 +21,7 @@ from ensemblekit.diagnose.lint import Finding, LintReport, lint_repository
 from ensemblekit.diagnose.preflight import preflight
 from ensemblekit.diagnose.probe.target import kind_of, probe_target
 from ensemblekit.errors import KitError, RequestError
-from ensemblekit.faults.catalogue import fault
-from ensemblekit.faults.server import known_fault
+from ensemblekit.faults.catalogue import fault, recognise
 from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, repo_root, runs_dir
 from ensemblekit.records import record_values
 from ensemblekit.releases import default_release, get_release
@@ -94,7 +93,7 @@ def examine(plan: Plan, on_step: Callable[[Step], None] = lambda _step: None) ->
     elif kind == "url":
         course.do("request", lambda: _request(course, at_url(plan.server), ()))
     else:
-        _start_and_ask(course)
+        _start_and_ask(course, frozenset((each.model, each.code) for one in report for each in one.findings))
     found = Examination(
         plan.repository, plan.server, course.model, tuple(course.steps), wasted, time.monotonic() - begin, folder
     )
@@ -153,14 +152,14 @@ def _finding(finding: Finding) -> str:
     return f"{head}\n{finding.title}: {finding.why}\nfix: {finding.fix}"
 
 
-def _start_and_ask(course: _Course) -> None:
+def _start_and_ask(course: _Course, findings: frozenset[tuple[str, str]]) -> None:
     place: Place = place_of(course.plan.server)
     made = list[Any]()
 
     def start() -> Step:
         server = place.server(course.plan, course.folder)
         made.append(server)
-        return describe_start(server, course.plan.ready_timeout_s)
+        return describe_start(server, course.plan.ready_timeout_s, findings)
 
     try:
         started = course.do("start", start)
@@ -217,16 +216,15 @@ def _named(plan: Plan, error: RequestError, suspects: tuple[ModelProcess, ...], 
     details = [error.found, f"/v2/health/ready meanwhile: {_readiness(server)}", *_in_log(server)]
     release = place_of(plan.server).release or plan.release or default_release()
     old = [each for each in suspects if _is_numpy_2(each.numpy)]
-    known = known_fault(error.found)
+    known = recognise(error.found)
     if old and not get_release(release).numpy_2_safe:
         trap = fault("T304")
         title = f"{trap.code} {trap.title}: numpy {old[0].numpy} is loaded in the process of {old[0].model}"
-        details += [f"from {old[0].packages}", f"why: {trap.why}", f"fix: {trap.fix}", f"see {trap.link}"]
+        details += [f"from {old[0].packages}", f"why: {trap.cause}", f"fix: {trap.fix}", f"see {trap.link}"]
         return Step("request", "error", title, tuple(details), facts={"code": trap.code, "hangs": _hangs(error)})
     if known:
-        entry = known[0]
-        details += [f"why: {entry.why}", f"fix: {entry.fix}", f"see {entry.link}"]
-        return Step("request", "error", f"{entry.code} {entry.title}", tuple(details), facts={"code": entry.code})
+        details += [f"why: {known.cause}", f"fix: {known.fix}", f"see {known.link}"]
+        return Step("request", "error", f"{known.code} {known.title}", tuple(details), facts={"code": known.code})
     details.append(f"hint: {error.hint}")
     title = "no answer will come" if _hangs(error) else "no good answer, for a reason that the catalogue does not know"
     return Step("request", "error", title, tuple(details), facts={"code": "", "hangs": _hangs(error)})

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ensemblekit.assets.weights import ensure_checkpoint, require_vllm
 from ensemblekit.diagnose.doctor.steps import Plan, Step
+from ensemblekit.diagnose.explain.diagnosis import Explanation
 from ensemblekit.diagnose.explain.explainer import explain_log
-from ensemblekit.diagnose.explain.explanation import Explanation
 from ensemblekit.diagnose.probe.files import find_server, require_run_bit
 from ensemblekit.diagnose.probe.target import Kind, kind_of
 from ensemblekit.errors import ParameterError
@@ -134,8 +134,13 @@ class _Waits(Exception):  # noqa: N818 - ends the wait for a start; never leaves
     """The server waits for ever for a model's process."""
 
 
-def describe_start(server: TritonServer, timeout_s: float) -> Step:
+def describe_start(server: TritonServer, timeout_s: float, findings: frozenset[tuple[str, str]] = frozenset()) -> Step:
     """Start a server and return how that went; of a failure, the root cause out of its log.
+
+    Args:
+        server: Not started.
+        timeout_s: Seconds it may take.
+        findings: Models and codes that lint found in its repository.
 
     Raises:
         PortBusy: Something else listens on one of its ports.
@@ -155,7 +160,7 @@ def describe_start(server: TritonServer, timeout_s: float) -> Step:
         ready, end = outcome.ready, outcome.kind
     except _Waits:
         ready, end = False, "stuck"
-    elapsed, found = time.monotonic() - begin, explain_log(server.log_path)
+    elapsed, found = time.monotonic() - begin, explain_log(server.log_path, findings)
     facts = {"kind": end, "ready_s": elapsed if ready else None, "log": str(server.log_path), "triton": found.triton}
     if ready:
         return Step("start", "ok", f"ready after {elapsed:.1f} s", facts=facts)

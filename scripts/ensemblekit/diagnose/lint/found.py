@@ -50,7 +50,7 @@ def found(
         file=place,
         line=line if line or file or not at else folder.source.line(*at),
         says=entry.says(model=folder.name, **values),
-        why=f"{detail} {entry.why}".strip(),
+        why=f"{detail} {entry.cause}".strip(),
         fix=fix or entry.fix,
         link=entry.link,
         consequence=consequence or entry.consequence,

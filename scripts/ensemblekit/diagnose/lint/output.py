@@ -97,7 +97,7 @@ def as_sarif(report: LintReport) -> dict[str, Any]:
         {
             "id": entry.code,
             "shortDescription": {"text": entry.title},
-            "fullDescription": {"text": entry.why},
+            "fullDescription": {"text": entry.cause},
             "help": {"text": entry.fix},
             "helpUri": entry.link,
             "defaultConfiguration": {"level": entry.severity},
