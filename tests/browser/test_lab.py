@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from ensemblekit.batch.notebooks import choose_lessons
+from ensemblekit.batch.notebooks import choose_notebooks
 from ensemblekit.clients.grpc import REQUEST_TIMEOUT_S
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
@@ -35,7 +35,7 @@ pytestmark = [
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with one lesson, as a participant without vLLM sets it: JupyterLab saves what it opens."""
-    (lesson,) = choose_lessons([LESSON])
+    (lesson,) = choose_notebooks([LESSON])
     notebook = nbformat.read(lesson.path, as_version=4)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     cell.source = cell.source.replace('ENGINE: str = "vllm"', 'ENGINE: str = "stand-in"')

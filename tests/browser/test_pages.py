@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, Page
 
-from ensemblekit.batch.notebooks import Lesson, choose_lessons
+from ensemblekit.batch.notebooks import Notebook, choose_notebooks
 from ensemblekit.batch.report import write_report
 from ensemblekit.batch.runner import LessonResult, Run
 
@@ -30,15 +30,15 @@ OVERFLOWING = """() => {
 }"""
 
 
-def _result(lesson: Lesson) -> LessonResult:
-    cells = sum(cell.cell_type == "code" for cell in lesson.notebook.cells)
+def _result(lesson: Notebook) -> LessonResult:
+    cells = sum(cell.cell_type == "code" for cell in lesson.content.cells)
     return LessonResult(lesson.name, lesson.title, "passed", 10.0, cells, cells, takes=tuple(lesson.parameters))
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The index of a report of all lessons, with logs whose names are as long as those of a run."""
-    folder, lessons = tmp_path_factory.mktemp("run"), choose_lessons()
+    folder, lessons = tmp_path_factory.mktemp("run"), choose_notebooks()
     (folder / "executed").mkdir()
     for lesson in lessons:
         shutil.copy(lesson.path, folder / "executed")

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ensemblekit.batch.notebooks import choose_lessons, distribute
+from ensemblekit.batch.notebooks import choose_notebooks, distribute
 from ensemblekit.batch.runner import Run, run_lessons
 from ensemblekit.records import read_records
 from ensemblekit.releases import get_release
@@ -34,7 +34,7 @@ def stand_in_custom_build(settings: Podman) -> Iterator[None]:
 
 def run(folder: Path) -> Run:
     """Run the lessons with containers, without vLLM."""
-    lessons = choose_lessons(LESSONS)
+    lessons = choose_notebooks(LESSONS)
     return run_lessons(lessons, distribute(lessons, {"PROVIDER": "container"}, quick=True), folder, quick=True)
 
 
@@ -75,7 +75,7 @@ def test_lesson_without_an_engine_runs_its_embedded_form_and_says_so(
             (programs / program.name).symlink_to(program)
     monkeypatch.setenv("PATH", str(programs))
     monkeypatch.delenv("ENSEMBLEKIT_ENGINE")
-    lessons = choose_lessons(["03"])
+    lessons = choose_notebooks(["03"])
 
     done = run_lessons(lessons, distribute(lessons, {"PROVIDER": "container"}, quick=True), tmp_path / "run")
 

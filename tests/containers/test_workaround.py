@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from ensemblekit.cli.main import app
 from ensemblekit.clients.grpc import ask

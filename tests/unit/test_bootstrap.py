@@ -3,19 +3,18 @@
 
 import ast
 import fcntl
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from ensemblekit.gpu import MIN_DRIVER
 from ensemblekit.paths import repo_root
+from setup import commands, environment, installer, locks, machine, messages, options, pythons
 from tests.fake_nvidia_smi import FakeNvidiaSmi
 
 SCRIPT = repo_root() / "scripts" / "bootstrap.py"
@@ -23,17 +22,27 @@ RUN_TIMEOUT_S = 30
 WARM_GOAL_S = 0.3
 
 
-@pytest.fixture
-def bootstrap(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module, on a machine without a GPU."""
-    specification = importlib.util.spec_from_file_location("bootstrap", SCRIPT)
-    assert specification
-    assert specification.loader
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+@pytest.fixture(autouse=True)
+def machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU, and no environment of the tests' own."""
     monkeypatch.setenv("ENSEMBLEKIT_TEST_GPU", "0")
     monkeypatch.delenv("ENSEMBLEKIT_VENV", raising=False)
-    return module
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> commands.Log:
+    """A log of a set-up, in a folder of the test's own."""
+    monkeypatch.setattr(commands, "ROOT", str(tmp_path))
+    return commands.Log()
+
+
+@pytest.fixture
+def closed_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package index that does not answer, and an empty cache."""
+    for name, value in {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("ENSEMBLEKIT_CACHE", str(tmp_path / "cache"))
 
 
 def run_script(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -45,18 +54,21 @@ def run_script(*arguments: str, **environment: str) -> "subprocess.CompletedProc
     )  # fmt: skip
 
 
-def a_fake_python(folder: Path, name: str, version: str, *, venv: bool = True) -> str:
+def a_fake_python(folder: Path, name: str, version: str, *, venv: bool = True, libpython: bool = True) -> str:
     """An executable that answers the script's question as Python `version` would."""
     short = ".".join(version.split(".")[:2])
-    answer = json.dumps({"path": str(folder / name), "short": short, "version": version, "venv": venv})
+    answer = json.dumps(
+        {"path": str(folder / name), "short": short, "version": version, "venv": venv, "libpython": libpython}
+    )
     path = folder / name
     path.write_text(f"#!/bin/sh\necho '{answer}'\n")
     path.chmod(0o755)
     return str(path)
 
 
-def test_script_parses_with_the_grammar_of_python_3_6() -> None:
-    ast.parse(SCRIPT.read_text(), feature_version=(3, 6))
+@pytest.mark.parametrize("path", [SCRIPT, *(SCRIPT.parent / "setup").glob("*.py")], ids=lambda path: path.name)
+def test_script_parses_with_the_grammar_of_python_3_6(path: Path) -> None:
+    ast.parse(path.read_text(), feature_version=(3, 6))
 
 
 @pytest.mark.parametrize(
@@ -73,13 +85,11 @@ def test_script_parses_with_the_grammar_of_python_3_6() -> None:
         pytest.param(["--exec", "jupyter", "lab", "--help"], "cpu", ["base", "lab", "cpu"], id="other-program"),
     ],
 )
-def test_options_choose_engine_and_layers(
-    bootstrap: ModuleType, words: list[str], engine: str, layers: list[str]
-) -> None:
-    options, _ = bootstrap.parse(words)
+def test_options_choose_engine_and_layers(words: list[str], engine: str, layers: list[str]) -> None:
+    asked, _ = options.parse(words)
 
-    assert bootstrap.choose_engine(options, gpu=False) == engine
-    assert bootstrap.wanted_layers(engine, options) == layers
+    assert options.choose_engine(asked, gpu=False) == engine
+    assert options.wanted_layers(engine, asked) == layers
 
 
 @pytest.mark.parametrize(
@@ -94,27 +104,25 @@ def test_options_choose_engine_and_layers(
         pytest.param(["--quick"], "base", ".venv", id="quick"),
     ],
 )
-def test_machine_with_gpu_gets_the_cuda_environment(
-    bootstrap: ModuleType, words: list[str], engine: str, folder: str
-) -> None:
-    options, _ = bootstrap.parse(words)
+def test_machine_with_gpu_gets_the_cuda_environment(words: list[str], engine: str, folder: str) -> None:
+    asked, _ = options.parse(words)
 
-    assert bootstrap.choose_engine(options, gpu=True) == engine
-    assert bootstrap.venv_folder(engine, True) == str(repo_root() / folder)
+    assert options.choose_engine(asked, gpu=True) == engine
+    assert environment.venv_folder(engine, True) == str(repo_root() / folder)
 
 
-def test_device_cuda_without_gpu_is_refused_with_a_hint(bootstrap: ModuleType) -> None:
-    options, _ = bootstrap.parse(["--device", "cuda"])
+def test_device_cuda_without_gpu_is_refused_with_a_hint() -> None:
+    asked, _ = options.parse(["--device", "cuda"])
 
-    with pytest.raises(bootstrap.SetupError, match=r"(?s)no NVIDIA GPU is visible.*Hint: .*--device cpu"):
-        bootstrap.choose_engine(options, gpu=False)
+    with pytest.raises(messages.SetupError, match=r"(?s)no NVIDIA GPU is visible.*Hint: .*--device cpu"):
+        options.choose_engine(asked, gpu=False)
 
 
-def test_unknown_device_names_the_known_ones(bootstrap: ModuleType) -> None:
-    options, _ = bootstrap.parse(["--device", "tpu"])
+def test_unknown_device_names_the_known_ones() -> None:
+    asked, _ = options.parse(["--device", "tpu"])
 
-    with pytest.raises(bootstrap.SetupError, match="auto, cpu and cuda"):
-        bootstrap.choose_engine(options, gpu=False)
+    with pytest.raises(messages.SetupError, match="auto, cpu and cuda"):
+        options.choose_engine(asked, gpu=False)
 
 
 def test_old_glibc_is_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -130,13 +138,13 @@ def test_old_glibc_is_refused_before_anything_is_made(tmp_path: Path) -> None:
 
 
 def test_only_old_pythons_are_refused_with_install_commands(
-    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: commands.Log, closed_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", a_fake_python(tmp_path, "python3", "3.9.18"))
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    with pytest.raises(bootstrap.SetupError) as error:
-        bootstrap.find_python(False)
+    with pytest.raises(messages.SetupError) as error:
+        pythons.find_python(False, log)
 
     text = str(error.value)
     assert text.startswith("Could not find Python 3.11 or 3.12.\nFound: ")
@@ -145,23 +153,23 @@ def test_only_old_pythons_are_refused_with_install_commands(
 
 
 def test_old_python_takes_a_newer_one_from_the_path(
-    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: commands.Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", a_fake_python(tmp_path, "python3", "3.9.18"))
     newer = a_fake_python(tmp_path, "python3.11", "3.11.9")
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    assert bootstrap.find_python(False)["path"] == newer
+    assert pythons.find_python(False, log)["path"] == newer
 
 
 def test_python_without_ensurepip_names_the_package_to_install(
-    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: commands.Log, closed_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", a_fake_python(tmp_path, "python3", "3.11.2", venv=False))
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    with pytest.raises(bootstrap.SetupError, match=r"(?s)ensurepip.*Hint: sudo apt install python3\.11-venv"):
-        bootstrap.find_python(False)
+    with pytest.raises(messages.SetupError, match=r"(?s)ensurepip.*Hint: sudo apt install python3\.11-venv"):
+        pythons.find_python(False, log)
 
 
 def test_folder_that_the_kit_did_not_make_is_left_alone(tmp_path: Path) -> None:
@@ -184,21 +192,19 @@ def test_folder_that_the_kit_did_not_make_is_left_alone(tmp_path: Path) -> None:
         pytest.param({}, id="no-state"),
     ],
 )
-def test_half_made_environment_is_not_usable(bootstrap: ModuleType, tmp_path: Path, state: dict[str, object]) -> None:
-    bootstrap.write_state(str(tmp_path), state)
+def test_half_made_environment_is_not_usable(tmp_path: Path, state: dict[str, object]) -> None:
+    environment.write_state(str(tmp_path), state)
 
-    assert not bootstrap.is_usable(str(tmp_path), bootstrap.read_state(str(tmp_path)))
-
-
-def test_changed_lock_is_noticed(bootstrap: ModuleType) -> None:
-    state = {"layers": {"base": bootstrap.fingerprint("base"), "lab": "the hash of an older file"}}
-
-    assert bootstrap.missing_layers(state, ["base", "lab", "cpu"]) == ["lab", "cpu"]
+    assert not environment.is_usable(str(tmp_path), environment.read_state(str(tmp_path)))
 
 
-def test_second_set_up_waits_and_says_so(
-    bootstrap: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changed_lock_is_noticed() -> None:
+    state = {"layers": {"base": locks.fingerprint("base"), "lab": "the hash of an older file"}}
+
+    assert environment.missing_layers(state, ["base", "lab", "cpu"]) == ["lab", "cpu"]
+
+
+def test_second_set_up_waits_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", "import fcntl, sys, time; f = open(sys.argv[1], 'w');"
          "fcntl.flock(f, fcntl.LOCK_EX);"
@@ -209,7 +215,7 @@ def test_second_set_up_waits_and_says_so(
     holder.stdout.readline()
     began = time.monotonic()
 
-    with bootstrap.exclusive(str(tmp_path / "venv")):
+    with environment.exclusive(str(tmp_path / "venv")):
         waited = time.monotonic() - began
 
     holder.communicate()
@@ -217,8 +223,8 @@ def test_second_set_up_waits_and_says_so(
     assert "for the other set-up in this folder" in capsys.readouterr().err
 
 
-def test_lock_outlives_a_killed_set_up_while_its_pip_runs(bootstrap: ModuleType, tmp_path: Path) -> None:
-    with bootstrap.exclusive(str(tmp_path / "venv")):
+def test_lock_outlives_a_killed_set_up_while_its_pip_runs(tmp_path: Path) -> None:
+    with environment.exclusive(str(tmp_path / "venv")):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)
     with (tmp_path / "venv.lock").open("w") as file:
         with pytest.raises(BlockingIOError):
@@ -228,30 +234,25 @@ def test_lock_outlives_a_killed_set_up_while_its_pip_runs(bootstrap: ModuleType,
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_failing_command_ends_in_the_log_and_a_hint(
-    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bootstrap, "ROOT", str(tmp_path))
-    installer = bootstrap.Installer(str(tmp_path / "venv"))
-
-    with pytest.raises(bootstrap.SetupError) as error:
-        installer.run(["sh", "-c", "echo no such index; exit 7"], "install the packages", "is the index reachable?")
+def test_failing_command_ends_in_the_log_and_a_hint(log: commands.Log) -> None:
+    with pytest.raises(messages.SetupError) as error:
+        log.run(["sh", "-c", "echo no such index; exit 7"], "install the packages", "is the index reachable?")
 
     text = str(error.value)
     assert text.startswith("Could not install the packages.\nFound: exit code 7\n")
     assert "no such index" in text
-    assert f"Log: {installer.log_path}" in text
+    assert f"Log: {log.path}" in text
     assert text.endswith("Hint: is the index reachable?")
 
 
-def test_torch_comes_from_the_index_that_the_user_names(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(bootstrap.TORCH_INDEX_VARIABLE, "https://mirror.example/cpu")
+def test_torch_comes_from_the_index_that_the_user_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(installer.TORCH_INDEX_VARIABLE, "https://mirror.example/cpu")
 
-    assert bootstrap.torch_index() == ["--extra-index-url", "https://mirror.example/cpu"]
+    assert installer.torch_index() == ["--extra-index-url", "https://mirror.example/cpu"]
 
 
-def test_lock_comments_name_torch_and_what_is_absent(bootstrap: ModuleType) -> None:
-    _, notes = bootstrap.lock_lines("cpu")
+def test_lock_comments_name_torch_and_what_is_absent() -> None:
+    notes = locks.lock_notes("cpu")
 
     assert notes["torch"] == ["torch==2.13.0"]
     assert set(notes["absent"]) == {"torchvision", "torchaudio", "torchcodec", "opencv-python-headless"}
@@ -274,18 +275,16 @@ def test_second_run_does_nothing_in_under_a_third_of_a_second() -> None:
 @pytest.mark.parametrize(
     ("listed", "hidden"), [("", True), ("-1", True), ("NoDevFiles", True), ("0", False), ("GPU-5d5ba0d6,1", False)]
 )
-def test_gpus_hidden_is_what_cuda_would_hide(
-    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, listed: str, hidden: bool
-) -> None:
+def test_gpus_hidden_is_what_cuda_would_hide(monkeypatch: pytest.MonkeyPatch, listed: str, hidden: bool) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
 
-    assert bootstrap.gpus_hidden() is hidden
+    assert machine.gpus_hidden() is hidden
 
 
-def test_gpus_hidden_unset_hides_nothing(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_hidden_unset_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    assert not bootstrap.gpus_hidden()
+    assert not machine.gpus_hidden()
 
 
 @pytest.mark.parametrize("driver", ["535.104.05", "470.82.01"])
@@ -308,14 +307,14 @@ def test_old_driver_of_a_fake_nvidia_smi_is_refused_before_anything_is_made(tmp_
 
 
 def test_old_driver_of_a_fake_nvidia_smi_does_not_matter_for_the_cpu(
-    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = FakeNvidiaSmi(driver="535.104.05").install(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
-    bootstrap.check_driver("cpu")
-    with pytest.raises(bootstrap.SetupError):
-        bootstrap.check_driver("cuda")
+    machine.check_driver("cpu")
+    with pytest.raises(messages.SetupError):
+        machine.check_driver("cuda")
 
 
 # both forms of the first line of /proc/driver/nvidia/version, of the closed and of the open kernel module
@@ -325,15 +324,15 @@ OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Rele
 
 @pytest.mark.parametrize(("text", "version"), [(CLOSED, "535.104.05"), (OPEN, "580.65.06"), ("odd\n", None)])
 def test_driver_version_without_nvidia_smi_is_read_from_the_kernel(
-    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, version: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, version: str | None
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(bootstrap, "DRIVER_VERSION", str(tmp_path / "version"))
+    monkeypatch.setattr(machine, "DRIVER_VERSION", str(tmp_path / "version"))
 
-    assert bootstrap.driver_version() is None
+    assert machine.driver_version() is None
     (tmp_path / "version").write_text(text + "GCC version:  gcc version 12.3.0\n")
-    assert bootstrap.driver_version() == version
+    assert machine.driver_version() == version
 
 
-def test_least_driver_is_the_same_in_the_kit(bootstrap: ModuleType) -> None:
-    assert bootstrap.MIN_DRIVER == MIN_DRIVER
+def test_least_driver_is_the_same_in_the_kit() -> None:
+    assert machine.MIN_DRIVER == MIN_DRIVER

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from ensemblekit.errors import ParameterError
 from ensemblekit.repository.fit import GIB, fit, read_shape

@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ensemblekit.batch.notebooks import Lesson, Parameter, choose_lessons, distribute
-from ensemblekit.batch.runner import LessonResult, Run, run_lessons
+from ensemblekit.batch.notebooks import Notebook, Parameter, choose_notebooks, distribute
+from ensemblekit.batch.report import write_report
+from ensemblekit.batch.runner import LessonResult, Run, RunListener, run_lessons
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import RUN_DIR_VARIABLE, repo_root
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.notebook
 
 def run_only(tmp_path: Path, *only: str, quick: bool = False, timeout_s: float | None = None, **given: str) -> Run:
     """Execute fixture notebooks into a run folder under `tmp_path`."""
-    lessons = choose_lessons(only, folder=NOTEBOOKS)
+    lessons = choose_notebooks(only, folder=NOTEBOOKS)
     parameters = distribute(lessons, given, quick=quick)
     return run_lessons(lessons, parameters, tmp_path / "run", quick=quick, cell_timeout_s=timeout_s)
 
@@ -121,18 +122,57 @@ def test_kernel_that_dies_is_named(tmp_path: Path) -> None:
     assert "its Jupyter kernel died" in result.message
 
 
-@pytest.mark.parametrize("settle_s", [0.0, 0.5, 2.0], ids=["kernel-starts", "soon-after", "cell-runs"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+class PythonBreaksFor(RunListener):
+    """Lets Python not start for one notebook."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.name, self.monkeypatch = name, monkeypatch
+
+    def lesson_begins(self, lesson: Notebook, cells: int) -> None:
+        if lesson.name == self.name:
+            self.monkeypatch.setenv("PYTHONHOME", "/nowhere")
+
+    def lesson_ends(self, result: LessonResult) -> None:
+        self.monkeypatch.delenv("PYTHONHOME", raising=False)
+
+
+def test_kernel_that_does_not_come_up_is_one_failed_lesson_and_the_next_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lessons = choose_notebooks(["01", "07"], folder=NOTEBOOKS)
+
+    run = run_lessons(lessons, {}, tmp_path / "run", listener=PythonBreaksFor("01_passes", monkeypatch))
+
+    assert [result.outcome for result in run.results] == ["failed", "passed"]
+    assert "Could not run lesson 01_passes." in run.results[0].message
+    assert "kernels.log" in run.results[0].message
+    assert json.loads((run.folder / "run.json").read_text())["passed"] is False
+    assert "Could not run lesson 01_passes." in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "settle_s"),
+    [
+        pytest.param(signal.SIGINT, 1, 0.0, id="ctrl-c-kernel-starts"),
+        pytest.param(signal.SIGINT, 1, 0.5, id="ctrl-c-soon-after"),
+        pytest.param(signal.SIGINT, 1, 2.0, id="ctrl-c-cell-runs"),
+        pytest.param(signal.SIGINT, 5, 2.0, id="ctrl-c-five-times"),
+        pytest.param(signal.SIGTERM, 1, 0.0, id="terminated-kernel-starts"),
+        pytest.param(signal.SIGTERM, 1, 0.5, id="terminated-soon-after"),
+        pytest.param(signal.SIGTERM, 1, 2.0, id="terminated-cell-runs"),
+        pytest.param(signal.SIGHUP, 1, 2.0, id="hung-up"),
+    ],
+)
 def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
-    tmp_path: Path, number: signal.Signals, settle_s: float
+    tmp_path: Path, number: signal.Signals, times: int, settle_s: float
 ) -> None:
     program = (
         # a shell's background job, such as a CI step, inherits that Ctrl-C is ignored
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "import sys; from pathlib import Path; from ensemblekit import cli;"
-        "import ensemblekit.cli.run as c;"
-        "choose = c.choose_lessons;"
-        f"c.choose_lessons = lambda only: choose(only, folder=Path({str(NOTEBOOKS)!r})); cli.main()"
+        "import sys; from pathlib import Path; from ensemblekit.cli import main as cli;"
+        "import ensemblekit.cli.run_progress as c;"
+        "choose = c.choose_notebooks;"
+        f"c.choose_notebooks = lambda only: choose(only, folder=Path({str(NOTEBOOKS)!r})); cli.main()"
     )
     command = [
         sys.executable,
@@ -149,7 +189,9 @@ def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     kernels = wait_for_kernels(process.pid, settle_s)
 
-    process.send_signal(number)
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.1 if times > 1 else 0)  # what a hand on Ctrl-C does; signals at once would be one
     _, said = process.communicate(timeout=STOP_TIMEOUT_S)
 
     assert process.returncode == 130
@@ -174,14 +216,45 @@ def wait_for_kernels(pid: int, settle_s: float) -> list[psutil.Process]:
     raise TimeoutError("no kernel started")
 
 
+@pytest.mark.parametrize(
+    ("word", "first"),
+    [
+        ("exercises/01", "exercises-01_"),
+        ("exercises/1", "exercises-01_"),
+        ("notebooks/exercises/02", "exercises-02_"),
+        ("exercises", "exercises-01_"),
+        ("solutions/03", "solutions-03_"),
+        ("01", "01_reproduce"),
+    ],
+)
+def test_exercises_and_solutions_are_found_by_their_folder(word: str, first: str) -> None:
+    chosen = choose_notebooks([word])
+
+    assert chosen[0].name.startswith(first)
+    assert len(chosen) == 1 or word == "exercises"
+    assert chosen[0].path.is_file()
+
+
+def test_unknown_exercise_lists_the_known_ones() -> None:
+    with pytest.raises(ParameterError, match=r"(?s)choose the exercise 'exercises/77'.*01_.*--only exercises/01"):
+        choose_notebooks(["exercises/77"])
+
+
+def test_notebook_that_is_chosen_twice_runs_once_and_lessons_come_first() -> None:
+    names = [one.name for one in choose_notebooks(["exercises/01", "02", "2", "01"])]
+
+    assert [name[:5] for name in names] == ["01_re", names[1][:5], "exerc"]
+    assert names[1].startswith("02_")
+
+
 def test_unknown_lesson_lists_the_known_ones() -> None:
     with pytest.raises(ParameterError, match=r"(?s)Could not choose the lesson '77'.*01_passes.*Hint: .*--only 01"):
-        choose_lessons(["77"], folder=NOTEBOOKS)
+        choose_notebooks(["77"], folder=NOTEBOOKS)
 
 
 @pytest.mark.parametrize("word", ["1", "01", "01_passes", "01_passes.ipynb", "notebooks/01_passes.ipynb"])
 def test_lesson_is_found_by_number_and_by_name(word: str) -> None:
-    assert [lesson.name for lesson in choose_lessons([word], folder=NOTEBOOKS)] == ["01_passes"]
+    assert [lesson.name for lesson in choose_notebooks([word], folder=NOTEBOOKS)] == ["01_passes"]
 
 
 @pytest.mark.parametrize(
@@ -195,16 +268,16 @@ def test_lesson_is_found_by_number_and_by_name(word: str) -> None:
 )
 def test_wrong_parameter_is_refused_before_anything_starts(given: dict[str, str], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        distribute(choose_lessons(["01"], folder=NOTEBOOKS), given, quick=False)
+        distribute(choose_notebooks(["01"], folder=NOTEBOOKS), given, quick=False)
 
 
 def test_quick_with_the_real_engine_is_refused() -> None:
     with pytest.raises(ParameterError, match="nothing of vLLM is installed"):
-        distribute(choose_lessons(["01"], folder=NOTEBOOKS), {"ENGINE": "vllm"}, quick=True)
+        distribute(choose_notebooks(["01"], folder=NOTEBOOKS), {"ENGINE": "vllm"}, quick=True)
 
 
 def test_parameter_goes_only_to_lessons_that_have_it() -> None:
-    lessons = choose_lessons(["01", "05"], folder=NOTEBOOKS)
+    lessons = choose_notebooks(["01", "05"], folder=NOTEBOOKS)
 
     given = distribute(lessons, {"SECONDS": "0.5", "RELEASE": "24.07"}, quick=True)
 
@@ -212,7 +285,7 @@ def test_parameter_goes_only_to_lessons_that_have_it() -> None:
 
 
 def test_release_goes_only_to_lessons_whose_comment_names_it() -> None:
-    lessons = choose_lessons()
+    lessons = choose_notebooks()
 
     given = distribute(lessons, {"RELEASE": "24.09"}, quick=True)
 
@@ -221,10 +294,10 @@ def test_release_goes_only_to_lessons_whose_comment_names_it() -> None:
 
 
 def test_parameters_cells_of_all_lessons_can_be_read() -> None:
-    lessons = choose_lessons()
+    lessons = choose_notebooks()
 
     assert all(isinstance(p, Parameter) and p.comment for lesson in lessons for p in lesson.parameters.values())
-    assert Lesson(lessons[1].path).parameters["RELEASE"].default == "24.08"
+    assert Notebook(lessons[1].path).parameters["RELEASE"].default == "24.08"
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False)])
@@ -242,4 +315,4 @@ def test_truth_values_are_read_as_words(text: str, value: bool) -> None:
 )
 def test_distribute_refuses_before_a_kernel_starts_what_the_lesson_would(given: dict[str, str], named: str) -> None:
     with pytest.raises(ParameterError, match=named):
-        distribute(choose_lessons(["06"]), given, quick=True)
+        distribute(choose_notebooks(["06"]), given, quick=True)

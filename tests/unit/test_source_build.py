@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from ensemblekit.cli.main import app
 from ensemblekit.errors import BuildError, ParameterError

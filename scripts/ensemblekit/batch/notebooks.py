@@ -14,15 +14,19 @@ from typing import Any
 
 import nbformat
 
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import ParameterError, RepositoryError
 from ensemblekit.paths import repo_root
 from ensemblekit.releases import get_release
 from ensemblekit.settings import Settings, check_settings
 
-__all__ = ["Lesson", "Parameter", "choose_lessons", "distribute"]
+__all__ = ["Notebook", "Parameter", "choose_notebooks", "distribute", "refresh_outputs"]
 
 RELEASE_NAME = re.compile(r"\b\d\d\.\d\d\b")
 STAND_IN = "stand-in"
+FOLDERS = ("exercises", "solutions")  # beside the lessons
+# paths, addresses and the ports of one machine: such an output is dropped, a figure or a checked line never holds them
+OF_ONE_MACHINE = re.compile(r"(?<![\w.:])/(?:home|root|work|tmp|opt|mnt|Users)/|127\.0\.0\.1:\d")
+KEPT_METADATA = ("tags",)
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -67,33 +71,34 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A notebook to execute."""
+class Notebook:
+    """A lesson, an exercise or a solution to execute."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The file's name without suffix."""
-        return self.path.stem
+        """The file's name without suffix; for an exercise or a solution, behind the name of its folder."""
+        folder = self.path.parent.name
+        return f"{folder}-{self.path.stem}" if folder in FOLDERS else self.path.stem
 
     @cached_property
-    def notebook(self) -> nbformat.NotebookNode:
-        """The notebook as it stands in the file."""
-        notebook: nbformat.NotebookNode = nbformat.read(self.path, as_version=4)
-        return notebook
+    def content(self) -> nbformat.NotebookNode:
+        """What stands in the file."""
+        content: nbformat.NotebookNode = nbformat.read(self.path, as_version=4)
+        return content
 
     @cached_property
     def title(self) -> str:
         """The first heading, or the name."""
-        text = "\n".join(cell.source for cell in self.notebook.cells if cell.cell_type == "markdown")
+        text = "\n".join(cell.source for cell in self.content.cells if cell.cell_type == "markdown")
         found = re.search(r"^# (.+)$", text, re.MULTILINE)
         return found[1].strip() if found else self.name
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
         """The parameters, by name, in their order."""
-        cells = [c for c in self.notebook.cells if "parameters" in c.metadata.get("tags", [])]
+        cells = [c for c in self.content.cells if "parameters" in c.metadata.get("tags", [])]
         return {p.name: p for cell in cells for p in _read_parameters(cell.source)}
 
 
@@ -112,35 +117,43 @@ def _read_parameters(source: str) -> list[Parameter]:
     return found
 
 
-def choose_lessons(only: Sequence[str] = (), *, folder: Path | None = None) -> list[Lesson]:
-    """Return the numbered notebooks in order, or those whose number or name is in `only`.
+def choose_notebooks(only: Sequence[str] = (), *, folder: Path | None = None) -> list[Notebook]:
+    """Return the lessons in order, or the notebooks whose number or name is in `only`.
 
     Args:
-        only: Numbers such as `01`, or names, or the begin of a name.
-        folder: Where the notebooks are, by default the checkout's `notebooks/`.
+        only: Numbers such as `01`, or names, or the begin of a name; `exercises/01` and `solutions/01` are not lessons.
+        folder: Where the lessons are, by default the checkout's `notebooks/`.
 
     Raises:
         ParameterError: An entry of `only` fits no notebook, or there is none at all.
     """
     folder = folder or repo_root() / "notebooks"
-    lessons = [Lesson(path) for path in sorted(folder.glob("[0-9]*.ipynb"))]
-    wanted = {_normal(word): word for word in only}
-    for begin, word in wanted.items() or [("", "")]:
-        if not any(lesson.name.startswith(begin) for lesson in lessons):
-            raise ParameterError(
-                f"choose the lesson {word!r}" if word else f"find the lessons in {folder}",
-                found=f"the lessons are {', '.join(lesson.name for lesson in lessons)}" if lessons else "no notebook",
-                hint="give a number or a name, for example `--only 01`",
-            )
-    return [lesson for lesson in lessons if not wanted or any(lesson.name.startswith(word) for word in wanted)]
+    found = [notebook for word in only or [""] for notebook in _chosen(word, folder)]
+    order = {"": 0} | {name: at for at, name in enumerate(FOLDERS, 1)}
+    return sorted(dict.fromkeys(found), key=lambda one: (order.get(one.path.parent.name, 0), one.path.name))
 
 
-def _normal(word: str) -> str:
-    word = Path(word).name.removesuffix(".ipynb")
-    return word.zfill(2) + "_" if word.isdigit() else word
+def _chosen(word: str, folder: Path) -> list[Notebook]:
+    """Return the notebooks that an entry of `--only` means; all lessons for none."""
+    *above, last = Path(word).parts or ("",)
+    inner = above[-1] if above and above[-1] in FOLDERS else ""
+    last = last.removesuffix(".ipynb")
+    if last in FOLDERS:
+        inner, last = last, ""
+    begin = last.zfill(2) + "_" if last.isdigit() else last
+    known = [Notebook(path) for path in sorted((folder / inner).glob("[0-9]*.ipynb"))]
+    chosen = [notebook for notebook in known if notebook.path.stem.startswith(begin)]
+    if not chosen:
+        kind = inner or "lessons"
+        raise ParameterError(
+            f"choose the {kind.removesuffix('s')} {word!r}" if word else f"find the lessons in {folder}",
+            found=f"the {kind} are {', '.join(one.path.stem for one in known)}" if known else "no notebook",
+            hint="give a number or a name, for example `--only 01` or `--only exercises/01`",
+        )
+    return chosen
 
 
-def distribute(lessons: Sequence[Lesson], given: Mapping[str, str], *, quick: bool) -> dict[str, dict[str, Any]]:
+def distribute(lessons: Sequence[Notebook], given: Mapping[str, str], *, quick: bool) -> dict[str, dict[str, Any]]:
     """Return each lesson's parameters: what was given, where the lesson has it, and the stand-in if `quick`.
 
     A RELEASE goes only to lessons whose parameters cell names it as legal: lesson 05 keeps its own.
@@ -168,7 +181,7 @@ def distribute(lessons: Sequence[Lesson], given: Mapping[str, str], *, quick: bo
     return {lesson.name: _for_lesson(lesson, given, quick) for lesson in lessons}
 
 
-def _require_release(takers: Sequence[Lesson], release: str) -> None:
+def _require_release(takers: Sequence[Notebook], release: str) -> None:
     get_release(release)
     if not any(lesson.parameters["RELEASE"].takes_release(release) for lesson in takers):
         legal = "; ".join(f"{lesson.name}: {lesson.parameters['RELEASE'].comment}" for lesson in takers)
@@ -178,7 +191,7 @@ def _require_release(takers: Sequence[Lesson], release: str) -> None:
         )  # fmt: skip
 
 
-def _for_lesson(lesson: Lesson, given: Mapping[str, str], quick: bool) -> dict[str, Any]:
+def _for_lesson(lesson: Notebook, given: Mapping[str, str], quick: bool) -> dict[str, Any]:
     values = {name: lesson.parameters[name].parse(text) for name, text in given.items() if name in lesson.parameters}
     if "RELEASE" in values and not lesson.parameters["RELEASE"].takes_release(values["RELEASE"]):
         del values["RELEASE"]
@@ -189,7 +202,7 @@ def _for_lesson(lesson: Lesson, given: Mapping[str, str], quick: bool) -> dict[s
     return values
 
 
-def _check_now(lesson: Lesson, values: Mapping[str, Any]) -> None:
+def _check_now(lesson: Notebook, values: Mapping[str, Any]) -> None:
     """Refuse what the lesson itself would refuse, before a kernel is started for it.
 
     Raises:
@@ -198,3 +211,41 @@ def _check_now(lesson: Lesson, values: Mapping[str, Any]) -> None:
     defaults = {name: parameter.default for name, parameter in lesson.parameters.items()}
     known = {name.upper() for name in Settings.model_fields}
     check_settings(**{name: value for name, value in {**defaults, **values}.items() if name in known})
+
+
+def refresh_outputs(lesson: Path, executed: Path) -> int:
+    """Copy outputs and execution counts from an executed notebook to its lesson and return how many cells have any.
+
+    Args:
+        lesson: The notebook in `notebooks/`; its cells stay as they are.
+        executed: The same notebook as papermill left it, run with its defaults.
+
+    Raises:
+        RepositoryError: The two do not have the same cells: one of them was edited since, or run with parameters.
+    """
+    target, source = nbformat.read(lesson, as_version=4), nbformat.read(executed, as_version=4)
+    ran = [cell for cell in source.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    if [cell.source for cell in ran] != [cell.source for cell in target.cells]:
+        raise RepositoryError(
+            f"take the outputs of {executed} over into {lesson.name}",
+            found="the two have different cells",
+            hint="run the lesson again with its defaults, then refresh",
+        )
+    for cell, done in zip(target.cells, ran, strict=True):
+        cell.metadata = {key: cell.metadata[key] for key in KEPT_METADATA if key in cell.metadata}
+        if cell.cell_type == "code":
+            cell.outputs = [_clean(output) for output in done.outputs if not OF_ONE_MACHINE.search(_text(output))]
+            cell.execution_count = done.execution_count
+    nbformat.write(target, lesson)
+    return sum(bool(cell.get("outputs")) for cell in target.cells)
+
+
+def _text(output: nbformat.NotebookNode) -> str:
+    data = output.get("data", {})
+    return "".join([str(output.get("text", "")), *(str(data[kind]) for kind in data if kind.startswith("text/"))])
+
+
+def _clean(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    if "metadata" in output:
+        output.metadata = {}
+    return output

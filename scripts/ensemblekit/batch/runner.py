@@ -19,11 +19,11 @@ import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from ensemblekit.batch.notebooks import Lesson
+from ensemblekit.batch.notebooks import Notebook
 from ensemblekit.errors import KitError
 from ensemblekit.paths import BATCH_VARIABLE, RUN_DIR_VARIABLE
 
-__all__ = ["LessonResult", "Outcome", "Progress", "Run", "run_lessons"]
+__all__ = ["LessonResult", "Outcome", "Run", "RunListener", "run_lessons"]
 
 Outcome = Literal["passed", "failed", "incomplete", "interrupted", "not run"]
 KERNEL_START_TIMEOUT_S = 120  # a kernel imports in 2 s; two busy cores and a cold disk take far longer
@@ -79,20 +79,31 @@ class Run:
         """Whether every lesson did what it should."""
         return all(result.outcome == "passed" for result in self.results)
 
+    @staticmethod
+    def passed_before(folder: Path) -> dict[str, "LessonResult"]:
+        """Return the lessons that passed in an earlier run into this folder, by name."""
+        try:
+            results = json.loads((folder / "run.json").read_text())["results"]
+            return {one["name"]: LessonResult(**one) for one in results if one["outcome"] == "passed"}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
     def save(self) -> None:
-        """Write `run.json`.
+        """Write `run.json`, as a whole or not at all.
 
         Raises:
             OSError: The folder cannot be written.
         """
         values = asdict(self) | {"folder": str(self.folder), "passed": self.passed}
-        (self.folder / "run.json").write_text(json.dumps(values, indent=2) + "\n")
+        partial = self.folder / "run.json.partial"
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+        partial.replace(self.folder / "run.json")
 
 
-class Progress:
+class RunListener:
     """Hears what happens; the command line shows it, this one keeps silent."""
 
-    def lesson_begins(self, lesson: Lesson, cells: int) -> None:
+    def lesson_begins(self, lesson: Notebook, cells: int) -> None:
         """Hear that a lesson starts, with its number of code cells."""
 
     def cell_begins(self, number: int) -> None:
@@ -103,16 +114,17 @@ class Progress:
 
 
 def run_lessons(
-    lessons: Sequence[Lesson],
+    lessons: Sequence[Notebook],
     parameters: Mapping[str, Mapping[str, Any]],
     folder: Path,
     *,
     quick: bool = False,
     cell_timeout_s: float | None = None,
-    progress: Progress | None = None,
+    listener: RunListener | None = None,
 ) -> Run:
     """Execute the lessons in order; a failed one does not keep the next from running.
 
+    What passed in an earlier run into the same folder is not run again: `run.json` is written after each lesson.
     Ctrl-C ends the running lesson and leaves out the others; the run that is returned says so.
 
     Args:
@@ -121,27 +133,33 @@ def run_lessons(
         folder: The run folder; `executed/`, `records/` and `servers/` come to lie in it.
         quick: Whether this is a quick run, for the report.
         cell_timeout_s: How long one cell may take.
-        progress: Hears of every cell.
+        listener: Hears of every cell.
 
     Raises:
         OSError: The folder cannot be written.
     """
-    progress = progress or Progress()
+    listener = listener or RunListener()
     (folder / "executed").mkdir(parents=True, exist_ok=True)
     began, clock = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic()
     results: list[LessonResult] = []
+    before, machine = Run.passed_before(folder), _machine()
+
+    def run_so_far() -> Run:
+        unrun = (LessonResult(one.name, one.title, "not run") for one in lessons[len(results) :])
+        return Run(folder.name, folder, quick, began, time.monotonic() - clock, (*results, *unrun), machine)
+
     with _kernel_environment(folder):
         for lesson in lessons:
-            if any(result.outcome == "interrupted" for result in results):
-                result = LessonResult(lesson.name, lesson.title, "not run")
-            else:
+            result = before.get(lesson.name)
+            if result is None:
                 values = dict(parameters.get(lesson.name, {}))
-                result = _run_one(lesson, values, folder, cell_timeout_s, progress)
+                result = _run_one(lesson, values, folder, cell_timeout_s, listener)
             results.append(result)
-            progress.lesson_ends(result)
-    run = Run(folder.name, folder, quick, began, time.monotonic() - clock, tuple(results), _machine())
-    run.save()
-    return run
+            listener.lesson_ends(result)
+            run_so_far().save()
+            if result.outcome == "interrupted":
+                break
+    return run_so_far()
 
 
 @contextmanager
@@ -178,14 +196,14 @@ def _kernel_environment(folder: Path) -> Iterator[None]:
 
 
 def _run_one(
-    lesson: Lesson, values: dict[str, Any], folder: Path, cell_timeout_s: float | None, progress: Progress
+    lesson: Notebook, values: dict[str, Any], folder: Path, cell_timeout_s: float | None, listener: RunListener
 ) -> LessonResult:
     target = folder / "executed" / f"{lesson.name}.ipynb"
-    cells = len(_cells_to_run(lesson.notebook)) + bool(values)  # papermill adds one with the parameters
-    progress.lesson_begins(lesson, cells)
+    cells = len(_cells_to_run(lesson.content)) + bool(values)  # papermill adds one with the parameters
+    listener.lesson_begins(lesson, cells)
     began = time.monotonic()
-    outcome, message = _execute(lesson, values, target, cell_timeout_s, progress.cell_begins)
-    executed = nbformat.read(target, as_version=4) if target.is_file() else lesson.notebook
+    outcome, message = _execute(lesson, values, target, cell_timeout_s, listener.cell_begins)
+    executed = nbformat.read(target, as_version=4) if target.is_file() else lesson.content
     unrun = [cell for cell in _cells_to_run(executed) if cell.execution_count is None]
     if outcome == "passed" and unrun:
         outcome, message = "incomplete", _unrun_message(lesson, len(unrun), cells)
@@ -207,7 +225,7 @@ def _cells_to_run(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def _execute(
-    lesson: Lesson,
+    lesson: Notebook,
     values: dict[str, Any],
     target: Path,
     cell_timeout_s: float | None,
@@ -226,6 +244,10 @@ def _execute(
     except DeadKernelError:
         hint = "out of memory is the usual cause (`dmesg | tail`); close other programs, or use --quick"
         return "failed", _message(lesson, "its Jupyter kernel died", hint)
+    except Exception as error:  # what keeps a kernel from coming up has a dozen types
+        found = f"{type(error).__name__}: {error}"
+        hint = "the kernel's own words stand in jupyter/kernels.log of the run's folder"
+        return "failed", _message(lesson, found, hint)
     except KeyboardInterrupt:
         # nobody waits any more for the cell whose kernel dies now; asyncio would print that as an error
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -252,7 +274,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def _papermill(
-    lesson: Lesson,
+    lesson: Notebook,
     values: dict[str, Any],
     target: Path,
     cell_timeout_s: float | None,
@@ -289,7 +311,7 @@ def _papermill(
     )  # fmt: skip
 
 
-def _failure_message(lesson: Lesson, error: Any) -> str:
+def _failure_message(lesson: Notebook, error: Any) -> str:
     """Return a cell's failure; the kit's own errors speak for themselves, others bring their traceback."""
     text = TERMINAL_CODES.sub("", str(error.evalue))
     if "Hint:" in text:
@@ -304,11 +326,11 @@ def _failure_message(lesson: Lesson, error: Any) -> str:
     )  # fmt: skip
 
 
-def _message(lesson: Lesson, found: str, hint: str) -> str:
+def _message(lesson: Notebook, found: str, hint: str) -> str:
     return str(KitError(f"run lesson {lesson.name}", found=found, hint=hint))
 
 
-def _unrun_message(lesson: Lesson, unrun: int, cells: int) -> str:
+def _unrun_message(lesson: Notebook, unrun: int, cells: int) -> str:
     found = f"{unrun} of {cells} code cells did not run, although nothing failed"
     return _message(
         lesson,

@@ -3,23 +3,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
+import click
 
+from ensemblekit.cli.options import FOLDER, WORD, release
 from ensemblekit.errors import ParameterError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
     from ensemblekit.bench.results import BenchResult
     from ensemblekit.bench.run import Progress
 
-__all__ = ["bench"]
+__all__ = ["command"]
 
+COUNT = click.IntRange(1)
 TARGET_HELP = "engine, vllm-serve, llm, ensemble, bls; with --gpus also replicas, tensor-parallel. May be given again."
 LOAD_HELP = (
     "Kind of request: http or grpc, whole or streamed, greedy or sampled, and varied for answers of different length, "
@@ -27,21 +27,36 @@ LOAD_HELP = (
 )
 
 
-def bench(
-    target: Annotated[list[str] | None, typer.Option(help=TARGET_HELP)] = None,
-    clients: Annotated[list[int] | None, typer.Option(help="Clients at once. Default: 1, 16, 64 and 256.")] = None,
-    load: Annotated[list[str] | None, typer.Option(help=LOAD_HELP)] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds after the warm-up.", min=1)] = 4,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of each answer. Default: 128, of the stand-in 1 word.", min=1)
-    ] = None,
-    requests: Annotated[int, typer.Option(help="Requests of each client in a round.", min=1)] = 4,
-    gpus: Annotated[int, typer.Option(help="GPUs for replicas and tensor-parallel.", min=1)] = 1,
-    cross_check: Annotated[int, typer.Option(help="Clients with which perf_analyzer measures too; 0: not.", min=0)] = 0,
-    profile: Annotated[int, typer.Option(help="Seconds for which py-spy samples the backend too.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or stand-in: Python in vLLM's place.")] = "auto",
-    release: Annotated[str, typer.Option(help="Which Triton.")] = "24.08",
-    out: Annotated[Path | None, typer.Option(help="Folder of the record; by default one under runs/.")] = None,
+@click.command()
+@click.option("--target", type=WORD, multiple=True, help=TARGET_HELP)
+@click.option(
+    "--clients", type=COUNT, multiple=True, default=[1, 16, 64, 256], help="Clients at once; may be repeated."
+)
+@click.option("--load", type=WORD, multiple=True, help=LOAD_HELP)
+@click.option("--rounds", type=COUNT, default=4, help="Rounds after the warm-up.")
+@click.option("--max-tokens", type=COUNT, help="Tokens of each answer. Default: 128, of the stand-in 1 word.")
+@click.option("--requests", type=COUNT, default=4, help="Requests of each client in a round.")
+@click.option("--gpus", type=COUNT, default=1, help="GPUs for replicas and tensor-parallel.")
+@click.option(
+    "--cross-check", type=click.IntRange(0), default=0, help="Clients with which perf_analyzer measures too; 0: not."
+)
+@click.option("--profile", type=click.IntRange(0), default=0, help="Seconds for which py-spy samples the backend too.")
+@click.option("--device", type=WORD, default="auto", help="auto, cpu, cuda, or stand-in: Python in vLLM's place.")
+@release
+@click.option("--out", type=FOLDER, help="Folder of the record; by default one under runs/.")
+def command(
+    target: tuple[str, ...],
+    clients: tuple[int, ...],
+    load: tuple[str, ...],
+    rounds: int,
+    max_tokens: int | None,
+    requests: int,
+    gpus: int,
+    cross_check: int,
+    profile: int,
+    device: str,
+    release: str,
+    out: Path | None,
 ) -> None:
     """Measure the ensemble, BLS, `llm` alone, `vllm serve` and the engine in the same run, in turn."""
     from ensemblekit.bench.plan import BenchPlan, check_loads, check_targets
@@ -51,14 +66,11 @@ def bench(
 
     stand_in = device == STAND_IN
     settings = check_settings(RELEASE=release, DEVICE="cpu" if stand_in else device)
-    concurrencies = tuple(clients or (1, 16, 64, 256))
-    if min(concurrencies) < 1:
-        raise ParameterError(f"measure with {min(concurrencies)} clients", found="not one", hint="--clients 16")
     targets = check_targets(target or (ONE_GPU if stand_in else ()))
     if (cross_check or profile) and "ensemble" not in targets:
         raise ParameterError("look closer at the ensemble", found="no target ensemble", hint="add --target ensemble")
     tokens = max_tokens or (1 if stand_in else 128)
-    plan = BenchPlan(targets, concurrencies, rounds, tokens, check_loads(load or ()), requests)
+    plan = BenchPlan(targets, clients, rounds, tokens, check_loads(load), requests)
     folder = (out or runs_dir() / new_run_id("bench")).resolve()
 
     def measure(progress: "Progress") -> "BenchResult":
@@ -71,6 +83,10 @@ def bench(
 
 
 def _show_all(measure: Callable[["Progress"], "BenchResult"], folder: Path) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
     from ensemblekit.bench.report import save_picture
     from ensemblekit.bench.run import RECORD
 
@@ -86,7 +102,7 @@ def _show_all(measure: Callable[["Progress"], "BenchResult"], folder: Path) -> N
     console.print(f"Record: {folder / RECORD}\nPicture: {picture}", highlight=False, soft_wrap=True)
 
 
-def _progress(console: Console, bars: Bars) -> "Progress":
+def _progress(console: "Console", bars: "Bars") -> "Progress":
     """Return what moves the bar; without a terminal, it prints what begins, round by round."""
     task = bars.add_task("starting", total=None)
     last = ""
@@ -103,6 +119,10 @@ def _progress(console: Console, bars: Bars) -> "Progress":
 
 
 def _show(result: "BenchResult", load: str) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
     from ensemblekit.bench.report import describe, rows, without_empty
 
     header, *body = without_empty(rows(result, load))
@@ -117,4 +137,4 @@ def _show(result: "BenchResult", load: str) -> None:
 def _show_cross_check(result: "BenchResult") -> None:
     from ensemblekit.bench.report import cross_check_text
 
-    Console().print(cross_check_text(result), highlight=False, soft_wrap=True)
+    click.echo(cross_check_text(result))

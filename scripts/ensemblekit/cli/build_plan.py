@@ -3,44 +3,47 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
-from rich.text import Text
+import click
 
-from ensemblekit.diagnose.preflight import Row
+from ensemblekit.cli.options import EXIT_INTERRUPTED, PATH, WORD, as_json, release
 from ensemblekit.errors import BuildError, ParameterError
-from ensemblekit.workarounds.build_plan import BuildPlan, make_plan, plan_json, print_plan, shell_script
-from ensemblekit.workarounds.prerequisites import check_prerequisites, rows_table, unmet
-from ensemblekit.workarounds.source_build import Build, read_record, work_folder
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from rich.console import Console
 
-EXIT_INTERRUPTED = 130
+    from ensemblekit.diagnose.preflight import Row
+    from ensemblekit.workarounds.build_plan import BuildPlan
+
+__all__ = ["command"]
+
 NEEDED_FOR_DRYRUN = ("git", "source", "Python packages")
-app = typer.Typer(rich_markup_mode=None, help="Workaround 2: build the vLLM image again, with ensembles.")
+COUNT = click.IntRange(1)
 
-ReleaseOption = Annotated[str, typer.Option(help="24.07 to 24.10.")]
-VariantOption = Annotated[str, typer.Option(help="minimal, or full: NVIDIA's own list of features.")]
-SourceOption = Annotated[
-    Path | None, typer.Option(help="A checkout of upstream's server repository, instead of cloning it.")
-]
-JobsOption = Annotated[int | None, typer.Option(help="Compile jobs at once; default: two a core.", min=1)]
-StartOption = Annotated[
-    int | None, typer.Option("--from", help="Repeat from this line of upstream's script on.", metavar="LINE", min=1)
-]
+variant = click.option(
+    "--variant", type=WORD, default="minimal", help="minimal, or full: NVIDIA's own list of features."
+)
+source = click.option("--source", type=PATH, help="A checkout of upstream's server repository, instead of cloning it.")
+jobs = click.option("--jobs", type=COUNT, help="Compile jobs at once; default: two a core.")
 
 
-@app.callback(invoke_without_command=True)
-def plan_command(
-    context: typer.Context,
-    release: ReleaseOption = "24.08",
-    variant: VariantOption = "minimal",
-    source: SourceOption = None,
-    jobs: JobsOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    shell: Annotated[bool, typer.Option("--shell", help="A script that can be run as it is.")] = False,
+@click.group(invoke_without_command=True)
+@release
+@variant
+@source
+@jobs
+@as_json
+@click.option("--shell", is_flag=True, help="A script that can be run as it is.")
+@click.pass_context
+def command(
+    context: click.Context,
+    release: str,
+    variant: str,
+    source: Path | None,
+    jobs: int | None,
+    as_json: bool,
+    shell: bool,
 ) -> None:
     """Print the pinned command lines of upstream's build.py with and without ensembles, and what this machine lacks.
 
@@ -48,11 +51,16 @@ def plan_command(
     """
     if context.invoked_subcommand:
         return
+    from rich.console import Console
+
+    from ensemblekit.workarounds.build_plan import make_plan, plan_json, print_plan, shell_script
+    from ensemblekit.workarounds.prerequisites import check_prerequisites, rows_table, unmet
+
     if as_json and shell:
         raise ParameterError("print the plan", found="--json and --shell together", hint="choose one of them")
     plan = make_plan(release, variant, source=source, jobs=jobs)
     if as_json or shell:
-        typer.echo(plan_json(plan) if as_json else shell_script(plan), nl=as_json)
+        click.echo(plan_json(plan) if as_json else shell_script(plan), nl=as_json)
         return
     console = Console()
     print_plan(console, plan)
@@ -63,26 +71,44 @@ def plan_command(
     console.print(f"{lacking}{_run_command(plan)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _run_command(plan: BuildPlan) -> str:
+def _run_command(plan: "BuildPlan") -> str:
     words = ["ensemblekit", "build-plan", "run", "--release", plan.release.name, "--variant", plan.variant]
     words += ["--source", str(plan.source)] if plan.source else []
     words += ["--jobs", str(plan.jobs)] if plan.jobs else []
     return shlex.join(words)
 
 
-@app.command()
+@command.command()
+@release
+@variant
+@source
+@jobs
+@click.option("--dryrun", is_flag=True, help="Let build.py write its scripts, and stop.")
+@click.option("--from", "start", type=COUNT, metavar="LINE", help="Repeat from this line of upstream's script on.")
+@click.option("--fresh", is_flag=True, help="Forget earlier runs and begin anew.")
+@click.option("--anyway", is_flag=True, help="Build although a prerequisite is missing.")
+@click.option("--work", type=PATH, help="Where source, log and seconds go (default: the cache).")
+@click.pass_context
 def run(
-    release: ReleaseOption = "24.08",
-    variant: VariantOption = "minimal",
-    source: SourceOption = None,
-    jobs: JobsOption = None,
-    dryrun: Annotated[bool, typer.Option("--dryrun", help="Let build.py write its scripts, and stop.")] = False,
-    start: StartOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier runs and begin anew.")] = False,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Build although a prerequisite is missing.")] = False,
-    work: Annotated[Path | None, typer.Option(help="Where source, log and seconds go (default: the cache).")] = None,
+    context: click.Context,
+    release: str,
+    variant: str,
+    source: Path | None,
+    jobs: int | None,
+    dryrun: bool,
+    start: int | None,
+    fresh: bool,
+    anyway: bool,
+    work: Path | None,
 ) -> None:
     """Build line by line with a log and the seconds of each; after a failure, go on where it stopped."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from ensemblekit.workarounds.build_plan import make_plan
+    from ensemblekit.workarounds.prerequisites import check_prerequisites
+    from ensemblekit.workarounds.source_build import Build, read_record, work_folder
+
     plan = make_plan(release, variant, source=source, jobs=jobs)
     folder = work.resolve() if work else work_folder(plan)
     console = Console()
@@ -101,8 +127,8 @@ def run(
         with status:
             result = build.run(dryrun=dryrun, fresh=fresh, start=start)
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. The same command goes on with the line that was interrupted.")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        click.echo("Stopped. The same command goes on with the line that was interrupted.", err=True)
+        context.exit(EXIT_INTERRUPTED)
     if result.probe is not None:
         say(f"{result.image} knows ensembles, after {result.seconds / 60:.1f} minutes of building")
     for row in (f"log    {build.log}", f"lines  {build.record_path}", f"build  {build.build}"):
@@ -111,7 +137,7 @@ def run(
         say("use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
 
 
-def _require(console: Console, rows: tuple[Row, ...], only: tuple[str, ...], *, but: tuple[str, ...]) -> None:
+def _require(console: "Console", rows: tuple["Row", ...], only: tuple[str, ...], *, but: tuple[str, ...]) -> None:
     """Refuse to begin what cannot end well.
 
     Args:
@@ -123,6 +149,8 @@ def _require(console: Console, rows: tuple[Row, ...], only: tuple[str, ...], *, 
     Raises:
         BuildError: A required thing is missing.
     """
+    from ensemblekit.workarounds.prerequisites import rows_table, unmet
+
     missing = [row for row in unmet(rows) if (not only or row.name in only) and row.name not in but]
     if not missing:
         return

@@ -2,50 +2,62 @@
 """`ensemblekit bundle create`: from the command line to the plan, with progress."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, get_args
 
-import typer
-from rich.console import Console
+import click
 
+from ensemblekit.cli.options import PATH, WORD
 from ensemblekit.errors import ParameterError
 
 if TYPE_CHECKING:
     from ensemblekit.bundle.create import Plan
 
-__all__ = ["app"]
+__all__ = ["command"]
 
 PYTHONS = ("3.11", "3.12")
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The kit for a host without a network.")
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `create` a command of its own."""
+@click.group()
+def command() -> None:
+    """Pack the kit for a host without a network."""
 
 
-@app.command()
+@command.command()
+@click.argument("folder", type=PATH)
+@click.option("--python", default="3.12", help="The other machine's Python.")
+@click.option("--device", default="cuda", help="cuda, cpu, or quick (no vLLM).")
+@click.option("--have", type=PATH, help="What `pip list --format=json` prints there; that much is not carried.")
+@click.option(
+    "--release", type=WORD, multiple=True, default=["24.08", "24.10"], help="Triton release to bring; may be repeated."
+)
+@click.option("--part-size", default="1GB", help="Largest file, for example 62MB or 4GiB.")
+@click.option("--lab/--no-lab", default=True, help="Bring JupyterLab; only with --device quick can it be left out.")
+@click.option("--leave-out", multiple=True, help="Another package not to carry; may be given again.")
+@click.option("--everything", is_flag=True, help="Carry also what text generation never imports.")
 def create(
-    folder: Annotated[Path, typer.Argument(help="A new folder for the parts.")],
-    python: Annotated[str, typer.Option(help="The other machine's Python.")] = "3.12",
-    device: Annotated[str, typer.Option(help="cuda, cpu, or quick (no vLLM).")] = "cuda",
-    have: Annotated[
-        Path | None, typer.Option(help="What `pip list --format=json` prints there; that much is not carried.")
-    ] = None,
-    release: Annotated[list[str] | None, typer.Option(help="Triton releases to bring.")] = None,
-    part_size: Annotated[str, typer.Option(help="Largest file, for example 62MB or 4GiB.")] = "1GB",
-    lab: Annotated[bool, typer.Option(help="Bring JupyterLab; only with --device quick can it be left out.")] = True,
-    leave_out: Annotated[list[str] | None, typer.Option(help="Another package not to carry.")] = None,
-    everything: Annotated[bool, typer.Option(help="Carry also what text generation never imports.")] = False,
+    folder: Path,
+    python: str,
+    device: str,
+    have: Path | None,
+    release: tuple[str, ...],
+    part_size: str,
+    lab: bool,
+    leave_out: tuple[str, ...],
+    everything: bool,
 ) -> None:
-    """Write the kit, its locked packages, servers and weights as parts; there, run `python3 unpack.py FOLDER`."""
+    """Write the kit, its locked packages, servers and weights as parts; there, run `python3 unpack.py FOLDER`.
+
+    FOLDER is a new folder for the parts.
+    """
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     from ensemblekit.bundle.contents import LEFT_OUT, normal
     from ensemblekit.bundle.create import create_bundle
     from ensemblekit.bundle.parts import parse_size
 
-    plan = _plan(python, device, have, tuple(release or ("24.08", "24.10")), lab=lab,
-                 left_out={*map(normal, leave_out or ()), *(() if everything else LEFT_OUT)})  # fmt: skip
+    left_out = {*map(normal, leave_out), *(() if everything else LEFT_OUT)}
+    plan = _plan(python, device, have, release, lab=lab, left_out=left_out)
     size = parse_size(part_size)
     console = Console(stderr=True)
     console.print(

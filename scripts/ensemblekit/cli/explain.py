@@ -5,25 +5,28 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO
 
-import typer
+import click
 
+from ensemblekit.cli.options import WORD, as_json
 from ensemblekit.errors import ParameterError
 
-__all__ = ["explain", "follow"]
+__all__ = ["command", "follow"]
 
 PIPE = "-"
 
 
-def explain(
-    log: Annotated[str, typer.Argument(help="A log of tritonserver, or `-` for standard input.")],
-    follow_it: Annotated[
-        bool, typer.Option("--follow", help="Go on while the log is written; Ctrl-C ends it.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
-) -> None:
-    """Say what happened in a Triton log, the root cause first. Exit code 0: nothing failed, 1: it did, 2: no log."""
+@click.command()
+@click.argument("log", type=WORD)
+@click.option("--follow", "follow_it", is_flag=True, help="Go on while the log is written; Ctrl-C ends it.")
+@as_json
+@click.pass_context
+def command(context: click.Context, log: str, follow_it: bool, as_json: bool) -> None:
+    """Say what happened in a Triton log, the root cause first. Exit code 0: nothing failed, 1: it did, 2: no log.
+
+    LOG is a log of tritonserver, or `-` for standard input.
+    """
     from ensemblekit.diagnose.explain.explainer import explain_lines
     from ensemblekit.diagnose.explain.source import lines_of, open_log
 
@@ -34,11 +37,14 @@ def explain(
             hint="give a file, or a pipe: `docker logs CONTAINER 2>&1 | ensemblekit explain -`",
         )
     if follow_it:
-        raise typer.Exit(follow(log, sys.stdout, as_json=as_json))
-    with sys.stdin.buffer if log == PIPE else open_log(Path(log)) as file:
-        found = explain_lines(lines_of(file))
-    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
-    raise typer.Exit(found.exit_code)
+        context.exit(follow(log, sys.stdout, as_json=as_json))
+    try:
+        with sys.stdin.buffer if log == PIPE else open_log(Path(log)) as file:
+            found = explain_lines(lines_of(file))
+    except OSError as error:
+        raise ParameterError(f"read the log {log}", found=str(error), hint="give a file that can be read") from error
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+    context.exit(found.exit_code)
 
 
 def follow(log: str, out: IO[str], *, as_json: bool = False) -> int:

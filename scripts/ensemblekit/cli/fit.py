@@ -2,35 +2,46 @@
 """`ensemblekit fit`: will a model fit on a GPU, before anything is loaded?"""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+from ensemblekit.cli.options import EXIT_FAILED, WORD, as_json
 from ensemblekit.errors import ParameterError
 
 if TYPE_CHECKING:
     from ensemblekit.repository.fit import Fit, Shape
 
-__all__ = ["fit"]
+__all__ = ["command"]
 
-EXIT_TOO_LARGE = 1
 GIB = 1 << 30
 
 
-def fit(
-    model: Annotated[str, typer.Argument(help="A checkpoint's folder, or its config.json.")],
-    gpu_memory: Annotated[str, typer.Option(help="Memory of one GPU, for example 24GiB.")],
-    max_model_len: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of the longest request (default: the model's context).")
-    ] = None,
-    share: Annotated[float, typer.Option(help="vLLM's gpu_memory_utilization.")] = 0.9,
-    gpus: Annotated[int, typer.Option(min=1, help="vLLM's tensor_parallel_size.")] = 1,
-    fp8_cache: Annotated[
-        bool, typer.Option("--fp8-cache", help="Keys and values of one byte (kv_cache_dtype fp8).")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+@click.command()
+@click.argument("model", type=WORD)
+@click.option("--gpu-memory", required=True, help="Memory of one GPU, for example 24GiB.")
+@click.option(
+    "--max-model-len", type=click.IntRange(1), help="Tokens of the longest request (default: the model's context)."
+)
+@click.option("--share", type=click.FloatRange(0, 1), default=0.9, help="vLLM's gpu_memory_utilization.")
+@click.option("--gpus", type=click.IntRange(1), default=1, help="vLLM's tensor_parallel_size.")
+@click.option("--fp8-cache", is_flag=True, help="Keys and values of one byte (kv_cache_dtype fp8).")
+@as_json
+@click.pass_context
+def command(
+    context: click.Context,
+    model: str,
+    gpu_memory: str,
+    max_model_len: int | None,
+    share: float,
+    gpus: int,
+    fp8_cache: bool,
+    as_json: bool,
 ) -> None:
-    """Will this model fit? Weights, cache per token, requests at once; exit code 0: yes, 1: no."""
+    """Will this model fit? Weights, cache per token, requests at once; exit code 0: yes, 1: no.
+
+    MODEL is a checkpoint's folder, or its config.json.
+    """
     from ensemblekit.repository.fit import fit as estimate
     from ensemblekit.repository.fit import read_shape
 
@@ -43,8 +54,8 @@ def fit(
         gpus=gpus,
         cache_value_bytes=1.0 if fp8_cache else None,
     )
-    typer.echo(json.dumps(_numbers(shape, found), indent=2) if as_json else _text(shape, found))
-    raise typer.Exit(0 if found.fits else EXIT_TOO_LARGE)
+    click.echo(json.dumps(_numbers(shape, found), indent=2) if as_json else _text(shape, found))
+    context.exit(0 if found.fits else EXIT_FAILED)
 
 
 def _bytes(text: str) -> int:

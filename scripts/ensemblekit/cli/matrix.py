@@ -3,38 +3,68 @@
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+import click
 
-from ensemblekit.matrix.cells import Cell, MatrixResult
-from ensemblekit.matrix.picture import save_picture
-from ensemblekit.matrix.run import run_matrix
+from ensemblekit.cli.options import EXIT_FAILED, WORD, container_engine
 from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, runs_dir
 
-__all__ = ["matrix_command"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ensemblekit.matrix.cells import Cell, MatrixResult
+
+__all__ = ["command"]
 
 STYLE = {"as expected": "green", "UNEXPECTED": "bold red", "not run": "yellow"}
 
 
-def matrix_command(releases: Sequence[str], flavours: Sequence[str], providers: Sequence[str], engine: str) -> int:
+@click.command()
+@click.option("--release", type=WORD, multiple=True, help="A release; may be given again. Default: all.")
+@click.option("--flavour", type=WORD, multiple=True, help="A flavour; may be given again. Default: all.")
+@click.option(
+    "--provider", type=WORD, multiple=True, default=["embedded", "container"],
+    help="embedded or container; may be given again.",
+)  # fmt: skip
+@click.option("--engine", type=WORD, default="stand-in", help="stand-in: seconds a cell; vllm: a minute a cell.")
+@container_engine
+@click.pass_context
+def command(
+    context: click.Context,
+    release: tuple[str, ...],
+    flavour: tuple[str, ...],
+    provider: tuple[str, ...],
+    engine: str,
+    container_engine: str | None,
+) -> None:
+    """Run every release and flavour and compare with the release table; exit code 1 if one is unexpected."""
+    from ensemblekit.servers.container_engine import choose_engine
+
+    choose_engine(container_engine)
+    context.exit(_run(release, flavour, provider, engine))
+
+
+def _run(releases: Sequence[str], flavours: Sequence[str], providers: Sequence[str], engine: str) -> int:
     """Run the matrix and return the exit code: 1 if a cell went against the release table, or none could be run.
 
     Raises:
         ParameterError: A release, flavour, provider or engine is unknown.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ensemblekit.matrix.picture import save_picture
+    from ensemblekit.matrix.run import run_matrix
+
     os.environ.setdefault(RUN_DIR_VARIABLE, str(runs_dir() / new_run_id("matrix")))
     console = Console()
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console,
-        transient=True,
-    )  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=console, transient=True)
     with bar:
         task = bar.add_task("release matrix", total=None)
 
-        def on_cell(cell: Cell, total: int) -> None:
+        def on_cell(cell: "Cell", total: int) -> None:
             what = f"{cell.release} {cell.flavour}: {cell.state}"
             bar.update(task, total=total, advance=1, description=what)
 
@@ -43,10 +73,13 @@ def matrix_command(releases: Sequence[str], flavours: Sequence[str], providers: 
     picture = save_picture(result, current_run_dir() / "matrix.png")
     for file in (current_run_dir() / "matrix.json", picture):
         console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
-    return 0 if result.ran and not result.unexpected else 1
+    return 0 if result.ran and not result.unexpected else EXIT_FAILED
 
 
-def _show(console: Console, result: MatrixResult) -> None:
+def _show(console: "Console", result: "MatrixResult") -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for name in ("release", "flavour", "provider", "ensemble", "s", "verdict"):
         table.add_column(name, no_wrap=True, justify="right" if name == "s" else "left")
@@ -60,5 +93,5 @@ def _show(console: Console, result: MatrixResult) -> None:
     console.print(f"  {len(result.ran)} of {len(result.cells)} cells run, {result.seconds:.0f} s", highlight=False)
 
 
-def _reason(cell: Cell) -> str:
+def _reason(cell: "Cell") -> str:
     return f"{cell.state} ({cell.provider}): {cell.detail}"

@@ -1,118 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ensemblekit run`: chooses, executes, reports, and shows all that to the person who waits."""
+"""`ensemblekit run`: executes the lessons; its parameters are read by the grammar that the set-up uses too."""
 
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+import click
 
-from ensemblekit.batch.notebooks import Lesson, choose_lessons, distribute
-from ensemblekit.batch.report import write_report
-from ensemblekit.batch.runner import LessonResult, Run, run_lessons
-from ensemblekit.batch.runner import Progress as Listener
-from ensemblekit.paths import new_run_id
-from ensemblekit.paths import runs_dir as default_runs_dir
+from ensemblekit.cli.options import FOLDER, PATH, SECONDS, WORD, container_engine
+from ensemblekit.cli.run_grammar import PAIR_OPTIONS, GivenTwiceError, merged, read_run
+from ensemblekit.errors import ParameterError
 
-__all__ = ["execute"]
+__all__ = ["command"]
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-STYLES = {"passed": "green", "failed": "red", "incomplete": "red", "interrupted": "yellow", "not run": "dim"}
+DEFAULT_CELL_TIMEOUT_S = 1800.0  # a first start with weights to fetch on a slow line; lessons have shorter limits
 
 
-class _Bars(Listener):
-    """Two bars on a terminal, and one line per lesson everywhere."""
+class _RunCommand(click.Command):
+    """Reads parameters in every spelling before click reads the rest; click's own declarations are for the help."""
 
-    def __init__(self, console: Console, lessons: int) -> None:
-        self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.overall = self.bars.add_task("lessons", total=lessons)
-        self.current: TaskID | None = None
-
-    def lesson_begins(self, lesson: Lesson, cells: int) -> None:
-        if not self.console.is_terminal:
-            self.console.print(f"{lesson.name} begins, {cells} cells", highlight=False)
-        self.current = self.bars.add_task(lesson.name, total=cells)
-
-    def cell_begins(self, number: int) -> None:
-        if self.current is not None:
-            self.bars.update(self.current, completed=number - 1)
-
-    def lesson_ends(self, result: LessonResult) -> None:
-        if self.current is not None:
-            self.bars.remove_task(self.current)
-            self.current = None
-        self.bars.advance(self.overall)
-        style = STYLES[result.outcome]
-        self.console.print(f"[{style}]{result.outcome:<12}[/]{result.name:<38}{result.seconds:7.1f} s", highlight=False)
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = read_run(args)
+        try:
+            left = super().parse_args(ctx, words.rest)
+            ctx.params["given"] = merged(words.parameters)
+        except click.BadOptionUsage as error:
+            if error.option_name not in PAIR_OPTIONS:
+                raise
+            raise ParameterError(
+                "set a parameter", found="a name and no value behind it", hint="for example `-p RELEASE 24.08`"
+            ) from error
+        except GivenTwiceError as error:
+            raise ParameterError(f"set {error.name}", found=str(error), hint="give it once") from error
+        return left
 
 
-def execute(
-    only: Sequence[str],
-    given: Mapping[str, str],
-    *,
+@click.command(cls=_RunCommand)
+@click.option("--quick", is_flag=True, help="In a minute: a Python stand-in for llm; no vLLM, no weights.")
+@click.option(
+    "--only", type=WORD, multiple=True, metavar="LESSON",
+    help="A lesson's number or name, or for example exercises/01, solutions/01; may be given again.",
+)  # fmt: skip
+@click.option(
+    "-p", "--parameter", nargs=2, multiple=True, expose_value=False, metavar="NAME VALUE",
+    help="Set a parameter of the lessons; may be given again.",
+)  # fmt: skip
+@click.option("--release", expose_value=False, help="Same as -p RELEASE: for example 24.08.")
+@click.option("--provider", expose_value=False, help="Same as -p PROVIDER: embedded, container or attach.")
+@click.option("--device", expose_value=False, help="Same as -p DEVICE: auto, cpu or cuda.")
+@click.option("--model", expose_value=False, help="Same as -p MODEL: a checkpoint folder or a hub id.")
+@container_engine
+@click.option("--timeout", type=SECONDS, default=DEFAULT_CELL_TIMEOUT_S, help="Seconds that one cell may take.")
+@click.option("--runs-dir", type=FOLDER, help="Where the run's folder goes (default: runs/ of the checkout).")
+@click.option("--sweep", type=PATH, help="A YAML file of parameter sets: one run for each, in one folder.")
+@click.option("--resume", type=PATH, metavar="RUN", help="Go on with a run or sweep that was stopped, by its name.")
+@click.pass_context
+def command(
+    context: click.Context,
+    given: dict[str, str],
+    container_engine: str | None,
+    only: tuple[str, ...],
+    timeout: float,
     quick: bool,
-    cell_timeout_s: float,
-    runs_dir: Path | None = None,
-) -> int:
-    """Execute the chosen lessons, write the report and return the exit code.
-
-    Args:
-        only: Lessons by number or name; all if empty.
-        given: Parameters by name, as text.
-        quick: Use the Python stand-in for `llm`.
-        cell_timeout_s: How long one cell may take.
-        runs_dir: Where the run's folder goes.
-
-    Raises:
-        ParameterError: A lesson or parameter is not known.
-        OSError: The run's folder cannot be written.
-    """
-    lessons = choose_lessons(only)
-    parameters = distribute(lessons, given, quick=quick)
-    folder = (runs_dir or default_runs_dir()).resolve() / new_run_id("quick" if quick else "full")
-    folder.mkdir(parents=True)
-    console = Console(stderr=True)
-    if quick:
-        console.print("Quick mode: llm is a Python stand-in, no vLLM runs.", style="yellow")
-    _say_what_stays(console, lessons, given, parameters)
-    bars = _Bars(console, len(lessons))
-    with bars.bars:
-        run = run_lessons(
-            lessons, parameters, folder, quick=quick, cell_timeout_s=cell_timeout_s, progress=bars
-        )  # fmt: skip
-    index = write_report(run)
-    _conclude(console, run, index)
-    interrupted = any(result.outcome == "interrupted" for result in run.results)
-    return EXIT_INTERRUPTED if interrupted else 0 if run.passed else EXIT_FAILED
-
-
-def _say_what_stays(
-    console: Console,
-    lessons: Sequence[Lesson],
-    given: Mapping[str, str],
-    parameters: Mapping[str, Mapping[str, object]],
+    runs_dir: Path | None,
+    sweep: Path | None,
+    resume: Path | None,
 ) -> None:
-    """Say which lessons keep their own release although another was given."""
-    for lesson in lessons:
-        if "RELEASE" in given and "RELEASE" in lesson.parameters and "RELEASE" not in parameters[lesson.name]:
-            own = lesson.parameters["RELEASE"]
-            console.print(f"{lesson.name} keeps its release {own.default} ({own.comment})", highlight=False)
+    """Execute the lessons in order and write a report; exit code 0 only if every one did what it should."""
+    from ensemblekit.cli.run_progress import execute
+    from ensemblekit.servers.container_engine import choose_engine
 
-
-def _conclude(console: Console, run: Run, index: Path) -> None:
-    for result in run.results:
-        if result.message:
-            console.print()
-            console.print(result.message, markup=False, highlight=False, soft_wrap=True)
-    passed = sum(result.outcome == "passed" for result in run.results)
-    console.print(f"\n{passed} of {len(run.results)} lessons passed in {run.seconds:.0f} s", highlight=False)
-    console.print(f"Report: {_shown(index)}", highlight=False, soft_wrap=True)
-
-
-def _shown(path: Path) -> str:
-    """Return a path relative to the current folder if it lies in it, else whole."""
-    here = Path(os.getcwd())
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    choose_engine(container_engine)
+    options: dict[str, Any] = {
+        "quick": quick,
+        "cell_timeout_s": timeout,
+        "runs_dir": runs_dir,
+        "sweep": sweep,
+        "resume": resume,
+    }
+    context.exit(execute(only, given, **options))

@@ -4,19 +4,37 @@
 import os
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+import click
 
+from ensemblekit.cli.options import SECONDS, WORD, container_engine, device, engine, model, release
 from ensemblekit.errors import ServerExited
-from ensemblekit.faults.catalogue import container_refusal
-from ensemblekit.lesson.lesson import Lesson
 from ensemblekit.paths import RUN_DIR_VARIABLE, new_run_id, runs_dir
-from ensemblekit.servers.process import TritonServer
-from ensemblekit.settings import check_settings
 
-__all__ = ["serve_forever"]
+if TYPE_CHECKING:
+    from ensemblekit.servers.process import TritonServer
+
+__all__ = ["command", "serve_forever"]
 
 WATCH_S = 0.5  # how soon a server that dies is noticed
+
+
+@click.command()
+@release
+@click.option("--flavour", type=WORD, default="base-plus-vllm", help="vllm-image, base-plus-vllm or custom-build.")
+@engine
+@device
+@model
+@click.option("--timeout", type=SECONDS, default=600.0, help="Seconds the server may take to load.")
+@click.option("--provider", type=WORD, default="embedded", help="embedded (PyPI wheels) or container.")
+@container_engine
+def command(timeout: float, container_engine: str | None, **parameters: str) -> None:
+    """Start a server on the staged model repository and keep it until Ctrl-C."""
+    from ensemblekit.servers.container_engine import choose_engine
+
+    choose_engine(container_engine)
+    serve_forever({name.upper(): value for name, value in parameters.items()}, ready_timeout_s=timeout)
 
 
 def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float) -> None:
@@ -31,14 +49,18 @@ def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float) -> N
         ServerExited: The server ended, at the start or later.
         ServerNotReady: It was not ready in time.
     """
+    from ensemblekit.faults.catalogue import container_refusal
+    from ensemblekit.lesson.lesson import Lesson
+    from ensemblekit.settings import check_settings
+
     os.environ.setdefault(RUN_DIR_VARIABLE, str(runs_dir() / new_run_id("serve")))
     settings = check_settings(**parameters, READY_TIMEOUT_S=ready_timeout_s)
-    lesson, console = Lesson("serve", settings), Console()
-    console.print(f"Starting {settings}", highlight=False)
+    lesson = Lesson("serve", settings)
+    click.echo(f"Starting {settings}")
     server = lesson.server(lesson.repository())
     try:
         lesson.start(server)
-        _say(console, server)
+        _say(server)
         while server.running:
             time.sleep(WATCH_S)
         code = server.exit_code
@@ -53,7 +75,7 @@ def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float) -> N
     )
 
 
-def _say(console: Console, server: TritonServer) -> None:
+def _say(server: "TritonServer") -> None:
     url = f"http://{server.http_url}/v2/models/ensemble/generate"
     body = '{"chat_input": "What is the capital of France?"}'
     lines = [
@@ -65,4 +87,4 @@ def _say(console: Console, server: TritonServer) -> None:
         "Ask it from another shell:",
         f"  curl -s {url} -d '{body}'",
     ]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    click.echo("\n".join(lines))

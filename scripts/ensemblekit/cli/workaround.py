@@ -2,38 +2,43 @@
 """`ensemblekit workaround build|probe|remove`: workaround 1 with containers, on the command line."""
 
 import os
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, cast
 
-import typer
-from rich.console import Console
+import click
 
+from ensemblekit.cli.options import EXIT_FAILED, container_engine, release
 from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, runs_dir
-from ensemblekit.releases import get_release
-from ensemblekit.servers.container_engine import choose_engine
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from rich.console import Console
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Workaround 1 as an image: base plus vLLM backend.")
-Release = Annotated[str, typer.Option(help="Which Triton.")]
-Engine = Annotated[str | None, typer.Option(help="docker or podman; found by itself if left out.")]
-EXIT_FAILED = 1
+__all__ = ["command"]
 
 
-def _begin(container_engine: str | None) -> Console:
+@click.group()
+def command() -> None:
+    """Workaround 1 as an image: base plus vLLM backend."""
+
+
+def _begin(container_engine: str | None) -> "Console":
+    from rich.console import Console
+
+    from ensemblekit.servers.container_engine import choose_engine
+
     choose_engine(container_engine)
     os.environ.setdefault(RUN_DIR_VARIABLE, str(runs_dir() / new_run_id("workaround")))
     return Console(stderr=True)
 
 
-@app.command()
-def build(
-    release: Release = "24.08",
-    base: Annotated[str | None, typer.Option(help="Another base image than NVIDIA's <release>-py3.")] = None,
-    backend: Annotated[str, typer.Option(help="upstream, at the release's branch; or kit.")] = "upstream",
-    vllm: Annotated[str | None, typer.Option(help="What pip installs; none leaves the engine out.")] = None,
-    container_engine: Engine = None,
-) -> None:
+@command.command()
+@release
+@click.option("--base", help="Another base image than NVIDIA's <release>-py3.")
+@click.option("--backend", default="upstream", help="upstream, at the release's branch; or kit.")
+@click.option("--vllm", help="What pip installs; none leaves the engine out.")
+@container_engine
+def build(release: str, base: str | None, backend: str, vllm: str | None, container_engine: str | None) -> None:
     """Build the image; FLAVOUR base-plus-vllm with PROVIDER container then uses it."""
+    from ensemblekit.releases import get_release
     from ensemblekit.workarounds.base_image import Backend, build_image
 
     console = _begin(container_engine)
@@ -49,10 +54,14 @@ def build(
         console.print(f"  {name:<9} {value}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
-def probe(release: Release = "24.08", container_engine: Engine = None) -> None:
+@command.command()
+@release
+@container_engine
+@click.pass_context
+def probe(context: click.Context, release: str, container_engine: str | None) -> None:
     """Ask the built image whether it knows ensembles; exit code 1 if not."""
     from ensemblekit.diagnose.probe.installation import probe_ensembles
+    from ensemblekit.releases import get_release
     from ensemblekit.servers.container import install_container
 
     console = _begin(container_engine)
@@ -60,12 +69,15 @@ def probe(release: Release = "24.08", container_engine: Engine = None) -> None:
     installation = install_container(get_release(release), "base-plus-vllm", folder.name)
     found = probe_ensembles(installation, folder / "probe")
     console.print(f"{found}\n{found.elapsed_s:.1f} s, {installation.image}", markup=False, highlight=False)
-    raise typer.Exit(0 if found.ensembles else EXIT_FAILED)
+    context.exit(0 if found.ensembles else EXIT_FAILED)
 
 
-@app.command()
-def remove(release: Release = "24.08", container_engine: Engine = None) -> None:
+@command.command()
+@release
+@container_engine
+def remove(release: str, container_engine: str | None) -> None:
     """Remove the image, its containers and volumes; the base image too, if the build pulled it."""
+    from ensemblekit.releases import get_release
     from ensemblekit.workarounds.base_image import remove_image
 
     console = _begin(container_engine)

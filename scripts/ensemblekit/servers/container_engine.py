@@ -52,8 +52,20 @@ class ContainerEngine:
         return DockerClient(client_call=[self.name], client_type="docker" if self.name == "docker" else "podman")
 
     def has_image(self, image: str) -> bool:
-        """Return whether the image is on this machine."""
-        return self.client.image.exists(image)
+        """Return whether the image is on this machine.
+
+        Raises:
+            ParameterError: The engine takes that for no image's name.
+        """
+        from python_on_whales.exceptions import DockerException
+
+        try:
+            return self.client.image.exists(image)
+        except DockerException as error:
+            said = (error.stderr or "").strip().splitlines() or ["no message"]
+            raise ParameterError(
+                f"look for the image {image[:80]}", found=said[-1][:200], hint="check the image's name"
+            ) from error
 
     def inspect(self, image: str) -> "Image":
         """Return an image that is on this machine.

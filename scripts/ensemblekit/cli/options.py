@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several commands share: options declared once, and types that refuse what nothing behind them could use."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "EXIT_UNUSABLE",
+    "FOLDER",
+    "JSON_OBJECT",
+    "PATH",
+    "SECONDS",
+    "WORD",
+    "as_json",
+    "container_engine",
+    "device",
+    "engine",
+    "model",
+    "python",
+    "release",
+    "shortened",
+]
+
+EXIT_FAILED, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
+LONGEST_WAIT_S = 30 * 24 * 3600.0
+LONGEST_NAME = 4096  # of a path on Linux; names of images and models are shorter
+DEEPEST_JSON = 32  # numpy's largest number of dimensions in a tensor
+
+
+class _Seconds(click.FloatRange):
+    """A time to wait, in seconds: finite, at least 1."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number of seconds.", param, ctx)
+        return seconds
+
+
+class _Path(click.Path):
+    """A path that a file can have; whether there is one, the command says."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            os.lstat(value)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self.fail(f"{shortened(os.fsdecode(value))!r}: {reason}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Word(click.ParamType[str]):
+    """A name: not empty, in one line."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not text.strip() or not text.isprintable():
+            self.fail(f"{shortened(text)!r} is no name.", param, ctx)
+        if len(text) > LONGEST_NAME:
+            self.fail(f"{shortened(text)!r} is longer than {LONGEST_NAME} characters.", param, ctx)
+        return text
+
+
+class _JsonObject(click.ParamType[dict[str, Any]]):
+    """Values by name, as JSON."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        try:
+            values = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            self.fail(f"{shortened(value)!r} is no JSON: {error}.", param, ctx)
+        if not isinstance(values, dict):
+            self.fail(f"{shortened(value)!r} is no object such as " + '{"TEXT": "Hi"}.', param, ctx)
+        if _depth(values) > DEEPEST_JSON:
+            self.fail(f"{shortened(value)!r} is nested deeper than a tensor can be.", param, ctx)
+        return values
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """Return a text whose middle is left out if it is long.
+
+    >>> shortened("a" * 50 + "b" * 50, 11)
+    'aaaa...bbbb'
+    """
+    half = (length - 3) // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
+
+
+def _depth(values: Any) -> int:
+    """Return how deep lists and objects are nested, without recursion."""
+    depth, level = 0, [values]
+    while level:
+        depth += 1
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [value for values in inner for value in values]
+    return depth
+
+
+SECONDS = _Seconds(min=1, max=LONGEST_WAIT_S)
+PATH = _Path(path_type=Path)
+FOLDER = _Path(path_type=Path, file_okay=False)
+PROGRAM = _Path(path_type=Path, exists=True)
+WORD = _Word()
+JSON_OBJECT = _JsonObject()
+
+release = click.option("--release", type=WORD, default="24.08", help="Which Triton.")
+engine = click.option("--engine", type=WORD, default="vllm", help="vllm, or stand-in: Python-only models.")
+device = click.option("--device", type=WORD, default="auto", help="auto, cpu or cuda.")
+model = click.option(
+    "--model", type=WORD, default="smollm2-135m-instruct", help="The pinned model, a checkpoint folder, or a hub id."
+)
+container_engine = click.option(
+    "--container-engine", type=WORD, help="For PROVIDER container: docker or podman; found by itself if left out."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+python = click.option("--python", type=PROGRAM, help="The interpreter, or its environment, of the Python models.")

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `ensemblekit run` does: chooses, executes, reports, and shows all that to the person who waits."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from ensemblekit.batch.notebooks import Notebook, choose_notebooks, distribute
+from ensemblekit.batch.report import write_report
+from ensemblekit.batch.runner import LessonResult, Run, RunListener, run_lessons
+from ensemblekit.batch.sweep import RunPlan, read_sets
+from ensemblekit.cli.options import EXIT_FAILED, EXIT_INTERRUPTED
+from ensemblekit.errors import ParameterError
+from ensemblekit.paths import new_run_id
+from ensemblekit.paths import runs_dir as default_runs_dir
+
+__all__ = ["execute"]
+
+STYLES = {"passed": "green", "failed": "red", "incomplete": "red", "interrupted": "yellow", "not run": "dim"}
+
+
+class _Bars(RunListener):
+    """Two bars on a terminal, and one line per lesson everywhere."""
+
+    def __init__(self, console: Console, lessons: int) -> None:
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.overall = self.bars.add_task("lessons", total=lessons)
+        self.current: TaskID | None = None
+
+    def lesson_begins(self, lesson: Notebook, cells: int) -> None:
+        if not self.console.is_terminal:
+            self.console.print(f"{lesson.name} begins, {cells} cells", highlight=False)
+        self.current = self.bars.add_task(lesson.name, total=cells)
+
+    def cell_begins(self, number: int) -> None:
+        if self.current is not None:
+            self.bars.update(self.current, completed=number - 1)
+
+    def lesson_ends(self, result: LessonResult) -> None:
+        if self.current is not None:
+            self.bars.remove_task(self.current)
+            self.current = None
+        self.bars.advance(self.overall)
+        style = STYLES[result.outcome]
+        self.console.print(f"[{style}]{result.outcome:<12}[/]{result.name:<38}{result.seconds:7.1f} s", highlight=False)
+
+
+def execute(
+    only: Sequence[str],
+    given: Mapping[str, str],
+    *,
+    quick: bool,
+    cell_timeout_s: float,
+    runs_dir: Path | None = None,
+    sweep: Path | None = None,
+    resume: Path | None = None,
+) -> int:
+    """Execute the chosen lessons, write the report and return the exit code.
+
+    Args:
+        only: Lessons by number or name; all if empty.
+        given: Parameters by name, as text.
+        quick: Use the Python stand-in for `llm`.
+        cell_timeout_s: How long one cell may take.
+        runs_dir: Where the run's folder goes.
+        sweep: A file of parameter sets, each of which makes one run.
+        resume: A run's name or folder, to go on with; its own choices count then.
+
+    Raises:
+        ParameterError: A lesson or parameter is not known.
+        OSError: The run's folder cannot be written.
+    """
+    runs_dir = (runs_dir or default_runs_dir()).resolve()
+    if resume:
+        if only or given or quick or sweep:
+            raise ParameterError("go on with a run", found="other choices beside it", hint="give --resume alone")
+        folder = runs_dir / resume
+        plan = RunPlan.load(folder)
+    else:
+        plan = RunPlan(only, given, quick, cell_timeout_s, read_sets(sweep) if sweep else ())
+        label = "quick" if quick else "full"
+        folder = runs_dir / new_run_id("sweep" if sweep else label)
+    lessons = choose_notebooks(plan.only)
+    runs = [(place, each, distribute(lessons, each, quick=plan.quick)) for place, each in plan.runs(folder)]
+    if not resume:
+        plan.save(folder)
+    console = Console(stderr=True)
+    if plan.quick:
+        console.print("Quick mode: llm is a Python stand-in, no vLLM runs.", style="yellow")
+    codes = list[int]()
+    for place, each, parameters in runs:
+        if plan.sets:
+            console.print(f"\n{place.name} of {len(runs)}: {_words(each)}", highlight=False, markup=False)
+        _say_what_stays(console, lessons, each, parameters)
+        codes.append(_execute_one(plan, lessons, parameters, place, console))
+        if codes[-1] == EXIT_INTERRUPTED:
+            console.print(f"To go on: --resume {folder.name}", highlight=False, markup=False)
+            break
+    if plan.sets:
+        console.print(f"\n{codes.count(0)} of {len(runs)} sets passed", highlight=False)
+    return max(codes)
+
+
+def _words(parameters: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in parameters.items())
+
+
+def _execute_one(
+    plan: RunPlan,
+    lessons: Sequence[Notebook],
+    parameters: Mapping[str, Mapping[str, object]],
+    folder: Path,
+    console: Console,
+) -> int:
+    bars = _Bars(console, len(lessons))
+    with bars.bars:
+        run = run_lessons(
+            lessons, parameters, folder, quick=plan.quick, cell_timeout_s=plan.cell_timeout_s, listener=bars
+        )
+    _conclude(console, run, write_report(run))
+    if any(result.outcome == "interrupted" for result in run.results):
+        return EXIT_INTERRUPTED
+    return 0 if run.passed else EXIT_FAILED
+
+
+def _say_what_stays(
+    console: Console,
+    lessons: Sequence[Notebook],
+    given: Mapping[str, str],
+    parameters: Mapping[str, Mapping[str, object]],
+) -> None:
+    """Say which lessons keep their own release although another was given."""
+    for lesson in lessons:
+        if "RELEASE" in given and "RELEASE" in lesson.parameters and "RELEASE" not in parameters[lesson.name]:
+            own = lesson.parameters["RELEASE"]
+            console.print(f"{lesson.name} keeps its release {own.default} ({own.comment})", highlight=False)
+
+
+def _conclude(console: Console, run: Run, index: Path) -> None:
+    for result in run.results:
+        if result.message:
+            console.print()
+            console.print(result.message, markup=False, highlight=False, soft_wrap=True)
+    passed = sum(result.outcome == "passed" for result in run.results)
+    console.print(f"\n{passed} of {len(run.results)} lessons passed in {run.seconds:.0f} s", highlight=False)
+    console.print(f"Report: {_shown(index)}", highlight=False, soft_wrap=True)
+
+
+def _shown(path: Path) -> str:
+    """Return a path relative to the current folder if it lies in it, else whole."""
+    here = Path(os.getcwd())
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

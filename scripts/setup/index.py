@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads package indexes without pip, with pip's settings: for a system that has no pip, and for the locks' hashes."""
+
+import base64
+import configparser
+import hashlib
+import json
+import os
+import ssl
+import sys
+from html.parser import HTMLParser
+from typing import List, NamedTuple, Tuple
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
+from urllib.request import Request, urlopen
+
+PYPI = "https://pypi.org/simple"
+ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
+TIMEOUT_S = 20
+CONFIG_FILES = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
+
+
+class IndexFile(NamedTuple):
+    """A file of a project as an index lists it."""
+
+    name: str
+    url: str
+    sha256: str
+
+
+def setting(name: str) -> str:
+    """Return one of pip's settings, such as "index-url", "" where it is not set."""
+    variable = "PIP_" + name.upper().replace("-", "_")
+    if os.environ.get(variable):
+        return os.environ[variable]
+    value = ""
+    files = [os.path.expanduser(path) for path in CONFIG_FILES] + [os.path.join(sys.prefix, "pip.conf")]
+    files = [] if os.environ.get("PIP_CONFIG_FILE") == os.devnull else files + [os.environ.get("PIP_CONFIG_FILE", "")]
+    for path in files:
+        config = configparser.RawConfigParser()
+        config.read(path)
+        for section in ("global", "install"):
+            value = config.get(section, name, fallback=value)
+    return value
+
+
+def index_urls() -> list:
+    """Return the indexes that pip would ask."""
+    return [setting("index-url") or PYPI] + setting("extra-index-url").split()
+
+
+def list_files(project: str) -> List[IndexFile]:
+    """Return the files of a project on the first index that answers.
+
+    Raises:
+        OSError: No index answers.
+    """
+    failures = []
+    for index in index_urls():
+        try:
+            return _read_page("%s/%s/" % (index.rstrip("/"), project))
+        except (OSError, ValueError) as error:
+            failures.append("%s: %s" % (urlsplit(index).hostname or index, error))
+    raise OSError("; ".join(failures))
+
+
+def _open(url: str) -> tuple:
+    """Open an address, with the name and password in it if there are some; return the answer and the plain address."""
+    parts = urlsplit(url)
+    plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    request = Request(plain, headers={"Accept": ACCEPT})
+    if parts.username:
+        login = "%s:%s" % (unquote(parts.username), unquote(parts.password or ""))
+        request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+    context = ssl.create_default_context(cafile=setting("cert") or None)
+    return urlopen(request, timeout=TIMEOUT_S, context=context), url
+
+
+def _read_page(url: str) -> List[IndexFile]:
+    answer, url = _open(url)
+    with answer:
+        text = answer.read().decode()
+    if text.lstrip().startswith("{"):
+        files = json.loads(text)["files"]
+        return [IndexFile(one["filename"], urljoin(url, one["url"]), one["hashes"].get("sha256", "")) for one in files]
+    page = _Links()
+    page.feed(text)
+    found = []
+    for link in page.links:
+        target, fragment = urldefrag(urljoin(url, link))
+        digest = fragment[len("sha256=") :] if fragment.startswith("sha256=") else ""
+        found.append(IndexFile(unquote(target.rsplit("/", 1)[1]), target, digest))
+    return found
+
+
+class _Links(HTMLParser):
+    """The links of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links = []  # type: List[str]
+
+    def handle_starttag(self, tag: str, attrs: List[Tuple[str, str]]) -> None:
+        """Note the target of a link."""
+        if tag == "a":
+            self.links += [value for name, value in attrs if name == "href"]
+
+
+def fetch_locked(pin: str, folder: str) -> str:
+    """Fetch the wheel of a pin for this system, compare it with the pin's hashes, and return its path.
+
+    Raises:
+        OSError: No index answers.
+        ValueError: No wheel fits, or the file is another than the locked one.
+    """
+    requirement, hashes = pin.split()[0], pin.split("--hash=sha256:")[1:]
+    project, version = requirement.split("==")
+    for file in list_files(project):
+        if is_for_this_system(file.name, project, version) and file.name.endswith(".whl"):
+            answer, _ = _open(file.url)
+            with answer:
+                content = answer.read()
+            if hashlib.sha256(content).hexdigest() not in [one.strip() for one in hashes]:
+                raise ValueError("%s is another file than the locked one" % file.name)
+            path = os.path.join(folder, file.name)
+            with open(path, "wb") as target:
+                target.write(content)
+            return path
+    raise ValueError("the index has no %s for this system" % requirement)
+
+
+def is_for_this_system(name: str, project: str, version: str) -> bool:
+    """Return whether a file is a version's source or a wheel of it for CPython 3.11 or 3.12 on Linux x86-64."""
+    stem = project.replace("-", "_")
+    if name.endswith((".tar.gz", ".zip")):
+        return name.lower().replace("-", "_").replace(".", "_").startswith("%s_%s_" % (stem, version.replace(".", "_")))
+    parts = name[: -len(".whl")].split("-")
+    if not name.endswith(".whl") or parts[1] != version:
+        return False
+    python, abi, platform = parts[-3:]
+    fits_python = abi == "abi3" or any(tag in ("py3", "cp311", "cp312") for tag in python.split("."))
+    fits_platform = platform == "any" or any(
+        tag.endswith("x86_64") and "linux" in tag and "musl" not in tag for tag in platform.split(".")
+    )
+    return fits_python and fits_platform

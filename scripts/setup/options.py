@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked for: the set-up's own options, and those of `ensemblekit run` that choose the environment."""
+
+import importlib.util
+import os
+from types import ModuleType
+
+from setup import ENGINE_TEXT, ROOT
+from setup.locks import read_bundle
+from setup.messages import SetupError
+
+GRAMMAR = os.path.join(ROOT, "scripts", "ensemblekit", "cli", "run_grammar.py")  # the command itself reads with it too
+FLAGS = ("quick", "lab", "dev", "here")
+HELP = ("-h", "--help")
+
+
+def load_grammar() -> ModuleType:
+    """Return the grammar of `ensemblekit run`, whose package cannot be imported yet."""
+    specification = importlib.util.spec_from_file_location("run_grammar", GRAMMAR)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def parse(arguments: list) -> tuple:
+    """Return the options of the set-up as a dictionary, and the command to start afterwards."""
+    options = dict(dict.fromkeys(FLAGS, False), device="auto", help=False)
+    at = arguments.index("--exec") if "--exec" in arguments else len(arguments)
+    rest, command = arguments[:at], arguments[at + 1 :]
+    while rest:
+        word = rest.pop(0)
+        if word == "--device" and rest:
+            options["device"] = rest.pop(0)
+        elif word[:2] == "--" and word[2:] in FLAGS:
+            options[word[2:]] = True
+        elif word in HELP:
+            options["help"] = True
+        else:
+            raise SetupError("understand %r" % word, "an unknown option", "python3 scripts/bootstrap.py --help")
+    if command[:1] == ["ensemblekit"]:
+        _read_run_options(command[1:], options)
+    return options, command
+
+
+def _read_run_options(words: list, options: dict) -> None:
+    """Let the options of `ensemblekit run` choose the environment; what is wrong with them the command will say."""
+    grammar = load_grammar()
+    run = grammar.read_run(words)
+    options["quick"] = options["quick"] or not grammar.needs_vllm(run)
+    options["device"] = grammar.device_of(run, options["device"])
+
+
+def choose_engine(options: dict, gpu: bool) -> str:
+    """Return "base", "cpu" or "cuda"."""
+    if options["device"] not in ("auto", "cpu", "cuda"):
+        raise SetupError(
+            "use device %r" % options["device"],
+            "the devices are auto, cpu and cuda",
+            "for example `--device cpu`",
+        )
+    if options["quick"]:
+        return "base"
+    if options["device"] == "cuda" and not gpu:
+        raise SetupError(
+            "set up the GPU environment",
+            "no NVIDIA GPU is visible (no /proc/driver/nvidia/gpus, no answer from nvidia-smi, or hidden "
+            "by CUDA_VISIBLE_DEVICES)",
+            "leave --device out, or use `--device cpu`",
+        )
+    return "cuda" if gpu and options["device"] != "cpu" else "cpu"
+
+
+def wanted_layers(engine: str, options: dict) -> list:
+    """Return the lock files to install, in order, for an engine and the extras asked for."""
+    layers = ["base"]
+    if engine != "base" or options["lab"]:
+        layers.append("lab")
+    if engine != "base":
+        layers.append(engine)
+    if options["dev"]:
+        layers.append("dev")
+    brought = read_bundle().get("layers", layers)
+    missing = [layer for layer in layers if layer not in brought and (layer != "lab" or options["lab"])]
+    if missing:
+        raise SetupError(
+            "set up the %s" % ENGINE_TEXT[engine],
+            "this kit came as a bundle without %s" % ", ".join(missing),
+            "make another with `ensemblekit bundle create` where there is a network (--device, --lab)",
+        )
+    return [layer for layer in layers if layer in brought]

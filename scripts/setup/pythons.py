@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which Python the environment is made with: one that is there and fits, else a standalone one that is fetched."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import Optional
+
+from setup import PYTHON_VARIABLE, PYTHONS
+from setup.commands import Log
+from setup.messages import SetupError, say
+from setup.standalone import standalone_python
+
+ANSWER_TIMEOUT_S = 30
+# Triton's Python stub is linked against libpython; the kit looks for it in the same places (servers/embedded.py)
+ASK_PYTHON = """
+import importlib.util as u, json, os, sys, sysconfig
+v = '%d.%d' % sys.version_info[:2]
+library = 'libpython%s.so.1.0' % v
+folders = [sysconfig.get_config_var('LIBDIR') or '', os.path.join(sys.base_prefix, 'lib')]
+found = any(os.path.isfile(os.path.join(folder, library)) for folder in folders)
+if not found:
+    from ctypes.util import find_library
+    found = bool(find_library('python' + v))
+venv = bool(u.find_spec('venv') and u.find_spec('ensurepip'))
+print(json.dumps({'path': sys.executable, 'short': v, 'version': sys.version.split()[0],
+                  'venv': venv, 'libpython': found}))
+"""
+INSTALL_HINT = (
+    "install one: `sudo apt install python3.11 python3.11-venv libpython3.11` (Debian 12), "
+    "`sudo apt install python3.12 python3.12-venv libpython3.12` (Ubuntu 24.04), `uv python install 3.12` "
+    "or `conda create -n py312 python=3.12`; if it is not on the PATH, name it: %s=/path/to/python3.12. Without a "
+    "network: `ensemblekit bundle create` on a machine that has one" % PYTHON_VARIABLE
+)
+
+
+def ask_python(path: str) -> dict:
+    """Return what an interpreter says about itself, or that it does not start."""
+    try:
+        answer = subprocess.run(
+            [path, "-I", "-c", ASK_PYTHON],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=ANSWER_TIMEOUT_S,
+        )
+        return json.loads(answer.stdout.decode())
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return {"path": path, "short": "", "version": "does not start", "venv": False, "libpython": False}
+
+
+def candidate_pythons(gpu: bool) -> list:
+    """Return the interpreters to try: the one asked for, or the one running this and those on the PATH."""
+    if os.environ.get(PYTHON_VARIABLE):
+        return [os.environ[PYTHON_VARIABLE]]
+    on_path = [shutil.which("python" + version) for version in reversed(PYTHONS)]
+    if gpu:  # cuda.txt was resolved for 3.12
+        on_path, last = on_path[:1], [sys.executable] + on_path[1:]
+    else:
+        on_path, last = [sys.executable], on_path
+    return [path for path in on_path + last if path]
+
+
+def shortcoming(python: dict) -> str:
+    """Return why the kit cannot use an interpreter, "" if it can."""
+    if python["short"] not in PYTHONS:
+        return "is Python %s" % python["version"] if python["short"] else python["version"]
+    if not python["venv"]:
+        return "has no venv or ensurepip module"
+    return "" if python["libpython"] else "has no libpython%s.so.1.0" % python["short"]
+
+
+def find_python(gpu: bool, log: Log) -> dict:
+    """Return the interpreter to use, as `ask_python` describes it; a standalone one where none that is there fits."""
+    seen = []
+    for path in candidate_pythons(gpu):
+        seen.append(ask_python(path))
+        if not shortcoming(seen[-1]):
+            return seen[-1]
+    named = bool(os.environ.get(PYTHON_VARIABLE))
+    failed = None
+    if not named:
+        why = "; ".join("%s %s" % (python["path"], shortcoming(python)) for python in seen)
+        try:
+            return ask_python(standalone_python(why, log))
+        except SetupError as error:
+            failed = error
+    lame = [python for python in seen if python["short"] in PYTHONS and python["venv"]]
+    if lame:  # what needs no Python model in the kit's own server still works
+        if failed:
+            say(str(failed))
+        say("Going on with %(path)s, without libpython%(short)s.so.1.0: Triton cannot start Python models." % lame[0])
+        say("Hint: sudo apt install libpython%(short)s" % lame[0])
+        return lame[0]
+    raise _refusal(seen, failed)
+
+
+def _refusal(seen: list, failed: Optional[SetupError]) -> SetupError:
+    """Return the error that says what was found, and every way to get a Python."""
+    fetched = "; a standalone one could not be fetched (%s)" % failed.found if failed else ""
+    log_path = failed.log_path if failed else ""
+    unfit = [one for one in seen if one["short"] in PYTHONS]
+    if unfit:
+        found = "%s has no venv or ensurepip module" % unfit[0]["path"]
+        hint = "sudo apt install python%s-venv" % unfit[0]["short"]
+        return SetupError("make a virtual environment", found + fetched, hint, log_path)
+    found = ", ".join("%s (%s)" % (one["path"], one["version"]) for one in seen)
+    missing = [v for v in PYTHONS if not any(one["path"].endswith("python" + v) for one in seen)]
+    nowhere = "; no python%s on the PATH" % " and no python".join(missing) if missing else ""
+    return SetupError("find Python 3.11 or 3.12", found + nowhere + fetched, INSTALL_HINT, log_path)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One table of command lines, read by the set-up before there is an environment and by the command itself."""
+
+import ast
+import tomllib
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ensemblekit.cli.main import app
+from ensemblekit.cli.run_grammar import GivenTwiceError, merged, read_run
+from ensemblekit.errors import ParameterError
+from ensemblekit.paths import repo_root
+from setup.options import GRAMMAR, choose_engine, load_grammar, parse
+
+TABLE = repo_root() / "tests" / "data" / "run_command_lines.toml"
+CASES = [
+    pytest.param(case, id=" ".join(case["words"]) or "nothing") for case in tomllib.loads(TABLE.read_text())["case"]
+]
+
+
+def seen_by_the_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What `ensemblekit run` hands on to the lessons; an error is raised, what click prints becomes one."""
+    seen = list[dict[str, str]]()
+
+    def execute(only: list[str], given: dict[str, str], **options: Any) -> int:
+        seen.append(dict(given))
+        return 0
+
+    monkeypatch.setattr("ensemblekit.cli.run_progress.execute", execute)
+    result = CliRunner().invoke(app, ["run", *words])
+    if isinstance(result.exception, ParameterError):
+        raise result.exception
+    if not seen:
+        raise ParameterError("run", found=result.output.lower(), hint="none")
+    return seen[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_grammar_reads_parameters_in_order_and_leaves_the_rest(case: dict[str, Any]) -> None:
+    words = read_run(case["words"])
+
+    assert [list(pair) for pair in words.parameters] == case["parameters"]
+    assert not set(words.rest) - set(case["words"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_set_up_chooses_the_environment(case: dict[str, Any]) -> None:
+    options, command = parse(["--exec", "ensemblekit", "run", *case["words"]])
+
+    assert choose_engine(options, gpu=False) == case["engine"]
+    assert options["device"] == case.get("device", "auto")
+    assert command == ["ensemblekit", "run", *case["words"]]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_command_sees_the_same_parameters(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if "refused" in case:
+        with pytest.raises(ParameterError, match=case["refused"]):
+            seen_by_the_command(case["words"], monkeypatch)
+        return
+
+    assert seen_by_the_command(case["words"], monkeypatch) == merged([(n, v) for n, v in case["parameters"]])
+
+
+def test_merged_refuses_two_different_values() -> None:
+    assert merged([("A", "1"), ("A", "1")]) == {"A": "1"}
+    with pytest.raises(GivenTwiceError, match="A is given twice, as '1' and as '2'") as error:
+        merged([("A", "1"), ("A", "2")])
+    assert (error.value.name, error.value.first, error.value.second) == ("A", "1", "2")
+
+
+def test_device_of_the_set_up_itself_counts_where_the_run_names_none() -> None:
+    options, _ = parse(["--device", "cuda", "--exec", "ensemblekit", "run", "--only", "01"])
+
+    assert options["device"] == "cuda"
+
+
+def test_grammar_needs_no_environment_and_no_new_python() -> None:
+    with open(GRAMMAR) as file:
+        tree = ast.parse(file.read(), feature_version=(3, 6))
+
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"typing"}
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+    assert load_grammar().read_run(["-p", "A=1"]).parameters == [("A", "1")]
