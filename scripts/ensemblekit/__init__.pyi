@@ -1,5 +1,4 @@
 from .assets.padded_heads import heads_for as heads_for
-from .bench.report import bench_table as bench_table
 from .bench.report import cross_check_text as cross_check_text
 from .bench.report import plot_bench as plot_bench
 from .bench.report import plot_latency as plot_latency
@@ -33,6 +32,7 @@ from .lesson.check import check as check
 from .lesson.diagnosis_form import diagnosis_form as diagnosis_form
 from .lesson.lesson import Lesson as Lesson
 from .lesson.lesson import open_lesson as open_lesson
+from .lesson.measure import bench_table as bench_table
 from .lesson.measure import gpu_table as gpu_table
 from .lesson.measure import measure_cost as measure_cost
 from .lesson.measure import measure_spread as measure_spread

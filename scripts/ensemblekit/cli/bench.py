@@ -38,13 +38,12 @@ def bench(
     requests: Annotated[int, typer.Option(help="Requests of each client in a round.", min=1)] = 4,
     gpus: Annotated[int, typer.Option(help="GPUs for replicas and tensor-parallel.", min=1)] = 1,
     cross_check: Annotated[int, typer.Option(help="Clients with which perf_analyzer measures too; 0: not.", min=0)] = 0,
-    profile: Annotated[int, typer.Option(help="Seconds for which py-spy samples the backend too.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or stand-in: Python in vLLM's place.")] = "auto",
     release: Annotated[str, typer.Option(help="Which Triton.")] = "24.08",
     out: Annotated[Path | None, typer.Option(help="Folder of the record; by default one under runs/.")] = None,
 ) -> None:
     """Measure the ensemble, BLS, `llm` alone, `vllm serve` and the engine in the same run, in turn."""
-    from ensemblekit.bench.plan import BenchPlan, check_loads, check_targets
+    from ensemblekit.bench.plan import BenchPlan, check_targets, check_workloads
     from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
     from ensemblekit.paths import new_run_id, runs_dir
     from ensemblekit.settings import check_settings
@@ -55,17 +54,15 @@ def bench(
     if min(concurrencies) < 1:
         raise ParameterError(f"measure with {min(concurrencies)} clients", found="not one", hint="--clients 16")
     targets = check_targets(target or (ONE_GPU if stand_in else ()))
-    if (cross_check or profile) and "ensemble" not in targets:
-        raise ParameterError("look closer at the ensemble", found="no target ensemble", hint="add --target ensemble")
+    if cross_check and "ensemble" not in targets:
+        raise ParameterError("cross-check the ensemble", found="no target ensemble", hint="add --target ensemble")
     tokens = max_tokens or (1 if stand_in else 128)
-    plan = BenchPlan(targets, concurrencies, rounds, tokens, check_loads(load or ()), requests)
+    plan = BenchPlan(targets, concurrencies, rounds, tokens, check_workloads(load or ()), requests)
+    engine = STAND_IN if stand_in else settings.resolved_device
     folder = (out or runs_dir() / new_run_id("bench")).resolve()
 
     def measure(progress: "Progress") -> "BenchResult":
-        return run_bench(
-            plan, STAND_IN if stand_in else settings.resolved_device, release, folder, progress,
-            gpus=gpus, cross_check=cross_check, profile_s=profile,
-        )  # fmt: skip
+        return run_bench(plan, engine, release, folder, progress, gpus=gpus, cross_check=cross_check)
 
     _show_all(measure, folder)
 
@@ -79,7 +76,7 @@ def _show_all(measure: Callable[["Progress"], "BenchResult"], folder: Path) -> N
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         result = measure(_progress(console, bars))
     picture = save_picture(result, folder / "bench.png")
-    for name in result.loads:
+    for name in result.workloads:
         _show(result, name)
     if result.cross_check:
         _show_cross_check(result)
@@ -102,11 +99,11 @@ def _progress(console: Console, bars: Bars) -> "Progress":
     return show
 
 
-def _show(result: "BenchResult", load: str) -> None:
+def _show(result: "BenchResult", workload: str) -> None:
     from ensemblekit.bench.report import describe, rows, without_empty
 
-    header, *body = without_empty(rows(result, load))
-    table = Table(box=SIMPLE, caption=describe(result, load), padding=(0, 1, 0, 0))
+    header, *body = without_empty(rows(result, workload))
+    table = Table(box=SIMPLE, caption=describe(result, workload), padding=(0, 1, 0, 0))
     for name in header:
         table.add_column(name, justify="left" if name == "target" else "right", no_wrap=True)
     for row in body:

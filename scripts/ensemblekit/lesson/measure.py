@@ -7,6 +7,7 @@ from typing import Any
 from IPython.display import Markdown
 
 from ensemblekit.bench.plan import SPREAD, BenchPlan, Target
+from ensemblekit.bench.report import describe, rows, without_empty
 from ensemblekit.bench.results import BenchResult
 from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
 from ensemblekit.errors import ParameterError
@@ -16,7 +17,7 @@ from ensemblekit.lesson.show import Progress, table
 from ensemblekit.paths import repo_root
 from ensemblekit.settings import Settings
 
-__all__ = ["gpu_table", "measure_cost", "measure_spread", "recorded_bench"]
+__all__ = ["bench_table", "gpu_table", "measure_cost", "measure_spread", "recorded_bench"]
 
 WITH_VLLM: tuple[Target, ...] = ("vllm-serve", *ONE_GPU)
 SPREAD_STAND_IN: tuple[Target, ...] = ("ensemble", "replicas")
@@ -105,14 +106,17 @@ def gpu_table() -> Markdown:
     gpus = visible_gpus()
     if not gpus:
         return Markdown("No NVIDIA GPU is visible here: what follows uses processes instead.")
-    rows = (
-        (
-            gpu.index, gpu.name, f"{gpu.total_mib or 0:,}", f"{gpu.free_mib or 0:,}", gpu.driver,
-            "; ".join(str(process) for process in gpu.processes) or "nobody that the driver names",
-        )
-        for gpu in gpus
-    )  # fmt: skip
-    return table(rows, ("GPU", "name", "memory, MiB", "free, MiB", "driver", "held by"))
+    found = []
+    for gpu in gpus:
+        holders = "; ".join(str(process) for process in gpu.processes) or "nobody that the driver names"
+        found.append((gpu.index, gpu.name, f"{gpu.total_mib or 0:,}", f"{gpu.free_mib or 0:,}", gpu.driver, holders))
+    return table(found, ("GPU", "name", "memory, MiB", "free, MiB", "driver", "held by"))
+
+
+def bench_table(result: BenchResult, workload: str | None = None) -> Markdown:
+    """Return what was measured with a workload as a Markdown table, with a line on what, and when."""
+    header, *body = without_empty(rows(result, workload))
+    return Markdown(f"{table(body, header).data}\n\n{describe(result, workload)}; times in ms")
 
 
 def recorded_bench(name: str) -> BenchResult:
