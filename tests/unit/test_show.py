@@ -3,7 +3,7 @@
 
 import pytest
 
-from ensemblekit.lesson.show import Progress, quick_banner, table
+from ensemblekit.lesson.show import StatusLine, quick_banner, table
 from ensemblekit.paths import BATCH_VARIABLE
 
 
@@ -25,12 +25,12 @@ def test_table_with_bars_and_lines_keeps_its_columns() -> None:
     assert (table([("a|b", "c\nd")], ("x", "y")).data or "").splitlines()[-1] == "| a\\|b | c<br>d |"
 
 
-def test_progress_in_a_batch_run_writes_nothing(
+def test_status_line_in_a_batch_run_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(BATCH_VARIABLE, "1")
 
-    with Progress("work") as progress:
-        progress.tick()
+    with StatusLine("work") as line:
+        line.tick()
 
     assert capsys.readouterr() == ("", "")

@@ -145,6 +145,32 @@ class BenchResult:
         ratios = [one.tokens_per_s / other.tokens_per_s for one, other in pairs if other.tokens_per_s]
         return statistics.median(ratios) if ratios else 0.0
 
+    def medians(
+        self, targets: Sequence[str], concurrencies: Sequence[int], name: str, workload: str | None = None
+    ) -> dict[str, dict[int, float]]:
+        """Return the medians of one value of `Round`, by target and concurrency."""
+        return {
+            target: {count: self.median(target, count, name, workload) for count in concurrencies} for target in targets
+        }
+
+    def ratios(self, target: str, base: str) -> dict[str, dict[int, float]]:
+        """Return a target's tokens/s over another's, by workload and concurrency, to two places."""
+        return {
+            workload: {
+                count: round(self.ratio(target, base, count, workload), 2) for count in self.plan["concurrencies"]
+            }
+            for workload in self.workloads
+        }
+
+    def requests(self, target: str) -> int:
+        """Return how many answers of a target were received, the warm-up left out."""
+        return sum(one.requests for one in self.rounds if one.target == target and one.number > 0)
+
+    @property
+    def errors(self) -> int:
+        """How many requests failed, the warm-up left out."""
+        return sum(one.errors for one in self.rounds if one.number > 0)
+
     def save(self, path: Path) -> Path:
         """Write the record as JSON and return the file.
 

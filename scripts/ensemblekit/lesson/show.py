@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What readers see besides values: progress, banners, tables. Nothing here stays in checked outputs."""
+"""What readers see besides values: a status line, banners, tables. Nothing here stays in checked outputs."""
 
 import os
 import sys
@@ -14,12 +14,12 @@ from IPython.display import DisplayHandle, Markdown, display
 
 from ensemblekit.paths import BATCH_VARIABLE
 
-__all__ = ["Progress", "quick_banner", "show_lines", "table"]
+__all__ = ["StatusLine", "quick_banner", "show_lines", "table"]
 
 REFRESH_S = 0.5  # a progress line need not move faster than a reader's eye
 
 
-class Progress:
+class StatusLine:
     """One line that says what is under way and for how long; it is gone when the work is done.
 
     Shown in a live notebook and on a terminal. Batch runs show none, so that executed pages hold no
@@ -71,8 +71,8 @@ class Progress:
 
 
 def quick_banner() -> str:
-    """Return the banner of every page that ran without vLLM, as Markdown."""
-    installed = find_spec("vllm") is not None  # a lesson may choose the stand-in in a full environment too
+    """Return the banner of every page of a quick run, as Markdown."""
+    installed = find_spec("vllm") is not None  # a quick run may take place in a full environment too
     return (
         "> **Quick mode.** The model called `llm` on this page is a small Python stand-in. No vLLM, no PyTorch and no "
         f"weights were {'run for it' if installed else 'installed, fetched or run'}. Triton is real, and so is "
