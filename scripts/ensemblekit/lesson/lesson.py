@@ -342,8 +342,8 @@ def open_lesson(
     atexit.register(lesson.stop)
     if (shell := get_ipython()) is not None:
         select_figure_formats(shell, {"png"})  # figures made without pyplot have no picture of their own
-    if settings.engine == "stand-in" and made_for != "stand-in":
-        display(Markdown(WITHOUT_VLLM if given.get("ENGINE", "auto") == "auto" else quick_banner()))
+    if settings.engine == "stand-in" and "ENGINE" in given and not made_for:
+        display(Markdown(WITHOUT_VLLM if given["ENGINE"] == "auto" else quick_banner()))
     return lesson
 
 
