@@ -126,6 +126,9 @@ def plot_bench(result: BenchResult, workload: str | None = None) -> Figure:
     speed.legend(frameon=False)
     speed.set_title(f"Tokens/s, {workload or result.workloads[0]}", loc="left", fontsize=11, fontweight="bold")
     ratio.set_title(f"Over {base}, same round", loc="left", fontsize=11, fontweight="bold")
+    most = concurrencies[-1]
+    speeds = ", ".join(f"{target} {result.median(target, most, workload=workload):.0f}" for target in targets)
+    figure.set_label(f"Tokens/s by clients at once, and their ratio to {base}; with {most} clients: {speeds} tokens/s.")
     return figure
 
 
@@ -154,6 +157,9 @@ def plot_latency(result: BenchResult, workload: str) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(f"{title} ({workload})", loc="left", fontsize=11, fontweight="bold")
     figure.axes[0].legend(frameon=False)
+    most, names = concurrencies[-1], [str(line.get_label()) for line in figure.axes[0].lines]
+    first = ", ".join(f"{name} {result.median(name, most, 'ttft_ms', workload):.0f}" for name in names)
+    figure.set_label(f"Time to the first token and between tokens by clients at once; with {most} clients: {first} ms.")
     return figure
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from IPython.core.getipython import get_ipython
-from IPython.core.pylabtools import select_figure_formats
 from IPython.display import Markdown, display
 
 from ensemblekit.assets.padded_heads import splittable_checkpoint
@@ -19,7 +18,7 @@ from ensemblekit.clients.http import load_model
 from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
 from ensemblekit.errors import ParameterError, UnsupportedMachine
 from ensemblekit.faults.log import LogLine, parse_log, poll_errors, read_log
-from ensemblekit.lesson.show import StatusLine, quick_banner
+from ensemblekit.lesson.show import StatusLine, quick_banner, show_figures_in_kernel
 from ensemblekit.paths import current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
 from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
@@ -340,8 +339,7 @@ def open_lesson(
         _OPEN[name].stop()
     lesson = _OPEN[name] = Lesson(name, settings)
     atexit.register(lesson.stop)
-    if (shell := get_ipython()) is not None:
-        select_figure_formats(shell, {"png"})  # figures made without pyplot have no picture of their own
+    show_figures_in_kernel()
     if settings.engine == "stand-in" and "ENGINE" in given and not made_for:
         display(Markdown(WITHOUT_VLLM if given["ENGINE"] == "auto" else quick_banner()))
     return lesson

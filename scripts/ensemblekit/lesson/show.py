@@ -7,14 +7,16 @@ import time
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from IPython.core.getipython import get_ipython
+from IPython.core.pylabtools import print_figure, select_figure_formats
 from IPython.display import DisplayHandle, Markdown, display
+from matplotlib.figure import Figure
 
 from ensemblekit.paths import BATCH_VARIABLE
 
-__all__ = ["StatusLine", "quick_banner", "show_lines", "table"]
+__all__ = ["StatusLine", "alternative_text", "quick_banner", "show_figures_in_kernel", "show_lines", "table"]
 
 REFRESH_S = 0.5  # a progress line need not move faster than a reader's eye
 
@@ -78,6 +80,24 @@ def quick_banner() -> str:
         f"weights were {'run for it' if installed else 'installed, fetched or run'}. Triton is real, and so is "
         "everything about the ensemble."
     )
+
+
+def show_figures_in_kernel() -> None:
+    """Let this kernel show figures that were made without pyplot, with their alternative text."""
+    shell = get_ipython()
+    if shell is not None:
+        select_figure_formats(shell, {"png"})  # has matplotlib's defaults for everything but the text
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _png_with_text)
+
+
+def _png_with_text(figure: Figure) -> tuple[Any, dict[str, str]]:
+    return print_figure(figure, fmt="png", base64=True), {"alt": alternative_text(figure)}
+
+
+def alternative_text(figure: Figure) -> str:
+    """Return what a figure shows in words: its label, else its titles."""
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
+    return str(figure.get_label()) or "; ".join(filter(None, titles))
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> Markdown:

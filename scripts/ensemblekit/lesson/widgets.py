@@ -14,7 +14,7 @@ from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.diagnose.lint import lint_repository
 from ensemblekit.diagnose.probe.target import probe_target
 from ensemblekit.errors import KitError
-from ensemblekit.faults.log import model_loads, parse_log, poll_errors, read_log
+from ensemblekit.faults.log import ModelLoad, model_loads, parse_log, poll_errors, read_log
 from ensemblekit.lesson.lesson import Lesson
 from ensemblekit.servers.process import TritonServer
 
@@ -72,9 +72,16 @@ def _states(server: TritonServer) -> str:
     lines = parse_log(read_log(server.log_path))
     rows = [_state(message.split("'")[1], "refused") for message in poll_errors(lines)]
     for load in model_loads(lines):
-        state = "loading" if load.loaded_s is None else "ready" if load.unloaded_s is None else "unloaded"
-        rows.append(_state(load.model, "failed" if load.failure else state))
+        rows.append(_state(load.model, _state_of(load)))
     return "<br>".join(rows) or "starting"
+
+
+def _state_of(load: ModelLoad) -> str:
+    if load.failure:
+        return "failed"
+    if load.loaded_s is None:
+        return "loading"
+    return "ready" if load.unloaded_s is None else "unloaded"
 
 
 def _state(model: str, state: str) -> str:
