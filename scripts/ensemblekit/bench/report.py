@@ -128,7 +128,8 @@ def plot_bench(result: BenchResult, workload: str | None = None) -> Figure:
     ratio.set_title(f"Over {base}, same round", loc="left", fontsize=11, fontweight="bold")
     most = concurrencies[-1]
     speeds = ", ".join(f"{target} {result.median(target, most, workload=workload):.0f}" for target in targets)
-    figure.set_label(f"Tokens/s by clients at once, and their ratio to {base}; with {most} clients: {speeds} tokens/s.")
+    shown = workload or result.workloads[0]
+    figure.set_label(f"Tokens/s by clients at once ({shown}), and over {base}; with {most} clients: {speeds} tokens/s.")
     return figure
 
 

@@ -28,7 +28,8 @@ WIDTH_IN = 9.0  # a notebook column
 ROW_IN = 0.42
 MILLISECONDS = 1000.0
 # the pipeline, in boxes: a gap holds the longest tensor name of the kit's own ensemble
-BOX, GAP, OUTER, MARGIN = 1.3, 1.9, 1.45, 0.2
+BOX, GAP, OUTER, MARGIN = 1.3, 1.9, 1.6, 0.2
+UNIT_IN = 0.95  # wide enough for those names, however many steps there are
 STEP = BOX + GAP
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "fontweight": "bold"}
 
@@ -122,7 +123,7 @@ def draw_pipeline(
     config = read_config(repository.path / ensemble)
     steps = ensemble_steps(config)
     last = (len(steps) - 1) * STEP + BOX
-    figure = Figure(figsize=(WIDTH_IN, 2.6), layout="constrained")
+    figure = Figure(figsize=(UNIT_IN * (last + 2 * OUTER), 2.6), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()
     axes.set_xlim(-OUTER - 0.05, last + OUTER + 0.05)
@@ -161,7 +162,7 @@ def _box(axes: Axes, x: float, title: str, detail: str) -> None:
 def _arrow(axes: Axes, begin: float, end: float, tensors: Sequence[str], shift: float = 0.0) -> None:
     axes.annotate("", (end, 0), (begin, 0), arrowprops={"arrowstyle": "-|>", "color": GREY, "lw": 1.6})
     middle = (begin + end) / 2 + shift
-    axes.text(middle, 0.07, "\n".join(tensors), ha="center", va="bottom", fontsize=6.5, color="black")
+    axes.text(middle, 0.07, "\n".join(tensors), ha="center", va="bottom", fontsize=7.5, color="black")
 
 
 def plot_start_phases(phases: Mapping[str, float]) -> Figure:
