@@ -2,6 +2,7 @@
 """The parameters of a lesson, checked: papermill itself takes wrong types and only warns on unknown names."""
 
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ __all__ = ["Device", "Engine", "Provider", "Settings", "check_settings", "visibl
 
 Provider = Literal["embedded", "container", "attach"]
 Device = Literal["auto", "cpu", "cuda"]
-Engine = Literal["vllm", "stand-in"]
+Engine = Literal["auto", "vllm", "stand-in"]
 
 HINTS = {
     "RELEASE": 'a text in quotes, for example RELEASE = "24.08"; `ensemblekit releases` lists them',
@@ -29,7 +30,10 @@ HINTS = {
 
 
 class Settings(BaseModel):
-    """What a lesson runs: the same names as in its `parameters` cell, in lower case."""
+    """What a lesson runs: the same names as in its `parameters` cell, in lower case.
+
+    `check_settings` makes one; in it ENGINE `auto` has become `vllm` or `stand-in`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -37,7 +41,7 @@ class Settings(BaseModel):
     flavour: Flavour = "vllm-image"
     provider: Provider = "embedded"
     device: Device = "auto"
-    engine: Engine = "vllm"
+    engine: Engine = "auto"
     model: str = "smollm2-135m-instruct"
     url: str = ""
     repository: str = ""
@@ -85,7 +89,15 @@ def check_settings(**parameters: Any) -> Settings:
         settings = Settings(**{name.lower(): _widened(value) for name, value in parameters.items()})
     except ValidationError as error:
         raise _explained(error) from error
-    return _on_its_device(_consistent(settings))
+    return _on_its_device(_with_engine(_consistent(settings)))
+
+
+def _with_engine(settings: Settings) -> Settings:
+    """Put for ENGINE `auto` vLLM where it is installed, else the stand-in; servers elsewhere bring their own vLLM."""
+    if settings.engine != "auto":
+        return settings
+    here = settings.provider != "embedded" or find_spec("vllm") is not None
+    return settings.model_copy(update={"engine": "vllm" if here else "stand-in"})
 
 
 def _on_its_device(settings: Settings) -> Settings:

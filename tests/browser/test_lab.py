@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     (lesson,) = choose_notebooks([LESSON])
     notebook = nbformat.read(lesson.path, as_version=4)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    cell.source = cell.source.replace('ENGINE: str = "vllm"', 'ENGINE: str = "stand-in"')
+    cell.source = cell.source.replace('ENGINE: str = "auto"', 'ENGINE: str = "stand-in"')
     for cell in notebook.cells:
         cell.pop("outputs", None) if cell.cell_type != "code" else cell.update(outputs=[], execution_count=None)
     made = tmp_path / "notebooks"

@@ -160,3 +160,10 @@ def test_exercises_are_what_their_solutions_make() -> None:
 @pytest.mark.parametrize("name", ["pypi", "files.pythonhosted"])
 def test_no_registry_host_stands_in_a_notebook(name: str) -> None:
     assert not [path.name for path in NOTEBOOKS if f"{name}.org" in path.read_text()]
+
+
+def test_every_picture_has_an_alternative_text_of_its_own(cells: Cells) -> None:
+    outputs = [output for cell in _code(cells) for output in cell.outputs if "image/png" in output.get("data", {})]
+    texts = [output.metadata.get("image/png", {}).get("alt", "") for output in outputs]
+    assert all(len(text.split()) >= 5 for text in texts), texts
+    assert len(set(texts)) == len(texts)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.bench.plan import SUBJECTS, BenchPlan, check_loads, check_targets, prompts
+from ensemblekit.bench.plan import SUBJECTS, BenchPlan, check_targets, check_workloads, prompts
 from ensemblekit.bench.results import BenchResult
 from ensemblekit.bench.run import ONE_GPU, RECORD, STAND_IN, STAND_IN_WORDS, run_bench
 from ensemblekit.clients.grpc import ask
@@ -16,11 +16,13 @@ from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import TritonServer
 
 pytestmark = pytest.mark.server
-LOADS = ("http whole greedy", "http streamed greedy")
+WORKLOADS = ("http whole greedy", "http streamed greedy")
 
 
 def test_bench_asks_every_target_with_every_load_and_keeps_what_it_has_on_the_way(tmp_path: Path) -> None:
-    plan = BenchPlan(ONE_GPU, (1, 4), rounds=1, max_tokens=1, loads=check_loads(LOADS), requests_per_client=2)
+    plan = BenchPlan(
+        ONE_GPU, (1, 4), rounds=1, max_tokens=1, workloads=check_workloads(WORKLOADS), requests_per_client=2
+    )
     kept = list[int]()
 
     def look(text: str, done: int, total: int) -> None:
@@ -29,9 +31,9 @@ def test_bench_asks_every_target_with_every_load_and_keeps_what_it_has_on_the_wa
 
     result = run_bench(plan, STAND_IN, "24.08", tmp_path, look)
 
-    print("\n".join(f"{one.load}: {one.target} x {one.concurrency}: {one.tokens_per_s}/s" for one in result.rounds))
-    assert {(one.target, one.concurrency, one.load) for one in result.rounds} == {
-        (target, clients, load) for target in ONE_GPU for clients in (1, 4) for load in LOADS
+    print("\n".join(f"{one.workload}: {one.target} x {one.concurrency}: {one.tokens_per_s}/s" for one in result.rounds))
+    assert {(one.target, one.concurrency, one.workload) for one in result.rounds} == {
+        (target, clients, workload) for target in ONE_GPU for clients in (1, 4) for workload in WORKLOADS
     }
     assert all((one.errors, one.requests) == (0, 8) and one.tokens_per_s > 0 for one in result.rounds)
     assert kept == list(range(1, len(result.rounds) + 1))
@@ -44,14 +46,16 @@ def test_bench_of_vllm_itself_with_the_stand_in_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("tokens", "load", "hint"),
+    ("tokens", "workload", "hint"),
     [(8, "http whole greedy", "--max-tokens 7"), (5, "http whole greedy varied", "3, or less")],
 )
 def test_more_tokens_than_the_stand_in_says_words_are_refused(
-    tmp_path: Path, tokens: int, load: str, hint: str
+    tmp_path: Path, tokens: int, workload: str, hint: str
 ) -> None:
     with pytest.raises(ParameterError, match=rf"its shortest answer has 7 words[\s\S]*{hint}"):
-        run_bench(BenchPlan(ONE_GPU, max_tokens=tokens, loads=(load,)), STAND_IN, "24.08", tmp_path, lambda *_: None)
+        run_bench(
+            BenchPlan(ONE_GPU, max_tokens=tokens, workloads=(workload,)), STAND_IN, "24.08", tmp_path, lambda *_: None
+        )
 
 
 def test_stand_in_says_as_many_words_as_the_bench_counts(tmp_path: Path) -> None:

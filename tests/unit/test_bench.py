@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.bench.plan import LOADS, BenchPlan, Load, check_loads, check_targets, prompts, request_body
-from ensemblekit.bench.profile import shares_of
+from ensemblekit.bench.plan import WORKLOADS, BenchPlan, Workload, check_targets, check_workloads, prompts, request_body
 from ensemblekit.bench.report import HEADER, cross_check_text, describe, plot_bench, plot_latency, rows
 from ensemblekit.bench.results import BenchResult, Round, percentile
 from ensemblekit.bench.workers import LoadGenerator
@@ -28,8 +27,8 @@ def test_figures_of_a_round_come_from_its_answers() -> None:
 
     assert (found.requests, found.errors) == (2, 1)
     assert found.tokens_per_s == 128.0  # 28 and 228 tokens from 0 s to 2 s
-    assert (found.first_ms, found.whole_p99_ms) == (100.0, 2000.0)
-    assert found.between_ms == pytest.approx(1000 * (0.9 / 27 + 1.7 / 227) / 2, abs=0.01)
+    assert (found.ttft_ms, found.e2e_p99_ms) == (100.0, 2000.0)
+    assert found.itl_ms == pytest.approx(1000 * (0.9 / 27 + 1.7 / 227) / 2, abs=0.01)
 
 
 def test_round_in_which_all_failed_has_no_speed() -> None:
@@ -45,12 +44,12 @@ def test_prompts_of_two_rounds_share_none() -> None:
 
 
 def test_no_two_rounds_of_any_load_and_target_ask_the_same() -> None:
-    plan = BenchPlan(loads=tuple(LOADS), rounds=3)
+    plan = BenchPlan(workloads=tuple(WORKLOADS), rounds=3)
 
     seeds = [
-        plan.seed(number, load, concurrency, target)
+        plan.seed(number, workload, concurrency, target)
         for number in range(plan.rounds + 1)
-        for load in LOADS.values()
+        for workload in WORKLOADS.values()
         for concurrency in plan.concurrencies
         for target in plan.targets
     ]
@@ -65,7 +64,7 @@ def a_result(speeds: dict[str, list[float]]) -> BenchResult:
         for target, each in speeds.items()
         for number, speed in enumerate(each)
     ]
-    plan = {"concurrencies": [16], "max_tokens": 128, "loads": [Load().name], "rounds": 3}
+    plan = {"concurrencies": [16], "max_tokens": 128, "workloads": [Workload().name], "rounds": 3}
     return BenchResult(plan, {"device": "CPU", "cores": 2, "triton": "2.49.0"}, {}, {}, tuple(rounds))
 
 
@@ -109,15 +108,27 @@ def test_committed_record_can_be_shown(record: Path) -> None:
 
     assert result.machine["device"] in describe(result)
     assert all(one.errors == 0 for one in result.rounds)
-    for load in result.loads:
-        assert plot_bench(result, load).axes[0].lines
-        assert all(len(row) == len(HEADER) for row in rows(result, load))
+    for workload in result.workloads:
+        assert plot_bench(result, workload).axes[0].lines
+        assert all(len(row) == len(HEADER) for row in rows(result, workload))
+
+
+def test_record_under_the_names_of_before_is_read_and_saved_under_those_of_now(tmp_path: Path) -> None:
+    before = json.loads(RECORDS[0].read_text())
+
+    result = BenchResult.load(RECORDS[0])
+    after = json.loads(result.save(tmp_path / "again.json").read_text())
+
+    assert result.plan["workloads"] == before["plan"]["loads"]
+    for old, new in zip(before["rounds"], after["rounds"], strict=True):
+        assert (old["first_ms"], old["between_ms"], old["whole_ms"]) == (new["ttft_ms"], new["itl_ms"], new["e2e_ms"])
+    assert BenchResult.load(tmp_path / "again.json") == result
 
 
 def test_every_target_is_asked_for_equally_many_tokens() -> None:
-    serve = request_body("vllm-serve", "Q", "", 7, Load())
-    llm = request_body("llm", "Q", "<Q>", 7, Load())
-    ensemble = request_body("ensemble", "Q", "", 7, Load())
+    serve = request_body("vllm-serve", "Q", "", 7, Workload())
+    llm = request_body("llm", "Q", "<Q>", 7, Workload())
+    ensemble = request_body("ensemble", "Q", "", 7, Workload())
 
     assert {serve["max_tokens"], *(json.loads(b["sampling_parameters"])["max_tokens"] for b in (llm, ensemble))} == {7}
     assert (llm["text_input"], ensemble["chat_input"], serve["messages"][0]["content"]) == ("<Q>", "Q", "Q")
@@ -134,19 +145,19 @@ def test_targets_on_several_gpus_are_measured_only_when_named() -> None:
 
 
 def test_loads_are_named_by_protocol_answers_and_temperature() -> None:
-    assert check_loads([]) == ("http whole greedy",)
-    assert len(check_loads(["all"])) == len(LOADS) == 16
+    assert check_workloads([]) == ("http whole greedy",)
+    assert len(check_workloads(["all"])) == len(WORKLOADS) == 16
     with pytest.raises(ParameterError, match="choose from http whole greedy"):
-        check_loads(["fast"])
+        check_workloads(["fast"])
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 128])
 def test_lengths_vary_around_the_mean_and_the_same_for_every_target(tokens: int) -> None:
-    plan, varied = BenchPlan(max_tokens=tokens), LOADS["http whole greedy varied"]
+    plan, varied = BenchPlan(max_tokens=tokens), WORKLOADS["http whole greedy varied"]
 
     lengths = plan.lengths(varied, 4000, seed=3)
 
-    assert plan.lengths(Load(), 3, seed=3) == [tokens] * 3
+    assert plan.lengths(Workload(), 3, seed=3) == [tokens] * 3
     assert lengths == plan.lengths(varied, 4000, seed=3) != plan.lengths(varied, 4000, seed=4) or tokens == 1
     assert max(1, tokens // 4) == min(lengths)
     assert max(lengths) == max(1, 2 * tokens - max(1, tokens // 4))
@@ -156,26 +167,29 @@ def test_lengths_vary_around_the_mean_and_the_same_for_every_target(tokens: int)
 def test_engine_alone_is_not_asked_to_stream_or_over_grpc() -> None:
     plan = BenchPlan()
 
-    assert [name for name, load in LOADS.items() if plan.measures("engine", load)] == [
+    assert [name for name, workload in WORKLOADS.items() if plan.measures("engine", workload)] == [
         "http whole greedy",
         "http whole sampled",
     ]
-    assert all(plan.measures("llm", load) for load in LOADS.values())
+    assert all(plan.measures("llm", workload) for workload in WORKLOADS.values())
 
 
 def test_figures_of_two_loads_are_kept_apart() -> None:
     both = tuple(
-        Round.of("llm", 16, 1, [[0.0, 0.5, 1.0, 64, 64 * more]], load) for more, load in enumerate(("a", "b"), 1)
+        Round.of("llm", 16, 1, [[0.0, 0.5, 1.0, 64, 64 * more]], workload)
+        for more, workload in enumerate(("a", "b"), 1)
     )
-    result = BenchResult({"concurrencies": [16], "max_tokens": 64, "loads": ["a", "b"], "rounds": 1}, {}, {}, {}, both)
+    result = BenchResult(
+        {"concurrencies": [16], "max_tokens": 64, "workloads": ["a", "b"], "rounds": 1}, {}, {}, {}, both
+    )
 
-    assert (result.median("llm", 16), result.median("llm", 16, load="b")) == (64.0, 128.0)
+    assert (result.median("llm", 16), result.median("llm", 16, workload="b")) == (64.0, 128.0)
     assert plot_latency(result, "b").axes[0].lines[0].get_ydata() == [500.0]
 
 
 def test_cross_check_stands_beside_the_same_load_of_the_bench() -> None:
     rounds = (Round.of("ensemble", 16, 1, [[0.0, 1.0, 1.0, 1, 100]], "grpc whole greedy"),)
-    plan = {"concurrencies": [16], "max_tokens": 100, "loads": ["grpc whole greedy"], "rounds": 1}
+    plan = {"concurrencies": [16], "max_tokens": 100, "workloads": ["grpc whole greedy"], "rounds": 1}
     check = {"clients": 16, "load": "grpc whole greedy", "tokens_per_s": 95.0, "report": []}
 
     text = cross_check_text(BenchResult(plan, {}, {}, {}, rounds, cross_check=check))
@@ -236,13 +250,3 @@ def test_load_generator_sends_all_with_so_many_at_once_to_a_fake_server(a_fake_s
     assert sum(answer[3] == 0 for answer in answers) == 1
     assert sorted(answer[4] for answer in answers) == list(range(13))
     assert all(answer[2] - answer[0] >= 0.05 for answer in answers)
-
-
-def test_profile_names_threads_and_counts_a_function_once_a_stack() -> None:
-    raw = 'thread (0x1): "loop";run (a.py:1);run (a.py:7) 3\nthread (0x2): "io";wait (c.py:3) 1\n'
-
-    found = shares_of(raw)
-
-    assert found["samples"] == 4
-    assert [(thread["name"], thread["share"]) for thread in found["threads"]] == [("loop", 0.75), ("io", 0.25)]
-    assert found["threads"][0]["functions"] == {"run (a.py)": 1.0}

@@ -6,7 +6,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import pytest
 
-from ensemblekit.lesson.diagnosis_form import diagnosis_form
+from ensemblekit.lesson.widgets import diagnosis_form
 from tests.conftest import DATA
 
 GENUINE = DATA / "logs" / "genuine-24.08-ensemble-off.log"

@@ -20,7 +20,7 @@ from ensemblekit.settings import check_settings
         ({"PROVIDER": "attach"}, "a URL belongs to PROVIDER 'attach'", "-p URL 127.0.0.1:8000"),
         ({"URL": "127.0.0.1:8000"}, "a URL belongs to PROVIDER 'attach'", "-p PROVIDER attach"),
         ({"DEVICE": "gpu"}, "'cuda'", "one of auto, cpu, cuda"),
-        ({"ENGINE": "fake"}, "'stand-in'", "one of vllm, stand-in"),
+        ({"ENGINE": "fake"}, "'stand-in'", "one of auto, vllm, stand-in"),
         ({"MODEL": 135}, "valid string", "parameters cell"),
         ({"READY_TIMEOUT_S": "abc"}, "valid number", "for example 600"),
         ({"READY_TIMEOUT_S": -1}, "greater than 0", "for example 600"),
@@ -80,7 +80,7 @@ def test_device_cuda_without_a_gpu_is_refused_in_one_sentence(monkeypatch: pytes
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     with pytest.raises(UnsupportedMachine) as caught:
-        check_settings(DEVICE="cuda")
+        check_settings(DEVICE="cuda", ENGINE="vllm")
 
     assert str(caught.value).splitlines() == [
         "Could not use DEVICE 'cuda'.",
@@ -95,10 +95,23 @@ def test_device_cuda_with_a_fake_nvidia_smi_of_an_old_driver_names_both_versions
     a_fake_nvidia_smi(driver="535.104.05")
 
     with pytest.raises(UnsupportedMachine, match=r"driver 535\.104\.05; the locked torch .* needs 580 or newer"):
-        check_settings(DEVICE="cuda")
+        check_settings(DEVICE="cuda", ENGINE="vllm")
 
 
 def test_device_cuda_with_the_stand_in_needs_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
 
     assert check_settings(DEVICE="cuda", ENGINE="stand-in").device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("installed", "provider", "engine"),
+    [(True, "embedded", "vllm"), (False, "embedded", "stand-in"), (False, "container", "vllm")],
+    ids=["full", "quick", "container"],
+)
+def test_engine_auto_is_vllm_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, provider: str, engine: str
+) -> None:
+    monkeypatch.setattr("ensemblekit.settings.find_spec", lambda name: object() if installed else None)
+
+    assert check_settings(PROVIDER=provider).engine == engine

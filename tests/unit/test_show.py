@@ -2,8 +2,11 @@
 """What readers see besides values."""
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.figure import Figure
 
-from ensemblekit.lesson.show import Progress, quick_banner, table
+from ensemblekit.lesson.plots import plot_statistics
+from ensemblekit.lesson.show import StatusLine, alternative_text, quick_banner, show_figures_in_kernel, table
 from ensemblekit.paths import BATCH_VARIABLE
 
 
@@ -25,12 +28,33 @@ def test_table_with_bars_and_lines_keeps_its_columns() -> None:
     assert (table([("a|b", "c\nd")], ("x", "y")).data or "").splitlines()[-1] == "| a\\|b | c<br>d |"
 
 
-def test_progress_in_a_batch_run_writes_nothing(
+def test_status_line_in_a_batch_run_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(BATCH_VARIABLE, "1")
 
-    with Progress("work") as progress:
-        progress.tick()
+    with StatusLine("work") as line:
+        line.tick()
 
     assert capsys.readouterr() == ("", "")
+
+
+def test_figure_in_a_kernel_carries_its_alternative_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = InteractiveShell()
+    monkeypatch.setattr("ensemblekit.lesson.show.get_ipython", lambda: shell)
+    show_figures_in_kernel()
+
+    data, metadata = shell.display_formatter.format(plot_statistics({"preprocess": 0.0012, "generating": 0.5}))
+
+    shell.history_manager.end_session()
+    assert data["image/png"]
+    assert metadata["image/png"]["alt"] == (
+        "Bars of the mean time of a request in each step: preprocess 1.2 ms, generating 500.0 ms."
+    )
+
+
+def test_figure_without_a_label_is_described_by_its_titles() -> None:
+    figure = Figure()
+    figure.subplots().set_title("Speed", loc="left")
+
+    assert alternative_text(figure) == "Speed"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bench measures: the targets, the loads, and what each target is asked."""
+"""What a bench measures: the targets, the workloads, and what each target is asked."""
 
 import json
 import random
@@ -10,14 +10,14 @@ from typing import Any, Literal, get_args
 from ensemblekit.errors import ParameterError
 
 __all__ = [
-    "LOADS",
     "SPREAD",
     "TARGETS",
+    "WORKLOADS",
     "BenchPlan",
-    "Load",
     "Target",
-    "check_loads",
+    "Workload",
     "check_targets",
+    "check_workloads",
     "prompts",
     "request_body",
     "sampling_parameters",
@@ -40,11 +40,11 @@ SUBJECTS = (
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """A kind of request.
 
     Attributes:
-        protocol: Triton's endpoint; `vllm serve` has HTTP only, and is asked over HTTP in every load.
+        protocol: Triton's endpoint; `vllm serve` has HTTP only, and is asked over HTTP in every workload.
         streaming: Whether answers come in pieces.
         temperature: 0 is greedy.
         varied: Whether answers differ in length, as those to real questions do. Answers of one length make clients
@@ -60,7 +60,7 @@ class Load:
     def name(self) -> str:
         """What reports and records call it.
 
-        >>> Load("grpc", streaming=True, varied=True).name
+        >>> Workload("grpc", streaming=True, varied=True).name
         'grpc streamed greedy varied'
         """
         kind = "streamed" if self.streaming else "whole"
@@ -68,17 +68,17 @@ class Load:
         return f"{self.protocol} {kind} {way}{' varied' if self.varied else ''}"
 
 
-LOADS: dict[str, Load] = {
-    load.name: load
-    for load in (
-        Load(protocol, streaming, temperature, varied)
+WORKLOADS: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        Workload(protocol, streaming, temperature, varied)
         for varied in (False, True)
         for temperature in (0.0, SAMPLED_TEMPERATURE)
         for streaming in (False, True)
         for protocol in get_args(Protocol)
     )
 }
-USUAL_LOAD = Load().name
+USUAL_WORKLOAD = Workload().name
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class BenchPlan:
         rounds: How often each is measured, after one round of warm-up.
         max_tokens: Tokens of each answer, the mean where they vary; the end-of-text token is ignored, so that each has
             exactly as many as it was asked for.
-        loads: Names of the kinds of request, keys of `LOADS`.
+        workloads: Names of the kinds of request, keys of `WORKLOADS`.
         requests_per_client: How many requests each client sends in a round.
     """
 
@@ -99,39 +99,39 @@ class BenchPlan:
     concurrencies: tuple[int, ...] = (1, 16, 64, 256)
     rounds: int = 4
     max_tokens: int = 128
-    loads: tuple[str, ...] = (USUAL_LOAD,)
+    workloads: tuple[str, ...] = (USUAL_WORKLOAD,)
     requests_per_client: int = REQUESTS_PER_CLIENT
 
     def requests(self, concurrency: int) -> int:
         """Return how many requests a round at this concurrency sends."""
         return max(LEAST_REQUESTS, self.requests_per_client * concurrency)
 
-    def seed(self, number: int, load: Load, concurrency: int, target: Target) -> int:
-        """Return the seed of a round's prompts: no two rounds of any load and target share one."""
-        turn = number * len(self.loads) + self.loads.index(load.name)
+    def seed(self, number: int, workload: Workload, concurrency: int, target: Target) -> int:
+        """Return the seed of a round's prompts: no two rounds of any workload and target share one."""
+        turn = number * len(self.workloads) + self.workloads.index(workload.name)
         return len(self.targets) * (MOST_CLIENTS * turn + concurrency) + self.targets.index(target)
 
-    def bounds(self, load: Load) -> tuple[int, int]:
+    def bounds(self, workload: Workload) -> tuple[int, int]:
         """Return the fewest and the most tokens that an answer has; they are as far from `max_tokens`."""
-        shortest = max(1, round(SHORTEST * self.max_tokens)) if load.varied else self.max_tokens
+        shortest = max(1, round(SHORTEST * self.max_tokens)) if workload.varied else self.max_tokens
         return shortest, 2 * self.max_tokens - shortest
 
-    def lengths(self, load: Load, count: int, seed: int) -> list[int]:
+    def lengths(self, workload: Workload, count: int, seed: int) -> list[int]:
         """Return how many tokens each of a round's answers has.
 
-        >>> BenchPlan().lengths(Load(varied=True), 4, seed=1)
+        >>> BenchPlan().lengths(Workload(varied=True), 4, seed=1)
         [66, 177, 48, 97]
         """
-        draw, (shortest, longest) = random.Random(seed), self.bounds(load)  # noqa: S311 - no secret
+        draw, (shortest, longest) = random.Random(seed), self.bounds(workload)  # noqa: S311 - no secret
         return [draw.randint(shortest, longest) for _ in range(count)]
 
-    def measures(self, target: Target, load: Load) -> bool:
-        """Return whether a target takes a load.
+    def measures(self, target: Target, workload: Workload) -> bool:
+        """Return whether a target takes a workload.
 
         The engine alone has no endpoint, and so nothing to stream over; it answers in batches, which varied lengths
         would make wait for their longest answer.
         """
-        return target != "engine" or not (load.streaming or load.varied or load.protocol == "grpc")
+        return target != "engine" or not (workload.streaming or workload.varied or workload.protocol == "grpc")
 
 
 def check_targets(names: Sequence[str]) -> tuple[Target, ...]:
@@ -144,14 +144,14 @@ def check_targets(names: Sequence[str]) -> tuple[Target, ...]:
     return tuple(target for target in TARGETS if target in (names or USUAL))
 
 
-def check_loads(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names as names of loads, in the usual order; `all` is every one.
+def check_workloads(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names as names of workloads, in the usual order; `all` is every one.
 
     Raises:
         ParameterError: One is none.
     """
-    _all_known("load", [name for name in names if name != "all"], tuple(LOADS))
-    return tuple(name for name in LOADS if "all" in names or name in (names or (USUAL_LOAD,)))
+    _all_known("load", [name for name in names if name != "all"], tuple(WORKLOADS))
+    return tuple(name for name in WORKLOADS if "all" in names or name in (names or (USUAL_WORKLOAD,)))
 
 
 def _all_known(what: str, names: Sequence[str], legal: Sequence[str]) -> None:
@@ -171,12 +171,12 @@ def prompts(count: int, seed: int) -> list[str]:
     return [f"({seed}-{number}) Write about {SUBJECTS[number % len(SUBJECTS)]}." for number in range(count)]
 
 
-def sampling_parameters(load: Load, tokens: int) -> dict[str, Any]:
-    """Return the sampling parameters of a request of a load."""
-    return {"max_tokens": tokens, "temperature": load.temperature, "ignore_eos": True}
+def sampling_parameters(workload: Workload, tokens: int) -> dict[str, Any]:
+    """Return the sampling parameters of a request of a workload."""
+    return {"max_tokens": tokens, "temperature": workload.temperature, "ignore_eos": True}
 
 
-def request_body(target: Target, question: str, prompt: str, tokens: int, load: Load) -> dict[str, Any]:
+def request_body(target: Target, question: str, prompt: str, tokens: int, workload: Workload) -> dict[str, Any]:
     """Return the JSON body with which a target is asked over HTTP; over gRPC its values become tensors.
 
     Args:
@@ -184,11 +184,11 @@ def request_body(target: Target, question: str, prompt: str, tokens: int, load: 
         question: As a person types it: `vllm serve` and the ensemble apply the chat template themselves.
         prompt: The question with the chat template around it, for `llm`.
         tokens: The answer's length.
-        load: The kind of request.
+        workload: The kind of request.
     """
-    sampling = sampling_parameters(load, tokens)
+    sampling = sampling_parameters(workload, tokens)
     if target == "vllm-serve":
         messages = [{"role": "user", "content": question}]
-        return {"model": "llm", "messages": messages, "stream": load.streaming, **sampling}
+        return {"model": "llm", "messages": messages, "stream": workload.streaming, **sampling}
     own = {"text_input": prompt, "exclude_input_in_output": True} if target == "llm" else {"chat_input": question}
-    return {**own, "stream": load.streaming, "sampling_parameters": json.dumps(sampling)}
+    return {**own, "stream": workload.streaming, "sampling_parameters": json.dumps(sampling)}

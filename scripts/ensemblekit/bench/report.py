@@ -4,17 +4,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from IPython.display import Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ensemblekit.bench.plan import TARGETS
 from ensemblekit.bench.results import BenchResult
-from ensemblekit.lesson.show import table
 
 __all__ = [
     "HEADER",
-    "bench_table",
     "cross_check_text",
     "describe",
     "plot_bench",
@@ -24,17 +21,23 @@ __all__ = [
     "without_empty",
 ]
 
-# "/ serve": tokens/s over those of vllm serve in the same round; the times are in ms, "first" and "between" of tokens
-HEADER = ("clients", "target", "tokens/s", "min-max", "/ serve", "/ llm", "/ engine", "first", "between", "p50", "p99")
+# "/ serve": tokens/s over those of vllm serve in the same round. The times are in ms: to the first token, between
+# tokens, and of whole answers.
+HEADER = ("clients", "target", "tokens/s", "min-max", "/ serve", "/ llm", "/ engine", "TTFT", "ITL", "p50", "p99")
 # Okabe and Ito's colours stay apart for every kind of colour vision
 COLOURS = {
-    "engine": "#000000", "vllm-serve": "#8a8f98", "llm": "#0072b2", "ensemble": "#009e73", "bls": "#e69f00",
-    "replicas": "#d55e00", "tensor-parallel": "#cc79a7",
-}  # fmt: skip
+    "engine": "#000000",
+    "vllm-serve": "#8a8f98",
+    "llm": "#0072b2",
+    "ensemble": "#009e73",
+    "bls": "#e69f00",
+    "replicas": "#d55e00",
+    "tensor-parallel": "#cc79a7",
+}
 DPI = 110
 
 
-def describe(result: BenchResult, load: str | None = None) -> str:
+def describe(result: BenchResult, workload: str | None = None) -> str:
     """Return one line that says what was measured, on what, and when."""
     machine, plan = result.machine, result.plan
     stand_in = "stand-in" in str(machine["device"])
@@ -42,36 +45,40 @@ def describe(result: BenchResult, load: str | None = None) -> str:
     count = f"{plan['gpus']} x " if plan.get("gpus", 1) > 1 and not stand_in else ""
     return (
         f"{count}{machine['device']}, {machine['cores']} cores, {vllm}Triton {machine['triton']}; "
-        f"{load or result.loads[0]}, {plan['max_tokens']} tokens; medians of {plan['rounds']} rounds; {result.began}"
+        f"{workload or result.workloads[0]}, {plan['max_tokens']} tokens; "
+        f"medians of {plan['rounds']} rounds; {result.began}"
     )
 
 
-def rows(result: BenchResult, load: str | None = None) -> list[tuple[str, ...]]:
+def rows(result: BenchResult, workload: str | None = None) -> list[tuple[str, ...]]:
     """Return one row for each concurrency and target, as `HEADER` names them."""
     return [
-        _row(result, target, concurrency, load)
+        _row(result, target, concurrency, workload)
         for concurrency in result.plan["concurrencies"]
         for target in TARGETS
-        if result.measured(target, concurrency, load)
+        if result.measured(target, concurrency, workload)
     ]
 
 
-def _row(result: BenchResult, target: str, concurrency: int, load: str | None) -> tuple[str, ...]:
-    speeds = [one.tokens_per_s for one in result.measured(target, concurrency, load)]
+def _row(result: BenchResult, target: str, concurrency: int, workload: str | None) -> tuple[str, ...]:
+    speeds = [one.tokens_per_s for one in result.measured(target, concurrency, workload)]
     ratios = [
-        result.ratio(target, base, concurrency, load) if base != target else 0.0
+        result.ratio(target, base, concurrency, workload) if base != target else 0.0
         for base in ("vllm-serve", "llm", "engine")
     ]
-    times = {
-        name: result.median(target, concurrency, name, load)
-        for name in ("first_ms", "between_ms", "whole_ms", "whole_p99_ms")
-    }
+    names = ("ttft_ms", "itl_ms", "e2e_ms", "e2e_p99_ms")
+    ttft, itl, e2e, e2e_p99 = (result.median(target, concurrency, name, workload) for name in names)
     return (
-        str(concurrency), target, f"{result.median(target, concurrency, load=load):.0f}",
-        f"{min(speeds):.0f}-{max(speeds):.0f}", *(f"{ratio:.2f}" if ratio else "" for ratio in ratios),
-        *((f"{times['first_ms']:.1f}", f"{times['between_ms']:.2f}") if times["between_ms"] else ("", "")),
-        f"{times['whole_ms']:.0f}", f"{times['whole_p99_ms']:.0f}",
-    )  # fmt: skip
+        str(concurrency),
+        target,
+        f"{result.median(target, concurrency, workload=workload):.0f}",
+        f"{min(speeds):.0f}-{max(speeds):.0f}",
+        *(f"{ratio:.2f}" if ratio else "" for ratio in ratios),
+        f"{ttft:.1f}" if itl else "",
+        f"{itl:.2f}" if itl else "",
+        f"{e2e:.0f}",
+        f"{e2e_p99:.0f}",
+    )
 
 
 def without_empty(table: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -84,24 +91,17 @@ def without_empty(table: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [tuple(row[column] for column in kept) for row in (HEADER, *table)]
 
 
-def bench_table(result: BenchResult, load: str | None = None) -> Markdown:
-    """Return what was measured with a load as a Markdown table, with a line on what, and when."""
-    header, *body = without_empty(rows(result, load))
-    shown = table(body, header)
-    return Markdown(f"{shown.data}\n\n{describe(result, load)}; times in ms")
-
-
 def cross_check_text(result: BenchResult) -> str:
-    """Return what perf_analyzer found beside what the bench found for the same load; "" if it was not asked."""
+    """Return what perf_analyzer found beside what the bench found for the same workload; "" if it was not asked."""
     check = result.cross_check
     if not check:
         return ""
-    own = result.median("ensemble", check["clients"], load=check["load"])
+    own = result.median("ensemble", check["clients"], workload=check["load"])
     beside = f", the bench {own:.0f}: {check['tokens_per_s'] / own:.2f} of it" if own else ""
     return f"perf_analyzer, {check['clients']} clients, {check['load']}: {check['tokens_per_s']:.0f} tokens/s{beside}"
 
 
-def plot_bench(result: BenchResult, load: str | None = None) -> Figure:
+def plot_bench(result: BenchResult, workload: str | None = None) -> Figure:
     """Return tokens/s by concurrency for each target with the spread of the rounds, and each over a common base.
 
     The base is `vllm serve`; where that was not measured `llm`, else the ensemble on one GPU.
@@ -109,12 +109,12 @@ def plot_bench(result: BenchResult, load: str | None = None) -> Figure:
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     speed, ratio = figure.subplots(1, 2, width_ratios=(3, 2))
     concurrencies = result.plan["concurrencies"]
-    targets = [target for target in TARGETS if result.measured(target, concurrencies[0], load)]
+    targets = [target for target in TARGETS if result.measured(target, concurrencies[0], workload)]
     base = next(name for name in ("vllm-serve", "llm", "ensemble", *targets) if name in targets)
     for target in targets:
-        _curve(speed, result, target, load)
+        _curve(speed, result, target, workload)
         if target not in (base, "engine"):
-            ratios = [result.ratio(target, base, count, load) for count in concurrencies]
+            ratios = [result.ratio(target, base, count, workload) for count in concurrencies]
             ratio.plot(concurrencies, ratios, marker="o", color=COLOURS[target])
     ratio.axhline(1.0, color=COLOURS[base], lw=1)
     for axes in (speed, ratio):
@@ -124,43 +124,48 @@ def plot_bench(result: BenchResult, load: str | None = None) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     speed.set_ylim(bottom=0)
     speed.legend(frameon=False)
-    speed.set_title(f"Tokens/s, {load or result.loads[0]}", loc="left", fontsize=11, fontweight="bold")
+    speed.set_title(f"Tokens/s, {workload or result.workloads[0]}", loc="left", fontsize=11, fontweight="bold")
     ratio.set_title(f"Over {base}, same round", loc="left", fontsize=11, fontweight="bold")
+    most = concurrencies[-1]
+    speeds = ", ".join(f"{target} {result.median(target, most, workload=workload):.0f}" for target in targets)
+    shown = workload or result.workloads[0]
+    figure.set_label(f"Tokens/s by clients at once ({shown}), and over {base}; with {most} clients: {speeds} tokens/s.")
     return figure
 
 
-def _curve(axes: Axes, result: BenchResult, target: str, load: str | None) -> None:
+def _curve(axes: Axes, result: BenchResult, target: str, workload: str | None) -> None:
     concurrencies = result.plan["concurrencies"]
-    medians = [result.median(target, count, load=load) for count in concurrencies]
+    medians = [result.median(target, count, workload=workload) for count in concurrencies]
     style = "--" if target == "engine" else "-"
     axes.plot(concurrencies, medians, style, marker="o", color=COLOURS[target], label=target)
-    spread = [[one.tokens_per_s for one in result.measured(target, count, load)] for count in concurrencies]
+    spread = [[one.tokens_per_s for one in result.measured(target, count, workload)] for count in concurrencies]
     axes.fill_between(concurrencies, [*map(min, spread)], [*map(max, spread)], color=COLOURS[target], alpha=0.12)
 
 
-def plot_latency(result: BenchResult, load: str) -> Figure:
-    """Return the time to the first token and between two tokens by concurrency, for a streamed load."""
+def plot_latency(result: BenchResult, workload: str) -> Figure:
+    """Return the time to the first token and between two tokens by concurrency, for a streamed workload."""
     figure = Figure(figsize=(10.0, 3.8), layout="constrained")
     concurrencies = result.plan["concurrencies"]
-    for axes, name, title in zip(
-        figure.subplots(1, 2), ("first_ms", "between_ms"), ("Time to the first token, ms", "Between two tokens, ms"),
-        strict=True,
-    ):  # fmt: skip
-        for target in (target for target in TARGETS if result.measured(target, concurrencies[0], load)):
-            values = [result.median(target, count, name, load) for count in concurrencies]
+    measures = (("ttft_ms", "Time to the first token, ms"), ("itl_ms", "Between two tokens, ms"))
+    for axes, (name, title) in zip(figure.subplots(1, 2), measures, strict=True):
+        for target in (target for target in TARGETS if result.measured(target, concurrencies[0], workload)):
+            values = [result.median(target, count, name, workload) for count in concurrencies]
             axes.plot(concurrencies, values, marker="o", color=COLOURS[target], label=target)
         axes.set_xscale("log", base=2)
         axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
         axes.set_xlabel("clients at once")
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{title} ({load})", loc="left", fontsize=11, fontweight="bold")
+        axes.set_title(f"{title} ({workload})", loc="left", fontsize=11, fontweight="bold")
     figure.axes[0].legend(frameon=False)
+    most, names = concurrencies[-1], [str(line.get_label()) for line in figure.axes[0].lines]
+    first = ", ".join(f"{name} {result.median(name, most, 'ttft_ms', workload):.0f}" for name in names)
+    figure.set_label(f"Time to the first token and between tokens by clients at once; with {most} clients: {first} ms.")
     return figure
 
 
 def save_picture(result: BenchResult, path: Path) -> Path:
-    """Save the picture of the first load as PNG and return the file.
+    """Save the picture of the first workload as PNG and return the file.
 
     Raises:
         OSError: The file cannot be written.

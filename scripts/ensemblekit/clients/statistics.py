@@ -19,28 +19,18 @@ METRICS_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class ModelStatistics:
-    """Sums over the successful requests to one model, in seconds.
+    """Sums over the successful requests to one model.
 
-    A decoupled model hands its requests over and answers later: its `infer_s` and `total_s` end with the
-    handing over. Only the ensemble's `total_s` holds the time until the last response.
+    A decoupled model hands its requests over and answers later: its `total_s` ends with the handing over. Only the
+    ensemble's holds the time until the last response.
 
     Attributes:
-        model: Its name.
         requests: Requests that succeeded.
-        total_s: From the server's receiving a request to its release, queue included.
-        queue_s: Waiting for an instance.
-        input_s: Preparing inputs.
-        infer_s: In the model.
-        output_s: Preparing outputs.
+        total_s: From the server's receiving a request to its release, queue included, in seconds.
     """
 
-    model: str
     requests: int
     total_s: float
-    queue_s: float
-    input_s: float
-    infer_s: float
-    output_s: float
 
 
 def model_statistics(server: Served) -> dict[str, ModelStatistics]:
@@ -60,13 +50,7 @@ def model_statistics(server: Served) -> dict[str, ModelStatistics]:
         ) from error
     return {
         row.name: ModelStatistics(
-            model=row.name,
-            requests=row.inference_stats.success.count,
-            total_s=row.inference_stats.success.ns / NANOSECONDS,
-            queue_s=row.inference_stats.queue.ns / NANOSECONDS,
-            input_s=row.inference_stats.compute_input.ns / NANOSECONDS,
-            infer_s=row.inference_stats.compute_infer.ns / NANOSECONDS,
-            output_s=row.inference_stats.compute_output.ns / NANOSECONDS,
+            requests=row.inference_stats.success.count, total_s=row.inference_stats.success.ns / NANOSECONDS
         )
         for row in sorted(rows, key=lambda row: str(row.name))
     }

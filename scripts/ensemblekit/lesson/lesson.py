@@ -2,20 +2,23 @@
 """A lesson: the checked parameters of a notebook, its staged repository, and the server its cells talk to."""
 
 import atexit
+from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from IPython.core.getipython import get_ipython
-from IPython.core.pylabtools import select_figure_formats
 from IPython.display import Markdown, display
 
 from ensemblekit.assets.padded_heads import splittable_checkpoint
-from ensemblekit.assets.weights import ModelSource, ensure_checkpoint, require_vllm
+from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, require_vllm
+from ensemblekit.clients.http import load_model
 from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
 from ensemblekit.errors import ParameterError
-from ensemblekit.lesson.show import Progress, quick_banner
-from ensemblekit.paths import current_run_dir
+from ensemblekit.faults.log import LogLine, parse_log, poll_errors, read_log
+from ensemblekit.lesson.show import StatusLine, quick_banner, show_figures_in_kernel
+from ensemblekit.paths import current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
 from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
@@ -27,9 +30,25 @@ from ensemblekit.servers.outcome import StartOutcome
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
 from ensemblekit.settings import Provider, Settings, check_settings
 
-__all__ = ["Lesson", "Server", "open_lesson"]
+__all__ = [
+    "GENUINE_LOG",
+    "QUESTION",
+    "Lesson",
+    "Server",
+    "emulation_note",
+    "last_refusal",
+    "log_lines",
+    "open_lesson",
+    "parameters",
+]
 
 Server = TritonServer | AttachedServer
+# the log of a genuine r24.08 core that was compiled without ensembles, on the report's own repository
+GENUINE_LOG = repo_root() / "tests" / "data" / "logs" / "genuine-24.08-ensemble-off.log"
+QUESTION = "What is the capital of France?"
+STAND_IN_ANSWER = f"(stand-in) You asked: {QUESTION}"
+GREEDY_ANSWER = "The capital of France is Paris."  # of the pinned model, on every device
+NEARLY = 0.85  # how alike a name and a parameter must be for one to be taken as a slip of the other
 
 
 class Lesson:
@@ -81,7 +100,7 @@ class Lesson:
             return None
         if self.settings.provider == "embedded":
             require_vllm()
-        source = ensure_checkpoint(self.settings.model, progress=Progress("weights"))
+        source = ensure_checkpoint(self.settings.model, progress=StatusLine("weights"))
         return splittable_checkpoint(source, parts) if source.local and parts > 1 else source
 
     def server(
@@ -130,8 +149,8 @@ class Lesson:
         if (provider or self.settings.provider) != "container":
             return install_embedded(release, flavour, folder)
         gpu = self.settings.engine == "vllm" and self.settings.resolved_device == "cuda"
-        with Progress("image") as progress:
-            made = install_container(release, flavour, self.run_dir.name, gpu=gpu, progress=progress.tick)
+        with StatusLine("image") as line:
+            made = install_container(release, flavour, self.run_dir.name, gpu=gpu, progress=line.tick)
         self._images[made.image] = made.digest
         return made
 
@@ -159,8 +178,8 @@ class Lesson:
             PortBusy: Something else listens on one of its ports.
         """
         self._adopt(server)
-        with Progress(f"starting Triton {server.installation.release.name}") as progress:
-            return server.attempt_start(self.settings.ready_timeout_s, lambda _server: progress.tick())
+        with StatusLine(f"starting Triton {server.installation.release.name}") as line:
+            return server.attempt_start(self.settings.ready_timeout_s, lambda _server: line.tick())
 
     def start(self, server: TritonServer | None = None) -> Server:
         """Start a server for the cells below and return it; replaces the one this notebook started before.
@@ -175,8 +194,8 @@ class Lesson:
             self._current = AttachedServer.at(self.settings.url).start()
             return self._current
         self._adopt(server)
-        with Progress(f"starting Triton {server.installation.release.name}") as progress:
-            server.start(self.settings.ready_timeout_s, lambda _server: progress.tick())
+        with StatusLine(f"starting Triton {server.installation.release.name}") as line:
+            server.start(self.settings.ready_timeout_s, lambda _server: line.tick())
         self._current = server
         return server
 
@@ -190,6 +209,37 @@ class Lesson:
             return self.start()
         self.stop()  # first: what the server before this one holds of a GPU is free for the new one
         return self.start(self.server(self.repository(), **options))
+
+    def knows(self, text: str) -> bool:
+        """Return whether a greedy answer to `QUESTION` is the known one; of another model any text is."""
+        if self.settings.model != PINNED_MODEL or self.settings.provider == "attach":
+            return text != ""
+        return text == (STAND_IN_ANSWER if self.settings.engine == "stand-in" else GREEDY_ANSWER)
+
+    def try_variants(
+        self, server: Server, repository: StagedRepository, model: str, variants: Mapping[str, Mapping[str, str]]
+    ) -> list[tuple[str, int, str]]:
+        """Load changed copies of a model one after the other and return what came of each.
+
+        Args:
+            server: A server in explicit mode whose log is here.
+            repository: What it serves.
+            model: The model to copy.
+            variants: For each what to call it, and the fields of its config to change.
+
+        Returns:
+            The variant, the HTTP status of the load API, and the reason in the server's log.
+
+        Raises:
+            RequestError: The server does not answer.
+            RepositoryError: The model's config cannot be read.
+        """
+        results = []
+        for number, (what, fields) in enumerate(variants.items()):
+            name = repository.add_variant(model, f"attempt_{number}", **fields)
+            status = load_model(server, name).status
+            results.append((what, status, last_refusal(server).split(": ", 1)[1]))
+        return results
 
     def start_phases(self) -> dict[str, float]:
         """Return where the seconds of the running server's start went, by phase; empty for one started elsewhere."""
@@ -238,32 +288,55 @@ class Lesson:
     __repr__ = __str__
 
 
+WITHOUT_VLLM = "> vLLM is not installed in this environment, so a small Python stand-in is the model `llm`."
 _OPEN: dict[str, Lesson] = {}  # this kernel's lessons: opening one again stops what the old one left running
 
 
-def open_lesson(name: str, *, needs: Literal["", "no-ensemble"] = "", **parameters: Any) -> Lesson:
+def parameters() -> dict[str, Any]:
+    """Return the parameters of this notebook that a lesson knows, by name, with the values they have now.
+
+    They are the annotated upper-case names of its `parameters` cell; those of the page itself are left out.
+
+    Raises:
+        ParameterError: A name is nearly that of a parameter, and so a slip.
+    """
+    shell = get_ipython()
+    namespace: dict[str, Any] = {} if shell is None else shell.user_ns
+    known = [name.upper() for name in Settings.model_fields]
+    given = [name for name in namespace.get("__annotations__", {}) if name.isupper()]
+    for name in given:
+        if name not in known and (close := get_close_matches(name, known, 1, NEARLY)):
+            raise ParameterError(
+                f"use the parameter {name}", found="no such parameter", hint=f"did you mean {close[0]}?"
+            )
+    return {name: namespace[name] for name in given if name in known}
+
+
+def open_lesson(
+    name: str, *, needs: Literal["", "no-ensemble"] = "", made_for: Literal["", "stand-in"] = "", **given: Any
+) -> Lesson:
     """Check a notebook's parameters and return its lesson; says plainly what is emulated or stood in for.
 
     Args:
         name: The notebook's name without suffix.
         needs: `no-ensemble` for a lesson about the failure, which only some releases and flavours have.
-        **parameters: The names of its `parameters` cell, for example `RELEASE="24.08"`.
+        made_for: `stand-in` for a lesson that is written for it, and says so itself.
+        **given: The names of its `parameters` cell, for example `RELEASE="24.08"`.
 
     Raises:
         ParameterError: A parameter is unknown, of the wrong type or out of range.
         UnsupportedMachine: DEVICE is `cuda`, and there is no GPU that could be used.
     """
-    settings = check_settings(**parameters)
+    settings = check_settings(**given)
     if needs == "no-ensemble":
         _require_failure(name, settings)
     if name in _OPEN:
         _OPEN[name].stop()
     lesson = _OPEN[name] = Lesson(name, settings)
     atexit.register(lesson.stop)
-    if (shell := get_ipython()) is not None:
-        select_figure_formats(shell, {"png"})  # figures made without pyplot have no picture of their own
-    if settings.engine == "stand-in":
-        display(Markdown(quick_banner()))
+    show_figures_in_kernel()
+    if settings.engine == "stand-in" and "ENGINE" in given and not made_for:
+        display(Markdown(WITHOUT_VLLM if given["ENGINE"] == "auto" else quick_banner()))
     return lesson
 
 
@@ -283,3 +356,26 @@ def emulation_note(server: TritonServer) -> str:
     if isinstance(server.installation, ContainerInstallation) and not server.installation.emulated:
         return f"the server as it is in the image {server.installation.image}"
     return EMULATION_TEXT if server.installation.emulated else "the server as it is in the wheel"
+
+
+def log_lines(path: Path) -> list[LogLine]:
+    """Return the lines of a Triton log, parsed.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return list(parse_log(read_log(path)))
+
+
+def last_refusal(server: Server) -> str:
+    """Return the last poll error in a server's log.
+
+    Raises:
+        ParameterError: The log is not here, or the server has refused nothing.
+    """
+    refusals = poll_errors(log_lines(server.log_path)) if isinstance(server, TritonServer) else ()
+    if not refusals:
+        raise ParameterError(
+            "read what the server refused", found="no poll error in a log that is here", hint="start the server here"
+        )
+    return refusals[-1]

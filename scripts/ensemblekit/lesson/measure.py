@@ -7,16 +7,27 @@ from typing import Any
 from IPython.display import Markdown
 
 from ensemblekit.bench.plan import SPREAD, BenchPlan, Target
+from ensemblekit.bench.report import describe, rows, without_empty
 from ensemblekit.bench.results import BenchResult
 from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
 from ensemblekit.errors import ParameterError
 from ensemblekit.gpu import require_gpus, visible_gpus
 from ensemblekit.lesson.lesson import Lesson
-from ensemblekit.lesson.show import Progress, table
+from ensemblekit.lesson.show import StatusLine, table
+from ensemblekit.matrix.cells import MatrixResult
+from ensemblekit.matrix.run import run_matrix
 from ensemblekit.paths import repo_root
 from ensemblekit.settings import Settings
 
-__all__ = ["gpu_table", "measure_cost", "measure_spread", "recorded_bench"]
+__all__ = [
+    "bench_table",
+    "gain_table",
+    "gpu_table",
+    "measure_cost",
+    "measure_releases",
+    "measure_spread",
+    "recorded_bench",
+]
 
 WITH_VLLM: tuple[Target, ...] = ("vllm-serve", *ONE_GPU)
 SPREAD_STAND_IN: tuple[Target, ...] = ("ensemble", "replicas")
@@ -94,10 +105,38 @@ def _embedded(lesson: Lesson) -> Settings:
 
 def _run(lesson: Lesson, plan: BenchPlan, device: str, **how: Any) -> BenchResult:
     folder = lesson.run_dir / "bench" / lesson.name
-    with Progress("measuring") as progress:
+    with StatusLine("measuring") as line:
         return run_bench(
-            plan, device, lesson.settings.release, folder, lambda text, _done, _total: progress.tick(text), **how
+            plan, device, lesson.settings.release, folder, lambda text, _done, _total: line.tick(text), **how
         )
+
+
+def measure_releases(lesson: Lesson) -> MatrixResult:
+    """Start every release in every flavour on the kit's repository, ask each once, and return how each cell ended.
+
+    Args:
+        lesson: Says provider and engine.
+
+    Raises:
+        KitError: A wheel or the model cannot be fetched.
+    """
+    settings = lesson.settings
+    with StatusLine("release matrix") as line:
+        return run_matrix(
+            providers=[settings.provider],
+            engine=settings.engine,
+            on_cell=lambda cell, _total: line.tick(f"{cell.release} {cell.flavour}"),
+        )
+
+
+def gain_table(result: BenchResult) -> Markdown:
+    """Return each target's tokens/s over those of one engine, with fewest and with most clients, as a table."""
+    few, many = result.plan["concurrencies"][0], result.plan["concurrencies"][-1]
+    rows = [
+        (target, *(f"{result.ratio(target, 'ensemble', count):.2f}" for count in (few, many)))
+        for target in result.plan["targets"]
+    ]
+    return table(rows, ("tokens/s over one engine", f"{few} clients", f"{many} clients"))
 
 
 def gpu_table() -> Markdown:
@@ -105,14 +144,17 @@ def gpu_table() -> Markdown:
     gpus = visible_gpus()
     if not gpus:
         return Markdown("No NVIDIA GPU is visible here: what follows uses processes instead.")
-    rows = (
-        (
-            gpu.index, gpu.name, f"{gpu.total_mib or 0:,}", f"{gpu.free_mib or 0:,}", gpu.driver,
-            "; ".join(str(process) for process in gpu.processes) or "nobody that the driver names",
-        )
-        for gpu in gpus
-    )  # fmt: skip
-    return table(rows, ("GPU", "name", "memory, MiB", "free, MiB", "driver", "held by"))
+    found = []
+    for gpu in gpus:
+        holders = "; ".join(str(process) for process in gpu.processes) or "nobody that the driver names"
+        found.append((gpu.index, gpu.name, f"{gpu.total_mib or 0:,}", f"{gpu.free_mib or 0:,}", gpu.driver, holders))
+    return table(found, ("GPU", "name", "memory, MiB", "free, MiB", "driver", "held by"))
+
+
+def bench_table(result: BenchResult, workload: str | None = None) -> Markdown:
+    """Return what was measured with a workload as a Markdown table, with a line on what, and when."""
+    header, *body = without_empty(rows(result, workload))
+    return Markdown(f"{table(body, header).data}\n\n{describe(result, workload)}; times in ms")
 
 
 def recorded_bench(name: str) -> BenchResult:

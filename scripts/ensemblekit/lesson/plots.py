@@ -29,7 +29,8 @@ WIDTH_IN = 9.0  # a notebook column
 ROW_IN = 0.42
 MILLISECONDS = 1000.0
 # the pipeline, in boxes: a gap holds the longest tensor name of the kit's own ensemble
-BOX, GAP, OUTER, MARGIN = 1.3, 1.9, 1.45, 0.2
+BOX, GAP, OUTER, MARGIN = 1.3, 1.9, 1.6, 0.2
+UNIT_IN = 0.95  # wide enough for those names, however many steps there are
 STEP = BOX + GAP
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "fontweight": "bold"}
 
@@ -73,7 +74,17 @@ def plot_start_timeline(outcome: StartOutcome) -> Figure:
     axes.set_xlim(-0.015 * end_s, max(end_s, 0.1) * 1.02)  # room for a mark at the very beginning
     axes.set_xlabel("seconds since the server's first log line")
     axes.set_title("What the server did, by its own log", **TITLE)
+    figure.set_label(_start_in_words(outcome, [message.split("'")[1] for _time_s, message in refused]))
     return figure
+
+
+def _start_in_words(outcome: StartOutcome, refused: Sequence[str]) -> str:
+    end = "the server is ready" if outcome.ready else f"the server ends with exit code {outcome.exit_code}"
+    if outcome.exit_code is None and not outcome.ready:
+        end = "the server is stopped before it is ready"
+    loads = f"{', '.join(load.model for load in outcome.loads) or 'no model'} began to load"
+    refusals = f"{', '.join(refused)} refused at the beginning, " if refused else ""
+    return f"Timeline of a server's start: {refusals}{loads}, {end}."
 
 
 def _draw_load(axes: Axes, row: int, load: ModelLoad, end_s: float) -> None:
@@ -88,7 +99,7 @@ def _draw_load(axes: Axes, row: int, load: ModelLoad, end_s: float) -> None:
 
 def _inside(axes: Axes, row: int, begin_s: float, stop_s: float, text: str, end_s: float) -> None:
     if stop_s - begin_s > 0.012 * len(text) * end_s:  # only where the bar is wide enough for the words
-        axes.text((begin_s + stop_s) / 2, row, text, ha="center", va="center", color="white", fontsize=8)
+        axes.text((begin_s + stop_s) / 2, row, text, ha="center", va="center", color="black", fontsize=8)
 
 
 def _mark_end(axes: Axes, lines: Sequence[LogLine], end_s: float, outcome: StartOutcome) -> None:
@@ -113,7 +124,7 @@ def draw_pipeline(
     config = read_config(repository.path / ensemble)
     steps = ensemble_steps(config)
     last = (len(steps) - 1) * STEP + BOX
-    figure = Figure(figsize=(WIDTH_IN, 2.6), layout="constrained")
+    figure = Figure(figsize=(UNIT_IN * (last + 2 * OUTER), 2.6), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()
     axes.set_xlim(-OUTER - 0.05, last + OUTER + 0.05)
@@ -130,6 +141,10 @@ def draw_pipeline(
         if number:
             _arrow(axes, number * STEP - GAP + 0.03, number * STEP - 0.03, sorted(set(step.inputs.values())))
     _arrow(axes, last + 0.03, last + OUTER, [tensor.name for tensor in config.output], shift=MARGIN / 2)
+    inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (config.input, config.output))
+    chain = " to ".join([" and ".join(inputs), *(step.model for step in steps), " and ".join(outputs)])
+    words = "".join(f"; {model} is {state}" for model, state in (states or {}).items())
+    figure.set_label(f"Diagram of {ensemble}, a pipeline from {chain}{words}.")
     return figure
 
 
@@ -148,7 +163,7 @@ def _box(axes: Axes, x: float, title: str, detail: str) -> None:
 def _arrow(axes: Axes, begin: float, end: float, tensors: Sequence[str], shift: float = 0.0) -> None:
     axes.annotate("", (end, 0), (begin, 0), arrowprops={"arrowstyle": "-|>", "color": GREY, "lw": 1.6})
     middle = (begin + end) / 2 + shift
-    axes.text(middle, 0.07, "\n".join(tensors), ha="center", va="bottom", fontsize=6.5, color="black")
+    axes.text(middle, 0.07, "\n".join(tensors), ha="center", va="bottom", fontsize=7.5, color="black")
 
 
 def plot_start_phases(phases: Mapping[str, float]) -> Figure:
@@ -165,6 +180,8 @@ def plot_start_phases(phases: Mapping[str, float]) -> Figure:
     axes.set_xlim(0, max(seconds, default=1.0) * 1.15 or 1.0)
     axes.set_xlabel("seconds")
     axes.set_title("Where the start went, by the server's own log", **TITLE)
+    parts = ", ".join(f"{PHASES.get(name, name)} {value:.1f} s" for name, value in phases.items())
+    figure.set_label(f"Bars of the seconds of a start: {parts or 'its log is not here'}.")
     return figure
 
 
@@ -180,6 +197,8 @@ def plot_tokens(answers: Sequence[Answer]) -> Figure:
     axes.set_xlim(left=0)
     axes.set_xlabel("milliseconds since the request (dot: first piece)")
     axes.set_title("When the pieces of each answer arrived", **TITLE)
+    pieces, last_s = sum(len(answer.pieces) for answer in answers), max(answer.elapsed_s for answer in answers)
+    figure.set_label(f"A row of marks for each of {len(answers)} answers: {pieces} pieces within {last_s:.1f} s.")
     return figure
 
 
@@ -199,4 +218,6 @@ def plot_statistics(seconds: Mapping[str, float]) -> Figure:
     axes.set_xlim(0, max(values, default=1.0) * 1.15)
     axes.set_xlabel("milliseconds a request through the ensemble, mean")
     axes.set_title("Where the time goes, by Triton's own statistics", **TITLE)
+    parts = ", ".join(f"{name} {value * MILLISECONDS:.1f} ms" for name, value in seconds.items())
+    figure.set_label(f"Bars of the mean time of a request in each step: {parts}.")
     return figure

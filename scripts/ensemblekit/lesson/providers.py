@@ -2,7 +2,7 @@
 """Which form of a lesson runs here: with containers where they can be had, else embedded, and one line says so."""
 
 from ensemblekit.errors import UnsupportedMachine
-from ensemblekit.lesson.show import Progress
+from ensemblekit.lesson.show import StatusLine
 from ensemblekit.releases import Flavour, get_release
 from ensemblekit.servers.container import image_of
 from ensemblekit.servers.container_engine import find_engine
@@ -67,10 +67,10 @@ def prepare_base_plus_vllm(provider: str, release: str, *, engine: str) -> str:
     """
     provider, row = provider_or_embedded(provider), get_release(release)
     if provider == "container" and not find_engine().has_image(image_of(row, "base-plus-vllm")):
-        with Progress("building the image") as progress:
+        with StatusLine("building the image") as line:
             if engine == "stand-in":
-                built = build_image(row, backend="kit", vllm="none", progress=progress.tick)
+                built = build_image(row, backend="kit", vllm="none", progress=line.tick)
             else:
-                built = build_image(row, progress=progress.tick)
+                built = build_image(row, progress=line.tick)
         print(f"built {built.image} in {built.seconds:.0f} s")
     return provider

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What readers see besides values: progress, banners, tables. Nothing here stays in checked outputs."""
+"""What readers see besides values: a status line, banners, tables. Nothing here stays in checked outputs."""
 
 import os
 import sys
@@ -7,19 +7,21 @@ import time
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from IPython.core.getipython import get_ipython
+from IPython.core.pylabtools import print_figure, select_figure_formats
 from IPython.display import DisplayHandle, Markdown, display
+from matplotlib.figure import Figure
 
 from ensemblekit.paths import BATCH_VARIABLE
 
-__all__ = ["Progress", "quick_banner", "show_lines", "table"]
+__all__ = ["StatusLine", "alternative_text", "quick_banner", "show_figures_in_kernel", "show_lines", "table"]
 
 REFRESH_S = 0.5  # a progress line need not move faster than a reader's eye
 
 
-class Progress:
+class StatusLine:
     """One line that says what is under way and for how long; it is gone when the work is done.
 
     Shown in a live notebook and on a terminal. Batch runs show none, so that executed pages hold no
@@ -71,13 +73,31 @@ class Progress:
 
 
 def quick_banner() -> str:
-    """Return the banner of every page that ran without vLLM, as Markdown."""
-    installed = find_spec("vllm") is not None  # a lesson may choose the stand-in in a full environment too
+    """Return the banner of every page of a quick run, as Markdown."""
+    installed = find_spec("vllm") is not None  # a quick run may take place in a full environment too
     return (
         "> **Quick mode.** The model called `llm` on this page is a small Python stand-in. No vLLM, no PyTorch and no "
         f"weights were {'run for it' if installed else 'installed, fetched or run'}. Triton is real, and so is "
         "everything about the ensemble."
     )
+
+
+def show_figures_in_kernel() -> None:
+    """Let this kernel show figures that were made without pyplot, with their alternative text."""
+    shell = get_ipython()
+    if shell is not None:
+        select_figure_formats(shell, {"png"})  # has matplotlib's defaults for everything but the text
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _png_with_text)
+
+
+def _png_with_text(figure: Figure) -> tuple[Any, dict[str, str]]:
+    return print_figure(figure, fmt="png", base64=True), {"alt": alternative_text(figure)}
+
+
+def alternative_text(figure: Figure) -> str:
+    """Return what a figure shows in words: its label, else its titles."""
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
+    return str(figure.get_label()) or "; ".join(filter(None, titles))
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> Markdown:

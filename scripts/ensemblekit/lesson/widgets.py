@@ -4,16 +4,21 @@
 import asyncio
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 
 import ipywidgets as widgets
 
 from ensemblekit.clients.grpc import Served, stream
+from ensemblekit.diagnose.doctor.examination import Plan, examine
+from ensemblekit.diagnose.explain.explainer import explain_log
+from ensemblekit.diagnose.lint import lint_repository
+from ensemblekit.diagnose.probe.target import probe_target
 from ensemblekit.errors import KitError
-from ensemblekit.faults.log import model_loads, parse_log, poll_errors, read_log
+from ensemblekit.faults.log import ModelLoad, model_loads, parse_log, poll_errors, read_log
 from ensemblekit.lesson.lesson import Lesson
 from ensemblekit.servers.process import TritonServer
 
-__all__ = ["load_panel", "prompt_box"]
+__all__ = ["diagnosis_form", "load_panel", "prompt_box"]
 
 PANEL_REFRESH_S = 0.3
 STATE_COLOUR = {
@@ -67,9 +72,16 @@ def _states(server: TritonServer) -> str:
     lines = parse_log(read_log(server.log_path))
     rows = [_state(message.split("'")[1], "refused") for message in poll_errors(lines)]
     for load in model_loads(lines):
-        state = "loading" if load.loaded_s is None else "ready" if load.unloaded_s is None else "unloaded"
-        rows.append(_state(load.model, "failed" if load.failure else state))
+        rows.append(_state(load.model, _state_of(load)))
     return "<br>".join(rows) or "starting"
+
+
+def _state_of(load: ModelLoad) -> str:
+    if load.failure:
+        return "failed"
+    if load.loaded_s is None:
+        return "loading"
+    return "ready" if load.unloaded_s is None else "unloaded"
 
 
 def _state(model: str, state: str) -> str:
@@ -112,3 +124,49 @@ def _stream_into(target: widgets.HTML, pieces: Callable[[], object]) -> None:
             target.value = f"<p style='white-space:pre-wrap'>{escape(text)}</p>"
     except KitError as error:
         target.value = f"<pre>{escape(str(error))}</pre>"
+
+
+def diagnosis_form(repository: Path, log: Path, server: str) -> widgets.VBox:
+    """Return a form with a field for each of the three and a button for each question.
+
+    Raises:
+        Nothing: errors are shown in the form.
+    """
+    fields = {
+        "Server": widgets.Text(server, description="Server", layout={"width": "100%"}),
+        "Repository": widgets.Text(str(repository), description="Repository", layout={"width": "100%"}),
+        "Log": widgets.Text(str(log), description="Log", layout={"width": "100%"}),
+    }
+    answer = widgets.HTML()
+
+    def path(name: str) -> Path:
+        return Path(str(fields[name].value)).expanduser()
+
+    questions: dict[str, Callable[[], object]] = {
+        "Probe": lambda: probe_target(str(fields["Server"].value)),
+        "Lint": lambda: _findings(path("Repository")),
+        "Explain": lambda: explain_log(path("Log")),
+        "Doctor": lambda: examine(Plan(path("Repository"), server=str(fields["Server"].value), engine="stand-in")),
+    }
+    buttons = [_button(name, question, answer) for name, question in questions.items()]
+    return widgets.VBox([*fields.values(), widgets.HBox(buttons), answer])
+
+
+def _findings(repository: Path) -> str:
+    report = lint_repository(repository)
+    rows = [f"{finding.severity} {finding.code} {finding.place}: {finding.title}" for finding in report.findings]
+    return "\n".join(rows) or "nothing found"
+
+
+def _button(name: str, question: Callable[[], object], answer: widgets.HTML) -> widgets.Button:
+    def on_click(_button: widgets.Button) -> None:
+        answer.value = "<i>working</i>"
+        try:
+            text = str(question())
+        except KitError as error:
+            text = str(error)
+        answer.value = f"<pre style='white-space:pre-wrap'>{escape(text)}</pre>"
+
+    button = widgets.Button(description=name)
+    button.on_click(on_click)
+    return button
