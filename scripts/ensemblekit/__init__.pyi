@@ -30,6 +30,7 @@ from .errors import KitError as KitError
 from .faults.log import parse_log as parse_log
 from .faults.log import poll_errors as poll_errors
 from .faults.log import read_log as read_log
+from .faults.refusals import ENSEMBLE_REFUSED as ENSEMBLE_REFUSED
 from .lesson.check import check as check
 from .lesson.lesson import GENUINE_LOG as GENUINE_LOG
 from .lesson.lesson import QUESTION as QUESTION
@@ -70,7 +71,6 @@ from .repository.config import placement_text as placement_text
 from .repository.config import read_config as read_config
 from .repository.config import set_parameter as set_parameter
 from .repository.config import write_config as write_config
-from .servers.outcome import ENSEMBLE_REFUSED as ENSEMBLE_REFUSED
 from .servers.outcome import StartOutcome as StartOutcome
 from .servers.process import TritonServer as TritonServer
 from .workarounds.attempts import try_configurations as try_configurations

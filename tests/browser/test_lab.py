@@ -15,8 +15,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from ensemblekit.batch.notebooks import choose_notebooks
 from ensemblekit.clients.grpc import REQUEST_TIMEOUT_S
+from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
 from ensemblekit.paths import RUN_DIR_VARIABLE
-from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
 from ensemblekit.servers.ports import free_ports
 
 LESSON = "01_reproduce_the_failure"

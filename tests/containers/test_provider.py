@@ -14,10 +14,10 @@ import pytest
 
 from ensemblekit.clients.grpc import ask
 from ensemblekit.diagnose.preflight import preflight
+from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
 from ensemblekit.lesson.lesson import open_lesson
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import install_container
-from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
 from tests.containers.conftest import MakeServer
 from tests.containers.engine import STAND_INS, Podman
 

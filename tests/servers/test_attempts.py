@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from ensemblekit.faults.refusals import GENUINE_REFUSAL
 from ensemblekit.servers import emulation
-from ensemblekit.workarounds.attempts import GENUINE_WORDS, try_configurations
+from ensemblekit.workarounds.attempts import try_configurations
 
 pytestmark = pytest.mark.server
 
@@ -19,8 +20,8 @@ def test_attempts_none_gives_an_ensemble_without_the_flag(tmp_path: Path) -> Non
     assert attempts["as_it_should_be"].reason == "unexpected platform type 'ensemble'"
     assert attempts["folder_platform"].reason == "unexpected platform type 'ensemble'"
     assert "Could not determine backend" in attempts["no_platform"].reason
-    assert {attempts[name].reason for name in ("as_backend", "in_python", "folder_backend")} == {GENUINE_WORDS}
-    assert GENUINE_WORDS in (emulation.__doc__ or "").replace("\n", " ")
+    assert {attempts[name].reason for name in ("as_backend", "in_python", "folder_backend")} == {GENUINE_REFUSAL}
+    assert GENUINE_REFUSAL in (emulation.__doc__ or "").replace("\n", " ")
 
 
 def test_attempts_only_the_right_config_gives_an_ensemble_with_the_flag(tmp_path: Path) -> None:

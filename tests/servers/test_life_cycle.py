@@ -25,9 +25,9 @@ from ensemblekit.errors import (
     ServerStuck,
     UnsupportedMachine,
 )
+from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
 from ensemblekit.releases import Flavour, get_release
 from ensemblekit.servers.embedded import GLIBC_TEST_VARIABLE, install_embedded
-from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
 from ensemblekit.servers.ports import is_free
 from ensemblekit.servers.process import ServerOptions, TritonServer
 from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Triton says where one entry of the catalogue stands for many refusals: the reasons of some.
+"""Triton's own sentences, where others must say or know one word for word: lint predicts them, a probe waits for them."""
 
-lint predicts them word for word; the patterns of those entries find them in a log.
-"""
+import re
 
 __all__ = [
     "BAD_DIMENSION",
@@ -12,13 +11,29 @@ __all__ = [
     "CORRELATION_TYPE",
     "DECOUPLED_OF_VLLM",
     "EMPTY_RESHAPE",
+    "ENSEMBLE_PLATFORM",
+    "ENSEMBLE_REFUSED",
+    "GENUINE_REFUSAL",
     "NEGATIVE_BATCH",
+    "NO_CANONICAL_PATH",
     "NO_STEP",
+    "NO_TEXT_FILE",
     "PLATFORM_AND_BACKEND",
     "PRIORITY",
+    "REQUEST_FAILED",
+    "UNKNOWN_OPTION",
     "WARMUP_OF_ENSEMBLE",
 ]
 
+ENSEMBLE_PLATFORM = "unexpected platform type 'ensemble'"  # of a server that was built without ensembles
+# model_repository_manager.cc:1460 in 2.49.0; tests compare it with a genuine log
+ENSEMBLE_REFUSED = f"Poll failed for model directory 'ensemble': {ENSEMBLE_PLATFORM} for ensemble"
+# Where the emulation's words are not a genuine build's: scheduling beside a backend (see servers/emulation.py).
+GENUINE_REFUSAL = "ensemble scheduling not supported"
+NO_TEXT_FILE = "failed to open text file for read {file}: No such file or directory"
+NO_CANONICAL_PATH = "Failed to get the canonical path for {path}."
+REQUEST_FAILED = "Failed to process the request"
+UNKNOWN_OPTION = re.compile(r"unrecognized option '([^']+)'")
 BAD_DIMENSION = "dimension must be integer >= 1, or -1 to indicate a variable-size dimension"
 BAD_RESHAPE = "reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension"
 EMPTY_RESHAPE = "cannot have empty reshape for non-batching model as scalar tensors are not supported"

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
 from ensemblekit.releases import Flavour, get_release, has_ensembles
-from ensemblekit.servers.outcome import ENSEMBLE_REFUSED
 
 __all__ = ["Cell", "MatrixProvider", "MatrixResult", "State", "Verdict"]
 

@@ -10,6 +10,7 @@ from typing import TypeVar, get_args
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
+from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
 from ensemblekit.matrix.cells import Cell, MatrixProvider, MatrixResult, State
 from ensemblekit.paths import current_run_dir
 from ensemblekit.releases import FLAVOURS, Flavour, get_release, list_releases
@@ -17,7 +18,7 @@ from ensemblekit.repository.stage import StagedRepository, stage_repository
 from ensemblekit.servers.container import image_of, install_container
 from ensemblekit.servers.container_engine import find_engine
 from ensemblekit.servers.embedded import install_embedded
-from ensemblekit.servers.outcome import ENSEMBLE_REFUSED, StartOutcome
+from ensemblekit.servers.outcome import StartOutcome
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
 from ensemblekit.settings import Engine, check_settings
 

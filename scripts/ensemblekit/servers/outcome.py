@@ -16,10 +16,7 @@ from ensemblekit.faults.log import (
 )
 from ensemblekit.faults.start_phases import start_phases
 
-__all__ = ["ENSEMBLE_REFUSED", "Kind", "StartOutcome", "outcome_of"]
-
-# the server's own words, model_repository_manager.cc:1460 in 2.49.0; tests compare it with a genuine log
-ENSEMBLE_REFUSED = "Poll failed for model directory 'ensemble': unexpected platform type 'ensemble' for ensemble"
+__all__ = ["Kind", "StartOutcome", "outcome_of"]
 
 Kind = Literal["ready", "exited", "stuck", "timeout"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ensemblekit.clients.http import load_model
 from ensemblekit.faults.log import parse_log, poll_errors, read_log
+from ensemblekit.faults.refusals import GENUINE_REFUSAL
 from ensemblekit.paths import current_run_dir
 from ensemblekit.releases import Flavour, get_release
 from ensemblekit.servers.embedded import EmbeddedInstallation, install_embedded
@@ -34,8 +35,6 @@ class TritonPythonModel:
         inputs = [pb_utils.get_input_tensor_by_name(request, "IN").as_numpy() for request in requests]
         return [pb_utils.InferenceResponse([pb_utils.Tensor("OUT", values)]) for values in inputs]
 """
-# The one place where the emulation's words are not a genuine build's: scheduling beside a backend (see emulation.py).
-GENUINE_WORDS = "ensemble scheduling not supported"
 _POLL = re.compile(r"^Poll failed for model directory '[^']*': (.*?)(?: for \w+)?$", re.DOTALL)
 
 
@@ -135,7 +134,7 @@ def _told(attempt: Attempt, status: int, said: tuple[str, ...]) -> Attempt:
     match = _POLL.match(words)
     reason = match[1].replace(attempt.name, "…") if match else ""
     if REPLACED_CONSTANT.strip(b"\0").decode() in reason:
-        reason = GENUINE_WORDS
+        reason = GENUINE_REFUSAL
     if status == HTTP_OK:
         ensemble = "ensemble_scheduling" in attempt.config
         reason = "an ensemble" if ensemble else "loads, but as a Python model: Triton runs no steps for it"

@@ -22,6 +22,7 @@ from ensemblekit.faults.log import (
     Printed,
     without_controls,
 )
+from ensemblekit.faults.refusals import REQUEST_FAILED
 
 __all__ = ["BANNER", "BEGINNING", "EventReader", "Kind", "LogEvent", "with_fault"]
 
@@ -99,7 +100,6 @@ _VLLM = re.compile(
 _EXCEPTION = re.compile(r"^((?:[A-Za-z_]\w*\.)*[A-Z]\w*)(?:: (.*))?$")
 _SAID = re.compile(r"^(?:\([^)]*\) ?)?(?:\[[\w-]+\] ?)?\[?(?:ERROR|FATAL|CRITICAL)\b")
 _ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|["\\/bfnrt])')
-REQUEST_FAILED = "Failed to process the request"
 STOP_SIGNALS = ("2", "15")
 GIVING_UP = "internal - failed to load all models"
 # among the first lines of every start, with a GPU, without one, and in NVIDIA's images

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, make_finding
 from ensemblekit.diagnose.lint.load import loaded_versions
+from ensemblekit.faults.refusals import NO_CANONICAL_PATH, NO_TEXT_FILE
 from ensemblekit.releases import Release
 from ensemblekit.repository.read import read_bytes, unreadable
 
@@ -59,7 +60,7 @@ def _unusable(file: Path) -> str:
 def _missing(
     code: str, model: Model, at: tuple[str | int, ...], file: Path, reason: str, field: str = "label_filename"
 ) -> Finding:
-    says = f"failed to open text file for read {file}: No such file or directory" if reason == "not there" else ""
+    says = NO_TEXT_FILE.format(file=file) if reason == "not there" else ""
     return make_finding(code, model.folder, at, says=says, detail=f"{field} asks for {file}: {reason}.")
 
 
@@ -96,7 +97,7 @@ def _check_environment(model: Model) -> Iterator[Finding]:
     path = Path(value.replace(MODEL_DIRECTORY, str(model.folder.path)))
     at = ("parameters", ("key", EXECUTION_ENVIRONMENT))
     if own and not path.exists():
-        says = f"Failed to get the canonical path for {path}."
+        says = NO_CANONICAL_PATH.format(path=path)
         yield make_finding("S424", model.folder, at, says=says, detail=f"There is no {path}.", fix=_PACK)
     elif not own and not (path.is_absolute() and path.exists()):
         where = "this machine has no such file" if path.is_absolute() else "it is no whole path"

@@ -5,7 +5,6 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from ensemblekit.errors import ServerExited, ServerNotReady
 from ensemblekit.faults.log import parse_log, poll_errors, read_log, tail
+from ensemblekit.faults.refusals import ENSEMBLE_PLATFORM, UNKNOWN_OPTION
 from ensemblekit.servers.ports import LOOPBACK, free_ports
 from ensemblekit.servers.supervised import reaped
 
@@ -44,7 +44,6 @@ LEAN_OPTIONS = (
     "--http-thread-count=1",
     "--pinned-memory-pool-byte-size=0",
 )
-_UNKNOWN_OPTION = re.compile(r"unrecognized option '([^']+)'")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def verdict_of(status: int, body: str, log: str, elapsed_s: float) -> Probe:
         elapsed_s: Seconds that it took.
     """
     errors = poll_errors(parse_log(log))
-    refused = any("unexpected platform type 'ensemble'" in error for error in errors)
+    refused = any(ENSEMBLE_PLATFORM in error for error in errors)
     known = status == BAD_REQUEST and "not available" in body
     return Probe(known if known != refused else None, status, body, next(iter(errors), ""), elapsed_s)
 
@@ -126,7 +125,7 @@ def probe_binary(binary: Path, folder: Path, *, environment: Mapping[str, str]) 
             if PORT_TAKEN in words and tries > 1:  # between the choice of a free port and its use
                 tries -= 1
                 continue
-            match = _UNKNOWN_OPTION.search(words)
+            match = UNKNOWN_OPTION.search(words)
             if not match or match[1] not in options:
                 raise
             options.remove(match[1])
@@ -210,4 +209,4 @@ def _ended(code: int, log_path: Path, elapsed_s: float) -> ServerExited:
 def _first_words(log_path: Path) -> tuple[str, ...]:
     """Return the log's end, or its first lines where the end is only the list of all options."""
     lines = read_log(log_path).splitlines()
-    return tuple(lines[:2]) if any(_UNKNOWN_OPTION.search(line) for line in lines[:2]) else tuple(lines[-LAST_LINES:])
+    return tuple(lines[:2]) if any(UNKNOWN_OPTION.search(line) for line in lines[:2]) else tuple(lines[-LAST_LINES:])
