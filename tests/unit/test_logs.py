@@ -17,7 +17,8 @@ from ensemblekit.faults.log import (
     stub_without_library,
     tail,
 )
-from ensemblekit.servers.outcome import ENSEMBLE_REFUSED, outcome_of
+from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.servers.outcome import outcome_of
 from tests.conftest import DATA
 
 GENUINE = DATA / "logs" / "genuine-24.08-ensemble-off.log"

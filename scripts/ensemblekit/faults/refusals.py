@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton's own sentences, where others must say or know one word for word: lint predicts them, a probe waits for them."""
+"""Triton's own sentences that others must say or know word for word: lint predicts them, a probe waits for them."""
 
 import re
 
