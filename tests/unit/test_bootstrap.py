@@ -149,7 +149,7 @@ def test_only_old_pythons_are_refused_with_install_commands(
     text = str(error.value)
     assert text.startswith("Could not find Python 3.11 or 3.12.\nFound: ")
     assert "python3 (3.9.18); no python3.11 and no python3.12 on the PATH" in text
-    assert "Hint: install one: `sudo apt install python3.11 python3.11-venv`" in text
+    assert "Hint: install one: `sudo apt install python3.11 python3.11-venv libpython3.11`" in text
 
 
 def test_old_python_takes_a_newer_one_from_the_path(
