@@ -11,21 +11,21 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ensemblekit.paths import repo_root
+from setup.locks import lock_pins
 
 LOCKS = repo_root() / "env" / "locks"
 NAMES = ("base", "lab", "cpu", "cuda", "dev")
-PIN = re.compile(r"[a-z0-9-]+==[\w.+]+")
+PIN = re.compile(r"[a-z0-9-]+==[\w.+]+( --hash=sha256:[0-9a-f]{64})+")
 
 
 def pins(name: str) -> dict[str, str]:
     """The pins of a lock file by canonical package name."""
-    lines = (LOCKS / f"{name}.txt").read_text().splitlines()
-    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    return dict(pin.split()[0].split("==") for pin in lock_pins(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_lock_every_line_is_an_exact_sorted_pin(name: str) -> None:
-    lines = [line for line in (LOCKS / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
+def test_lock_every_line_is_an_exact_sorted_pin_with_hashes(name: str) -> None:
+    lines = lock_pins(name)
 
     assert lines
     assert all(PIN.fullmatch(line) for line in lines), [line for line in lines if not PIN.fullmatch(line)]
@@ -77,7 +77,7 @@ def test_environment_yml_takes_its_pins_from_the_locks() -> None:
     (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
 
     assert conda == ["python=3.11", "pip"]
-    assert pip == ["-r env/locks/base.txt", "-r env/locks/lab.txt", "-e ."]
+    assert pip == ["-r env/locks/base.txt", "-r env/locks/lab.txt"]  # `-e .` has no hash: bootstrap.py --here
     assert all((repo_root() / line.split()[1]).is_file() for line in pip if line.startswith("-r"))
 
 
