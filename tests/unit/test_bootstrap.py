@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -335,3 +336,24 @@ def test_driver_version_without_nvidia_smi_is_read_from_the_kernel(
 
 def test_least_driver_is_the_same_in_the_kit() -> None:
     assert machine.MIN_DRIVER == MIN_DRIVER
+
+
+def test_changed_wheel_is_refused_with_one_clear_error(log: commands.Log, tmp_path: Path) -> None:
+    wheel = tmp_path / "wheels" / "tiny-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    source = ["--no-index", "--find-links", str(wheel.parent), "--target", str(tmp_path / "target")]
+
+    with pytest.raises(messages.SetupError) as error:
+        installer.Installer(sys.prefix, log).install_locked(
+            ["tiny==1.0 --hash=sha256:" + "0" * 64], source, "install the locked packages (base)"
+        )
+
+    text = str(error.value)
+    assert text.startswith("Could not install the locked packages (base).\n")
+    assert "DO NOT MATCH THE HASHES" in text
+    assert text.endswith("Hint: " + installer.CHANGED_HINT)
+    assert not (tmp_path / "target").exists()
