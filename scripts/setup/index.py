@@ -6,6 +6,7 @@ import configparser
 import hashlib
 import json
 import os
+import re
 import ssl
 import sys
 from html.parser import HTMLParser
@@ -137,7 +138,7 @@ def is_for_this_system(name: str, project: str, version: str) -> bool:
     if not name.endswith(".whl") or parts[1] != version:
         return False
     python, abi, platform = parts[-3:]
-    fits_python = abi == "abi3" or any(tag in ("py3", "cp311", "cp312") for tag in python.split("."))
+    fits_python = abi == "abi3" or any(re.match(r"py3\d*$|cp31[12]$", tag) for tag in python.split("."))
     fits_platform = platform == "any" or any(
         tag.endswith("x86_64") and "linux" in tag and "musl" not in tag for tag in platform.split(".")
     )

@@ -21,6 +21,7 @@ from setup.standalone import uv_program
 
 # what a layer stands on: their pins hold for it, whatever its packages ask for
 BELOW = {"base": [], "lab": ["base"], "cpu": ["base", "lab"], "cuda": ["base", "lab"], "dev": ["base", "lab"], "uv": []}
+OVERRIDING = ("cpu", "cuda")
 PYTHON = {"cuda": "3.12"}  # the others: the lowest that the kit runs on, Debian 12's own
 LOWEST_PYTHON = "3.11.2"
 PLATFORM = "x86_64-manylinux_2_35"
@@ -71,16 +72,29 @@ def resolve(layer: str, upgrade: bool) -> list:
     notes = lock_notes(layer)
     below = {name: version for other in BELOW[layer] for name, version in _versions(other).items()}
     kept = ["%s==%s" % pin for pin in below.items()]
+    # an override wins over what vLLM asks for, but drops extras such as JupyterLab's jsonschema[format-nongpl]
+    constraints, kept = ([], kept) if layer in OVERRIDING else (kept, [])
     overrides = kept + notes["torch"] + notes["held"] + [name + "; python_version < '3'" for name in notes["absent"]]
     wanted = notes["Made from"] + [name for other in BELOW[layer] for name in lock_notes(other)["Made from"]]
     log = Log()
-    files = {name: os.path.join(log.folder, "%s-%s.txt" % (layer, name)) for name in ("wanted", "overrides", "result")}
+    files = {
+        name: os.path.join(log.folder, "%s-%s.txt" % (layer, name))
+        for name in ("wanted", "overrides", "constraints", "result")
+    }
     _write(files["wanted"], wanted + notes["held"])
     _write(files["overrides"], overrides)
+    _write(files["constraints"], constraints)
     if not upgrade:  # uv prefers the versions that it finds in the result of before
         _write(files["result"], ["%s==%s" % pin for pin in _versions(layer).items()])
     command = [uv_program(log), "pip", "compile", files["wanted"], "--override", files["overrides"], "--no-config"]
-    command += ["--python-version", PYTHON.get(layer, LOWEST_PYTHON), "--python-platform", PLATFORM]
+    command += [
+        "--constraint",
+        files["constraints"],
+        "--python-version",
+        PYTHON.get(layer, LOWEST_PYTHON),
+        "--python-platform",
+        PLATFORM,
+    ]
     command += [
         "--output-file",
         files["result"],
@@ -94,9 +108,8 @@ def resolve(layer: str, upgrade: bool) -> list:
     with open(files["result"]) as file:
         pins = [line.split(";")[0].strip() for line in file if "==" in line]
     not_here = set(below) | {project(pin) for pin in notes["torch"]}
-    return sorted(
-        pin.split("[")[0].split("==")[0] + "==" + pin.split("==")[1] for pin in pins if project(pin) not in not_here
-    )
+    added = [pin.split("[")[0] + "==" + pin.split("==")[1] if "[" in pin else pin for pin in pins]
+    return sorted((pin for pin in added if project(pin) not in not_here), key=project)
 
 
 def _write(path: str, lines: list) -> None:

@@ -20,7 +20,7 @@ from setup.locks import BUNDLE, LOCKS, lock_pins, read_bundle
 from setup.messages import Phase, SetupError, say
 
 VERSION = "3.12"
-SIZE_TEXT = "about 50 MB"  # an estimate: uv's wheel has 17.6 MB, the archive some 30
+SIZE_TEXT = "some 50 MB"  # uv's wheel and the archive; an estimate
 MIRROR_HINT = (
     "name a mirror of python-build-standalone in UV_PYTHON_INSTALL_MIRROR, or `sudo apt install python3.12 "
     "python3.12-venv libpython3.12`, or `conda create -n py312 python=3.12`, or carry a bundle here "

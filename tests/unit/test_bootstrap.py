@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -258,11 +259,10 @@ def test_lock_comments_name_torch_and_what_is_absent() -> None:
     assert set(notes["absent"]) == {"torchvision", "torchaudio", "torchcodec", "opencv-python-headless"}
 
 
-@pytest.mark.skipif(
-    not (repo_root() / ".venv" / "ensemblekit-setup.json").is_file(), reason="no .venv made by scripts/run"
-)
 def test_second_run_does_nothing_in_under_a_third_of_a_second() -> None:
-    run_script("--quick")  # pyproject.toml may have changed since
+    state = environment.read_state(str(repo_root() / ".venv"))
+    if not state.get("ready") or environment.missing_layers(state, ["base", "package"]):
+        pytest.skip("no .venv made by scripts/run from the locks as they are now")
     began = time.monotonic()
 
     done = run_script("--quick", "--exec", "python", "-c", "print('started')")
@@ -336,3 +336,24 @@ def test_driver_version_without_nvidia_smi_is_read_from_the_kernel(
 
 def test_least_driver_is_the_same_in_the_kit() -> None:
     assert machine.MIN_DRIVER == MIN_DRIVER
+
+
+def test_changed_wheel_is_refused_with_one_clear_error(log: commands.Log, tmp_path: Path) -> None:
+    wheel = tmp_path / "wheels" / "tiny-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    source = ["--no-index", "--find-links", str(wheel.parent), "--target", str(tmp_path / "target")]
+
+    with pytest.raises(messages.SetupError) as error:
+        installer.Installer(sys.prefix, log).install_locked(
+            ["tiny==1.0 --hash=sha256:" + "0" * 64], source, "install the locked packages (base)"
+        )
+
+    text = str(error.value)
+    assert text.startswith("Could not install the locked packages (base).\n")
+    assert "DO NOT MATCH THE HASHES" in text
+    assert text.endswith("Hint: " + installer.CHANGED_HINT)
+    assert not (tmp_path / "target").exists()

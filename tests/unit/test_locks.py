@@ -15,8 +15,7 @@ from setup.locks import lock_pins
 
 LOCKS = repo_root() / "env" / "locks"
 NAMES = ("base", "lab", "cpu", "cuda", "dev")
-PIN = re.compile(r"[a-z0-9-]+==[\w.+]+")
-HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
+PIN = re.compile(r"[a-z0-9-]+==[\w.+]+( --hash=sha256:[0-9a-f]{64})+")
 
 
 def pins(name: str) -> dict[str, str]:
@@ -25,19 +24,12 @@ def pins(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_lock_every_line_is_an_exact_sorted_pin(name: str) -> None:
+def test_lock_every_line_is_an_exact_sorted_pin_with_hashes(name: str) -> None:
     lines = lock_pins(name)
 
     assert lines
-    assert all(PIN.fullmatch(line.split()[0]) for line in lines), [line for line in lines if not PIN.match(line)]
+    assert all(PIN.fullmatch(line) for line in lines), [line for line in lines if not PIN.fullmatch(line)]
     assert list(pins(name)) == sorted(pins(name))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_lock_every_pin_has_the_hashes_of_its_files(name: str) -> None:
-    without = [line for line in lock_pins(name) if not all(HASH.fullmatch(word) for word in line.split()[1:] or [""])]
-
-    assert without == []
 
 
 @pytest.mark.parametrize("layers", [("base", "lab", "cpu", "dev"), ("base", "lab", "cuda", "dev")], ids="-".join)
@@ -85,7 +77,7 @@ def test_environment_yml_takes_its_pins_from_the_locks() -> None:
     (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
 
     assert conda == ["python=3.11", "pip"]
-    assert pip == ["-r env/locks/base.txt", "-r env/locks/lab.txt"]
+    assert pip == ["-r env/locks/base.txt", "-r env/locks/lab.txt"]  # `-e .` has no hash: bootstrap.py --here
     assert all((repo_root() / line.split()[1]).is_file() for line in pip if line.startswith("-r"))
 
 

@@ -10,7 +10,7 @@ from typing import Dict, List, NamedTuple, Tuple
 
 PAIR_OPTIONS = ("-p", "--parameter")
 SHORTCUTS = {"--release": "RELEASE", "--provider": "PROVIDER", "--device": "DEVICE", "--model": "MODEL"}
-OTHER_OPTIONS_WITH_VALUE = ("--only", "--container-engine", "--timeout", "--runs-dir")
+OTHER_OPTIONS_WITH_VALUE = ("--only", "--container-engine", "--timeout", "--runs-dir", "--sweep", "--resume")
 HELP = ("--help", "-h")
 STAND_IN = "stand-in"
 
