@@ -73,7 +73,7 @@ def test_lesson_with_vllm_where_none_is_installed_fetches_nothing_and_names_the_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(RUN_DIR_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(lesson_module, "find_spec", lambda name: None)
+    monkeypatch.setattr("ensemblekit.assets.weights.find_spec", lambda name: None)
     monkeypatch.setattr(lesson_module, "ensure_checkpoint", lambda *given, **more: pytest.fail("fetched weights"))
     made = open_lesson("lesson_test", ENGINE="vllm", FLAVOUR="base-plus-vllm")
 
