@@ -47,6 +47,8 @@ class StandIn:
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.source,
             env=self.environment | {"STAND_IN_PACE_S": str(pace_s)},
+            # a shell's background job, such as a CI step, inherits that Ctrl-C is ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
 
     def run(self, *words: str) -> tuple[int, str, str]:

@@ -20,7 +20,7 @@ __all__ = ["Backend", "BuiltImage", "Removed", "build_image", "remove_image"]
 
 Backend = Literal["upstream", "kit"]
 FLAVOUR: Flavour = "base-plus-vllm"
-LABEL = "ensemblekit.workarounds"
+LABEL = "ensemblekit.workaround"
 KIT_VLLM = "vllm==0.25.1"  # what the kit's backend is tested with on a GPU, see env/locks/cuda.txt
 NO_VLLM = "none"
 VLLM_GB = 10.0  # torch 2.3.1 for CUDA, NVIDIA's libraries and vLLM, unpacked
