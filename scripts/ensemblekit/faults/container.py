@@ -81,7 +81,8 @@ REGISTRY_FAULTS = (
         pattern=r"(?i)no such host|could not resolve host|dial tcp|i/o timeout|connection refused|unreachable"
         r"|TLS handshake",
         cause="No network from here to the registry, or a proxy that the engine does not know.",
-        fix="is the registry reachable from here? It could not be reached; behind a proxy, the engine has one of its own",
+        fix="is the registry reachable from here? It could not be reached; behind a proxy, the engine has its own "
+        "setting",
         link=links.IMAGES,
     ),
     Fault(
