@@ -100,7 +100,7 @@ def _load(server: TritonServer, case: Case, head: str) -> Answer:
     log = server.log_path.read_bytes()[begin:].decode(errors="replace")
     # an ensemble that failed stays in the server's graph, and would be told again at every later load
     url = f"http://{server.http_url}/v2/repository/models/{case.model}/unload"
-    httpx.post(url, json={}, timeout=START_TIMEOUT_S, trust_env=False)
+    httpx.post(url, json={}, timeout=START_TIMEOUT_S, headers=server.control_headers, trust_env=False)
     return Answer(answer.status, answer.body, log, head=head)
 
 

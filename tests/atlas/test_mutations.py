@@ -80,5 +80,5 @@ def _load(server: TritonServer, name: str) -> tuple[int, str]:
     answer = load_model(server, name, timeout_s=START_TIMEOUT_S)
     log = server.log_path.read_bytes()[begin:].decode(errors="replace")
     url = f"http://{server.http_url}/v2/repository/models/{name}/unload"
-    httpx.post(url, json={}, timeout=START_TIMEOUT_S, trust_env=False)
+    httpx.post(url, json={}, timeout=START_TIMEOUT_S, headers=server.control_headers, trust_env=False)
     return answer.status, f"{answer.body}\n{log}".replace("\\n", "\n")

@@ -26,6 +26,7 @@ from ensemblekit.servers.process import TritonServer
 from tests.conftest import START_TIMEOUT_S, ServerMaker
 
 pytestmark = [pytest.mark.server]
+OPEN_CONTROL = ("--model-control-mode=explicit",)  # as a reader starts one: without the kit's key
 PROGRAM = Path(sys.executable).with_name("ensemblekit")
 EVERY = [(row.name, flavour) for row in list_releases() for flavour in FLAVOURS[:2]]
 
@@ -123,7 +124,7 @@ def _until(true: object) -> None:
 
 @pytest.fixture
 def a_running_server(make_server: ServerMaker, report_repository: Path) -> TritonServer:
-    server = make_server(report_repository, explicit=True)
+    server = make_server(report_repository, extra=OPEN_CONTROL)
     return server.start(START_TIMEOUT_S)
 
 
@@ -140,13 +141,23 @@ def test_probe_url_without_permission_asks_nothing_of_it_and_could_not_tell(a_ru
 def test_probe_url_that_may_load_tells_and_leaves_nothing(
     make_server: ServerMaker, report_repository: Path, flavour: str, verdict: bool
 ) -> None:
-    server = make_server(report_repository, flavour=flavour, explicit=True).start(START_TIMEOUT_S)
+    server = make_server(report_repository, flavour=flavour, extra=OPEN_CONTROL).start(START_TIMEOUT_S)
     before = model_states(server)
     answer = probe_target(f"http://{server.http_url}", allow_load=True)
 
     assert answer.ensembles is verdict
     assert model_states(server) == before
     assert PROBE_MODEL not in before
+
+
+def test_probe_url_of_a_server_with_a_key_could_not_tell_and_says_why(
+    make_server: ServerMaker, report_repository: Path
+) -> None:
+    server = make_server(report_repository, explicit=True).start(START_TIMEOUT_S)
+    answer = probe_target(server.http_url, allow_load=True)
+
+    assert answer.ensembles is None
+    assert "holders of its key" in answer.hint
 
 
 def test_probe_url_of_a_loaded_ensemble_needs_no_permission(make_server: ServerMaker, report_repository: Path) -> None:

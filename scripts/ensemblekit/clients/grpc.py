@@ -47,6 +47,14 @@ class Served(Protocol):
         """`host:port` of the metrics endpoint."""
 
 
+class Controlled(Served, Protocol):
+    """A running server whose models can be loaded and listed, by those who have its key."""
+
+    @property
+    def control_headers(self) -> dict[str, str]:
+        """The HTTP headers that hold the key."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """A whole answer and when its pieces came.

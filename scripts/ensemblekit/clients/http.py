@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from ensemblekit.clients.grpc import DEFAULT_TEXT_INPUT, ENSEMBLE, REQUEST_TIMEOUT_S, TEXT_INPUT, Served
+from ensemblekit.clients.grpc import DEFAULT_TEXT_INPUT, ENSEMBLE, REQUEST_TIMEOUT_S, TEXT_INPUT, Controlled, Served
 from ensemblekit.errors import RequestError
 
 __all__ = ["LoadAnswer", "ask_http", "curl_command", "load_model", "model_states", "stream_http"]
@@ -112,29 +112,31 @@ def stream_http(
         raise _failed(url, _why(error, timeout_s)) from error
 
 
-def load_model(server: Served, model: str, *, timeout_s: float = CONTROL_TIMEOUT_S) -> LoadAnswer:
+def load_model(server: Controlled, model: str, *, timeout_s: float = CONTROL_TIMEOUT_S) -> LoadAnswer:
     """Ask the server to load a model (explicit mode only) and return its answer, whatever it is.
 
     Raises:
         RequestError: No answer came.
     """
-    answer = _post(f"http://{server.http_url}/v2/repository/models/{model}/load", {}, timeout_s)
+    answer = _post(f"http://{server.http_url}/v2/repository/models/{model}/load", {}, timeout_s, server.control_headers)
     return LoadAnswer(answer.status_code, answer.text)
 
 
-def model_states(server: Served) -> dict[str, str]:
+def model_states(server: Controlled) -> dict[str, str]:
     """Return the state of each model in the server's index; a model without one has the state "(none)".
 
     Raises:
         RequestError: No answer came.
     """
-    answer = _post(f"http://{server.http_url}/v2/repository/index", {}, REQUEST_TIMEOUT_S)
+    answer = _post(f"http://{server.http_url}/v2/repository/index", {}, REQUEST_TIMEOUT_S, server.control_headers)
     return {row["name"]: row.get("state", "(none)") for row in sorted(answer.json(), key=lambda row: str(row["name"]))}
 
 
-def _post(url: str, body: Mapping[str, Any], timeout_s: float) -> httpx.Response:
+def _post(
+    url: str, body: Mapping[str, Any], timeout_s: float, headers: Mapping[str, str] | None = None
+) -> httpx.Response:
     try:
-        return httpx.post(url, json=body, timeout=timeout_s, trust_env=False)
+        return httpx.post(url, json=body, timeout=timeout_s, headers=headers, trust_env=False)
     except httpx.TransportError as error:
         raise _failed(url, _why(error, timeout_s)) from error
 

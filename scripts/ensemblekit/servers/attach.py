@@ -32,6 +32,11 @@ class AttachedServer:
     metrics_url: str
     log_path: Path = Path("/dev/null")
 
+    @property
+    def control_headers(self) -> dict[str, str]:
+        """What a request to load a model must carry: the kit knows no key of this server."""
+        return {}
+
     @classmethod
     def at(cls, url: str) -> Self:
         """Return the server at `host:port`; gRPC and metrics are the next two ports, as in Triton's defaults.

@@ -19,6 +19,7 @@ from ensemblekit.faults.fault import Recognised
 from ensemblekit.faults.log import TAIL_LINES, LogReader, read_log, stub_without_library, tail
 from ensemblekit.faults.start_phases import start_phases
 from ensemblekit.servers.container import ContainerInstallation
+from ensemblekit.servers.control_key import control_arguments, control_headers, new_key
 from ensemblekit.servers.embedded import EmbeddedInstallation
 from ensemblekit.servers.outcome import Kind, StartOutcome, outcome_of
 from ensemblekit.servers.ports import LOOPBACK, free_ports, require_free
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 READY_TIMEOUT_S = 600.0  # a first start on a slow disk compiles and loads weights
 ASK_TIMEOUT_S = 2.0  # one readiness question
 NO_ENSEMBLES = "E101"
+SHOWN_KEY = "YOUR-KEY"
 CRASHED = (134, 139)  # SIGABRT, SIGSEGV
 # what Triton says when a failed start ends: first that it begins to, then that it unloads
 ENDING = ("Waiting for in-flight requests to complete", "All models are stopped, unloading models")
@@ -42,12 +44,12 @@ class ServerOptions:
     """What the command line of tritonserver gets besides repository, ports and backends.
 
     Attributes:
-        explicit: `--model-control-mode=explicit`: nothing loads unless asked.
+        explicit: `--model-control-mode=explicit`: nothing loads unless the kit asks, with this server's own key.
         load_models: Models to load at start in explicit mode; `*` is all.
         exit_on_error: False adds `--exit-on-error=false`: the server stays although models failed.
         one_at_a_time: `--model-load-thread-count=1`: two vLLM engines must not measure free memory at once.
         ports: HTTP, gRPC and metrics ports; free ones are found if None.
-        extra: More arguments, as they are.
+        extra: More arguments, as they are; a control mode that is given here is open to everybody.
     """
 
     explicit: bool = False
@@ -94,6 +96,7 @@ class TritonServer:
             )
         self.http_port, self.grpc_port, self.metrics_port = self.options.ports or free_ports(3)
         self._shm_prefix = new_prefix()
+        self._key = new_key()
         self._process: SupervisedProcess | None = None
 
     @property
@@ -110,6 +113,11 @@ class TritonServer:
     def metrics_url(self) -> str:
         """Address of the metrics endpoint."""
         return f"{LOOPBACK}:{self.metrics_port}"
+
+    @property
+    def control_headers(self) -> dict[str, str]:
+        """What a request to load a model must carry."""
+        return control_headers(self._key) if self.options.explicit else {}
 
     @property
     def log_path(self) -> Path:
@@ -143,17 +151,19 @@ class TritonServer:
             self.repository,
             (self.http_port, self.grpc_port, self.metrics_port),
             shm_prefix=self._shm_prefix,
-            options=self.options.arguments(),
+            options=[*(control_arguments(self._key) if self.options.explicit else []), *self.options.arguments()],
             environment=self.environment,
         )
 
     @property
     def shell_command(self) -> str:
-        """The command line as a reader could type it, with the variables that the server needs."""
+        """The command line as a reader could type it, with the variables that the server needs, without the key."""
         contained = isinstance(self.installation, ContainerInstallation)  # its variables are among the arguments
         variables = {} if contained else self.installation.environment | self.environment
         words = [_assignment(name, value) for name, value in variables.items()]
-        return " \\\n".join([*words, shlex.join(self.command).replace(" --", " \\\n  --")])
+        return " \\\n".join(
+            [*words, shlex.join(self.command).replace(self._key, SHOWN_KEY).replace(" --", " \\\n  --")]
+        )
 
     def start(self, timeout_s: float = READY_TIMEOUT_S, on_poll: Callable[[Self], None] | None = None) -> Self:
         """Start the server and return it once it is ready.

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from ensemblekit.clients.grpc import Served
+from ensemblekit.clients.grpc import Controlled, Served
 from ensemblekit.diagnose.doctor.request import build_request, entry_model, is_decoupled, send, server_config
 from ensemblekit.diagnose.doctor.server import Place, at_url, describe_start, place_of
 from ensemblekit.diagnose.doctor.start_cost import wasted_by
@@ -175,7 +175,7 @@ def _start_and_ask(course: _Course, findings: frozenset[tuple[str, str]]) -> Non
             server.stop()
 
 
-def _request(course: _Course, server: Served, processes: tuple[ModelProcess, ...]) -> Step:
+def _request(course: _Course, server: Controlled, processes: tuple[ModelProcess, ...]) -> Step:
     plan = course.plan
     course.model = plan.model or (entry_model(plan.repository) if plan.repository else _loaded_ensemble(server))
     config = server_config(server, course.model)
@@ -199,7 +199,7 @@ def _request(course: _Course, server: Served, processes: tuple[ModelProcess, ...
     )  # fmt: skip
 
 
-def _loaded_ensemble(server: Served) -> str:
+def _loaded_ensemble(server: Controlled) -> str:
     from ensemblekit.clients.http import model_states
 
     names = [name for name, state in model_states(server).items() if state == "READY"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from ensemblekit.errors import ServerExited, ServerNotReady
 from ensemblekit.faults.log import parse_log, poll_errors, read_log, tail
 from ensemblekit.faults.refusals import ENSEMBLE_PLATFORM, UNKNOWN_OPTION
+from ensemblekit.servers.control_key import control_arguments, control_headers, new_key
 from ensemblekit.servers.ports import LOOPBACK, free_ports
 from ensemblekit.servers.supervised import reaped
 
@@ -137,6 +138,8 @@ def _probe_once(
     (port,) = free_ports(1)
     command = [str(binary), "--model-control-mode=explicit", f"--model-repository={repository}"]
     command += [f"--http-address={LOOPBACK}", f"--http-port={port}", *options]
+    key = new_key()
+    command += control_arguments(key, grpc=False)
     begin = time.monotonic()
     with log_path.open("wb") as log:
         process = subprocess.Popen(
@@ -149,7 +152,7 @@ def _probe_once(
             start_new_session=True,
         )
     try:
-        status, body = _ask(process, port, begin, log_path)
+        status, body = _ask(process, port, key, begin, log_path)
         elapsed = time.monotonic() - begin
     finally:
         _kill(process)
@@ -172,14 +175,16 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _ask(process: "subprocess.Popen[bytes]", port: int, begin: float, log_path: Path) -> tuple[int, str]:
+def _ask(process: "subprocess.Popen[bytes]", port: int, key: str, begin: float, log_path: Path) -> tuple[int, str]:
     """Return status and body of the load request, asked as soon as the server listens."""
     while True:
         if process.poll() is not None:
             raise _ended(process.returncode, log_path, time.monotonic() - begin)
         try:
             connection = http.client.HTTPConnection(LOOPBACK, port, timeout=PROBE_TIMEOUT_S)
-            connection.request("POST", f"/v2/repository/models/{PROBE_MODEL}/load", json.dumps({}))
+            connection.request(
+                "POST", f"/v2/repository/models/{PROBE_MODEL}/load", json.dumps({}), control_headers(key)
+            )
             answer = connection.getresponse()
             return answer.status, answer.read().decode(errors="replace")
         except OSError as error:

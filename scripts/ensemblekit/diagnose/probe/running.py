@@ -125,6 +125,8 @@ def _offer(client: httpx.Client) -> tuple[bool | None, list[str], str]:
         return True, evidence, ""
     if status == httpx.codes.SERVICE_UNAVAILABLE:
         return None, evidence, "it runs without --model-control-mode=explicit: probe its image or its files instead"
+    if status == httpx.codes.FORBIDDEN:
+        return None, evidence, "it takes model control from holders of its key alone: probe its image or its files"
     control_status, control = _load(client, CONTROL)
     evidence.append(f"the same with a plain model of an absent backend: HTTP {control_status} {control}")
     if "failed to poll" in body and "failed to poll" not in control and "backend" in control:
