@@ -53,18 +53,19 @@ async def ask_grpc(client: Any, model: str, body: dict[str, Any]) -> Answer:
         inputs = [tensor(name, value) for name, value in body.items()]
         yield {"model_name": model, "inputs": inputs, "enable_empty_final_response": True}
 
-    begin, first, pieces = time.monotonic(), 0.0, 0
-    answers = client.stream_infer(once())
-    async for result, error in answers:
+    begin, end, first, pieces, failed = time.monotonic(), 0.0, 0.0, 0, False
+    # to its end: Triton keeps a request for ever whose client leaves at the last response
+    async for result, error in client.stream_infer(once()):
         if error is not None:
-            return [begin, begin, time.monotonic(), 0]
+            failed = True
+            continue
         if result.get_response().outputs:
             pieces += 1
             first = first or time.monotonic()
         if result.get_response().parameters["triton_final_response"].bool_param:
-            break
-    end = time.monotonic()
-    return [begin, first or end, end, pieces]
+            end = time.monotonic()
+    end = end or time.monotonic()
+    return [begin, begin, end, 0] if failed else [begin, first or end, end, pieces]
 
 
 async def run(job: dict[str, Any]) -> list[Answer]:

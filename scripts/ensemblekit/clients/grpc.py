@@ -206,6 +206,7 @@ def stream_results(
                 except Empty:
                     raise TimeoutError from None
                 if error:
+                    final = True  # an error is a final response; a cancelled stream would keep the request for ever
                     raise error
                 final = result.get_response().parameters["triton_final_response"].bool_param
                 yield result
@@ -239,15 +240,16 @@ async def _ask_one(
         yield {"model_name": model, "inputs": inputs, "enable_empty_final_response": True}
 
     begin, pieces, times = time.perf_counter(), [], []
+    failed: InferenceServerException | None = None
+    # to its end: Triton keeps a request for ever whose client leaves at the last response (its stop then takes 30 s)
     async for result, error in client.stream_infer(request()):
-        if error:
-            raise _refused(server, model, error)
-        piece, final = _piece(result)
+        failed = failed or error
+        piece, _final = (None, True) if error else _piece(result)
         if piece is not None:
             pieces.append(piece)
             times.append(time.perf_counter() - begin)
-        if final:
-            break
+    if failed:
+        raise _refused(server, model, failed)
     return Answer(text, tuple(pieces), tuple(times) or (time.perf_counter() - begin,))
 
 
@@ -279,11 +281,19 @@ async def ask_many(
             for text in texts
         )
         try:
-            return await asyncio.wait_for(asyncio.gather(*questions), timeout_s)
+            answers = await asyncio.wait_for(asyncio.gather(*questions, return_exceptions=True), timeout_s)
         except TimeoutError:
             raise _no_answer(server, model, timeout_s) from None
-        except AioRpcError as error:
-            raise _refused(server, model, InferenceServerException(error.details())) from error
+    return [_answer_of(server, model, answer) for answer in answers]
+
+
+def _answer_of(server: Served, model: str, answer: Answer | BaseException) -> Answer:
+    """Return an answer, or raise what came instead of it; only after every stream of its round was read to its end."""
+    if isinstance(answer, AioRpcError):
+        raise _refused(server, model, InferenceServerException(answer.details())) from answer
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def _refused(server: Served, model: str, error: InferenceServerException) -> RequestError:
