@@ -41,7 +41,8 @@ async def ask_http(session: aiohttp.ClientSession, url: str, stream: bool, body:
 async def ask_grpc(client: Any, model: str, body: dict[str, Any]) -> Answer:
     """The same over gRPC; a decoupled model needs a stream of its own for each request."""
     import numpy as np
-    from tritonclient.grpc.aio import InferInput
+    from tritonclient.grpc import InferInput
+    from tritonclient.grpc._utils import _get_inference_request
 
     def tensor(name: str, value: Any) -> Any:
         kind, dtype = ("BOOL", np.bool_) if isinstance(value, bool) else ("BYTES", np.object_)
@@ -49,22 +50,25 @@ async def ask_grpc(client: Any, model: str, body: dict[str, Any]) -> Answer:
         given.set_data_from_numpy(np.array([value if kind == "BOOL" else value.encode()], dtype=dtype))
         return given
 
-    async def once() -> AsyncIterator[dict[str, Any]]:
-        inputs = [tensor(name, value) for name, value in body.items()]
-        yield {"model_name": model, "inputs": inputs, "enable_empty_final_response": True}
+    inputs = [tensor(name, value) for name, value in body.items()]
+    request = _get_inference_request(model, inputs, "", "", None, 0, False, False, 0, None, None)
+    # the asynchronous client cannot ask for it; without it a stream may never end
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
 
-    begin, first, pieces = time.monotonic(), 0.0, 0
-    answers = client.stream_infer(once())
-    async for result, error in answers:
-        if error is not None:
-            return [begin, begin, time.monotonic(), 0]
-        if result.get_response().outputs:
+    async def once() -> AsyncIterator[Any]:
+        yield request
+
+    begin, end, first, pieces, failed = time.monotonic(), 0.0, 0.0, 0, False
+    # to its end: Triton keeps a request for ever whose client leaves at the last response
+    async for response in client._client_stub.ModelStreamInfer(once()):
+        failed = failed or bool(response.error_message)
+        if response.infer_response.outputs:
             pieces += 1
             first = first or time.monotonic()
-        if result.get_response().parameters["triton_final_response"].bool_param:
-            break
-    end = time.monotonic()
-    return [begin, first or end, end, pieces]
+        if response.error_message or response.infer_response.parameters["triton_final_response"].bool_param:
+            end = time.monotonic()
+    end = end or time.monotonic()
+    return [begin, begin, end, 0] if failed else [begin, first or end, end, pieces]
 
 
 async def run(job: dict[str, Any]) -> list[Answer]:

@@ -18,6 +18,7 @@ import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from grpc.aio import AioRpcError
+from tritonclient.grpc._utils import _get_inference_request
 from tritonclient.utils import InferenceServerException
 
 from ensemblekit.errors import RequestError
@@ -206,6 +207,7 @@ def stream_results(
                 except Empty:
                     raise TimeoutError from None
                 if error:
+                    final = True  # an error is a final response; a cancelled stream would keep the request for ever
                     raise error
                 final = result.get_response().parameters["triton_final_response"].bool_param
                 yield result
@@ -227,6 +229,24 @@ def _piece(result: triton.InferResult) -> tuple[str | None, bool]:
     return text, final
 
 
+def stream_responses(
+    client: triton_aio.InferenceServerClient, model: str, inputs: list[triton.InferInput]
+) -> AsyncIterator[Any]:
+    """Return the responses to one request as they come, in a stream which ends with an empty final response.
+
+    The asynchronous client ignores `enable_empty_final_response`, and refuses the parameter behind it; without it about
+    one stream in 300 never ends.
+    """
+    request = _get_inference_request(model, inputs, "", "", None, 0, False, False, 0, None, None)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+
+    async def once() -> AsyncIterator[Any]:
+        yield request
+
+    call: AsyncIterator[Any] = client._client_stub.ModelStreamInfer(once())
+    return call
+
+
 async def _ask_one(
     client: triton_aio.InferenceServerClient,
     server: Served,
@@ -234,20 +254,19 @@ async def _ask_one(
     model: str,
     inputs: list[triton.InferInput],
 ) -> Answer:
-
-    async def request() -> AsyncIterator[dict[str, Any]]:
-        yield {"model_name": model, "inputs": inputs, "enable_empty_final_response": True}
-
     begin, pieces, times = time.perf_counter(), [], []
-    async for result, error in client.stream_infer(request()):
-        if error:
-            raise _refused(server, model, error)
-        piece, final = _piece(result)
+    failed: InferenceServerException | None = None
+    # to its end: Triton keeps a request for ever whose client leaves at the last response (its stop then takes 30 s)
+    async for response in stream_responses(client, model, inputs):
+        if response.error_message:
+            failed = failed or InferenceServerException(response.error_message)
+            continue
+        piece, _final = _piece(triton.InferResult(response.infer_response))
         if piece is not None:
             pieces.append(piece)
             times.append(time.perf_counter() - begin)
-        if final:
-            break
+    if failed:
+        raise _refused(server, model, failed)
     return Answer(text, tuple(pieces), tuple(times) or (time.perf_counter() - begin,))
 
 
@@ -279,11 +298,19 @@ async def ask_many(
             for text in texts
         )
         try:
-            return await asyncio.wait_for(asyncio.gather(*questions), timeout_s)
+            answers = await asyncio.wait_for(asyncio.gather(*questions, return_exceptions=True), timeout_s)
         except TimeoutError:
             raise _no_answer(server, model, timeout_s) from None
-        except AioRpcError as error:
-            raise _refused(server, model, InferenceServerException(error.details())) from error
+    return [_answer_of(server, model, answer) for answer in answers]
+
+
+def _answer_of(server: Served, model: str, answer: Answer | BaseException) -> Answer:
+    """Return an answer, or raise what came instead of it; only after every stream of its round was read to its end."""
+    if isinstance(answer, AioRpcError):
+        raise _refused(server, model, InferenceServerException(answer.details())) from answer
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def _refused(server: Served, model: str, error: InferenceServerException) -> RequestError:
