@@ -20,7 +20,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # an error quotes what i
 # a command is the `command` of the module of its name
 COMMANDS = (
     "run", "runs", "weights", "exercises", "preflight", "releases", "serve", "matrix", "bench", "probe", "lint",
-    "explain", "doctor", "alive", "fit", "build-plan", "bundle", "workaround",
+    "explain", "doctor", "alive", "fit", "build-plan", "bundle", "workaround", "workshop",
 )  # fmt: skip
 DISK_HINTS = {
     errno.ENOSPC: "free some disk (`df -h`), or choose another one with --runs-dir or ENSEMBLEKIT_CACHE",
