@@ -19,11 +19,13 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from ensemblekit.errors import ParameterError, PortBusy, ServerExited
+from ensemblekit.paths import repo_root
 from ensemblekit.servers.ports import free_ports, is_free
 from ensemblekit.settings import check_settings
 from ensemblekit.workshop.gate import Limits, Seat
 from ensemblekit.workshop.seats import seat_rows
 from ensemblekit.workshop.shared import LARGEST, SharedServer
+from ensemblekit.workshop.slides import write_slides
 
 pytestmark = [
     pytest.mark.server,
@@ -266,3 +268,13 @@ def test_place_that_cannot_be_is_one_clear_error(host: str, port: int) -> None:
     settings = check_settings(ENGINE="stand-in", FLAVOUR="base-plus-vllm")
     with pytest.raises(ParameterError):
         SharedServer(settings, seats=1, host=host, port=port, limits=Limits())
+
+
+def test_slides_have_every_lesson_and_their_pictures_and_need_no_network(tmp_path: Path) -> None:
+    count = write_slides(tmp_path / "slides.html")
+    page = (tmp_path / "slides.html").read_text()
+
+    assert count == page.count("<section>") > 40
+    assert all(path.stem in page for path in (repo_root() / "notebooks").glob("[0-9]*.ipynb"))
+    assert page.count("data:image/png") > 5
+    assert "<script" not in page

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ensemblekit.cli.options import EXIT_FAILED, FOLDER, SECONDS, WORD, device, engine, model, release
+from ensemblekit.cli.options import EXIT_FAILED, FOLDER, PATH, SECONDS, WORD, device, engine, model, release
 
 __all__ = ["command"]
 
@@ -96,3 +96,12 @@ def check(context: click.Context, quick: bool, url: str | None) -> None:
     missing = what_is_missing(quick=quick, url=url or "")
     click.echo(f"not ready: {missing}" if missing else "ready", err=bool(missing))
     context.exit(EXIT_FAILED if missing else 0)
+
+
+@command.command()
+@click.argument("target", type=PATH, default="slides.html")
+def slides(target: Path) -> None:
+    """Make slides from the lessons: one page for each heading, in one HTML file."""
+    from ensemblekit.workshop.slides import write_slides
+
+    click.echo(f"{target}: {write_slides(target)} slides")
