@@ -88,6 +88,7 @@ def lab_command(folder: Path, arguments: Sequence[str] = ()) -> list[str]:
         sys.executable, "-m", "jupyter", "lab",
         f"--ServerApp.root_dir={folder}",
         f"--LabApp.default_url=/lab/tree/{START_PAGE}",
+        f"--LabApp.app_settings_dir={repo_root() / 'env' / 'lab'}",  # no question about news
         "--LabApp.news_url=None",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         *arguments,
