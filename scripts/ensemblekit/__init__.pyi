@@ -14,8 +14,8 @@ from .clients.http import stream_http as stream_http
 from .clients.statistics import metric_value as metric_value
 from .clients.statistics import model_statistics as model_statistics
 from .clients.statistics import time_by_step as time_by_step
-from .diagnose.doctor.examination import Plan as Plan
-from .diagnose.doctor.examination import examine as examine
+from .diagnose.doctor.report import Plan as Plan
+from .diagnose.doctor.run import examine as examine
 from .diagnose.explain.explainer import explain_log as explain_log
 from .diagnose.explain.explainer import plot_explanation as plot_explanation
 from .diagnose.lint.findings import Finding as Finding
@@ -23,7 +23,7 @@ from .diagnose.lint.findings import LintReport as LintReport
 from .diagnose.lint.run import lint_repository as lint_repository
 from .diagnose.preflight import Row as Row
 from .diagnose.preflight import preflight as preflight
-from .diagnose.probe.installation import Probe as Probe
+from .diagnose.probe.start import ProbeAnswer as ProbeAnswer
 from .diagnose.probe.target import probe_target as probe_target
 from .errors import CheckFailed as CheckFailed
 from .errors import KitError as KitError

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from ensemblekit.clients.http import model_states
-from ensemblekit.diagnose.probe.binary import PROBE_MODEL, probe_binary
+from ensemblekit.diagnose.probe.start import PROBE_MODEL, probe_binary
 from ensemblekit.diagnose.probe.target import probe_target
 from ensemblekit.errors import ParameterError, RequestError
 from ensemblekit.releases import FLAVOURS, get_release, has_ensembles, list_releases
@@ -103,7 +103,7 @@ def _servers_below(folder: Path) -> list[psutil.Process]:
 @pytest.mark.parametrize("path", [None, "/nonexistent"], ids=["kernel", "reaper"])
 def test_probe_killed_leaves_no_server(tmp_path: Path, path: str | None) -> None:
     binary = server_tree(get_release("24.08")) / SERVER / "bin" / "tritonserver"
-    code = "import sys, pathlib, time; import ensemblekit.diagnose.probe.binary as probe; " \
+    code = "import sys, pathlib, time; import ensemblekit.diagnose.probe.start as probe; " \
         "probe._ask = lambda *words: time.sleep(60); " \
         "probe.probe_binary(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), environment={})"  # fmt: skip
     environment = os.environ | ({"PATH": path} if path else {})

@@ -169,7 +169,7 @@ def test_stand_in_build_whose_server_knows_no_ensembles_gets_no_name(tmp_path: P
     code, output, errors = stand_in.run()
 
     assert code == 1
-    assert "verdict:  does not know ensembles" in errors
+    assert "verdict:  no, it does not know ensembles" in errors
     assert not (stand_in.state / "images" / TAG).exists()
     assert "knows ensembles" not in output
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
+from ensemblekit.diagnose.probe.start import ProbeAnswer
+from ensemblekit.diagnose.probe.target import probe_installation
 from ensemblekit.errors import BuildError, KitError, ParameterError
 from ensemblekit.faults.catalogue import recognise
 from ensemblekit.faults.container import BUILD_FAULTS
@@ -104,7 +105,7 @@ class BuildResult:
     """
 
     lines: tuple[BuildLine, ...]
-    probe: Probe | None = None
+    probe: ProbeAnswer | None = None
     image: str = ""
 
     @property
@@ -347,7 +348,7 @@ class Build:
         self.live("probe: does it know ensembles?")
         release = self.plan.release
         installation = install_container(release, "custom-build", "build-plan", image="tritonserver", engine=engine)
-        probe = probe_ensembles(installation, self.work / "probe")
+        probe = probe_installation(installation, self.work / "probe")
         if not (probe.ensembles is True and engine.ask(*self.plan.tag[1:]).returncode == 0):
             hint = "did another build.py run meanwhile? Begin anew with --fresh"
             raise BuildError(f"use the image that was built as {self.plan.image}", found=str(probe), hint=hint)

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Triton server on disk: NVIDIA's layout (`/opt/tritonserver`), the wheel's, or an unpacked image's."""
+"""A server's files: NVIDIA's layout (`/opt/tritonserver`), the wheel's, an image's; and its core library, read."""
 
 import mmap
 import os
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemblekit.errors import UnsupportedMachine
+from ensemblekit.diagnose.probe.start import FIX, ProbeAnswer
+from ensemblekit.errors import FetchError, UnsupportedMachine
 from ensemblekit.servers.emulation import PLATFORM_CONSTANT, REPLACED_CONSTANT
 
-__all__ = ["ServerOnDisk", "find_server", "reads_as_ensembles", "require_run_bit"]
+__all__ = ["ServerOnDisk", "find_server", "read_image", "read_server", "reads_as_ensembles", "require_run_bit"]
 
 ELF = b"\x7fELF"
 # where the program lies under a root: NVIDIA's, an image's file system, the wheel's, a build's install folder
@@ -22,7 +25,11 @@ PLACES = (
     "install/bin/tritonserver",
 )
 LIBRARIES = ("lib", "lib64", "../../nvidia_pytriton.libs", "../nvidia_pytriton.libs")  # seen from the root
+# where the core library lies: in NVIDIA's images and those of build.py, and in images made from the wheel
+IMAGE_FOLDERS = ("/opt/tritonserver/lib", "/nvidia_pytriton.libs")
+COPY_TIMEOUT_S = 120.0
 SCHEDULER = b"ensemble_scheduler.cc"  # the path of a source file that only a core with ensembles is made of
+MANAGER = b"model_repository_manager.cc"  # of any core
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ def reads_as_ensembles(core: Path) -> tuple[bool | None, tuple[str, ...]]:
     Raises:
         OSError: The library cannot be read.
     """
-    present = set(_found(core, (SCHEDULER, PLATFORM_CONSTANT, REPLACED_CONSTANT, b"model_repository_manager.cc")))
+    present = set(_found(core, (SCHEDULER, PLATFORM_CONSTANT, REPLACED_CONSTANT, MANAGER)))
     has = {True: "holds", False: "does not hold"}
     evidence = (
         f"{core.name} {has[SCHEDULER in present]} the source path {SCHEDULER.decode()}",
@@ -140,6 +147,63 @@ def reads_as_ensembles(core: Path) -> tuple[bool | None, tuple[str, ...]]:
     )
     if REPLACED_CONSTANT in present and PLATFORM_CONSTANT not in present:
         return False, (*evidence, "the platform name was taken out by this kit's emulation of the missing build flag")
-    if b"model_repository_manager.cc" not in present:
+    if MANAGER not in present:
         return None, (*evidence, f"{core.name} is not Triton's core: it names none of the core's sources")
     return SCHEDULER in present, evidence
+
+
+def read_server(target: str, server: ServerOnDisk) -> ProbeAnswer:
+    """Return what the core library of a server on disk says.
+
+    Raises:
+        UnsupportedMachine: It could not be found.
+        OSError: It cannot be read.
+    """
+    if server.core is None:
+        raise UnsupportedMachine(
+            f"read the core library of {target}",
+            found=f"no libtritonserver beside {server.binary}",
+            hint="leave --static out: the server itself is then asked",
+        )
+    return _read(target, server.core, time.monotonic())
+
+
+def _read(target: str, core: Path, begin: float) -> ProbeAnswer:
+    verdict, evidence = reads_as_ensembles(core)
+    hint = FIX if verdict is False else ""
+    return ProbeAnswer(target, verdict, "library read", evidence, time.monotonic() - begin, hint)
+
+
+def read_image(image: str) -> ProbeAnswer:
+    """Return what the core library in an image says; nothing in the image is run.
+
+    Raises:
+        UnsupportedMachine: There is no container engine.
+        FetchError: The image is not on this machine, or holds no core library where NVIDIA's do.
+    """
+    from ensemblekit.servers.container_engine import find_engine
+
+    engine = find_engine()
+    begin = time.monotonic()
+    created = engine.ask("create", "--pull=never", image, "tritonserver")  # never started
+    if created.returncode != 0:
+        raise FetchError(
+            f"read the image {image}",
+            found=(created.stderr.strip().splitlines() or ["no message"])[-1],
+            hint=f"`{engine.name} pull {image}` first",
+        )
+    container = created.stdout.strip().splitlines()[-1]
+    with tempfile.TemporaryDirectory(prefix="ensemblekit-probe-") as folder:
+        try:
+            for place in IMAGE_FOLDERS:
+                engine.ask("cp", f"{container}:{place}/.", folder, timeout_s=COPY_TIMEOUT_S)
+                found = sorted(file for file in Path(folder).glob("libtritonserver*.so*") if file.is_file())
+                if found:
+                    return _read(image, found[0], begin)
+        finally:
+            engine.ask("rm", "-f", container)
+    raise FetchError(
+        f"read the image {image}",
+        found=f"no libtritonserver in {' or '.join(IMAGE_FOLDERS)} of it",
+        hint="leave --static out: the server itself is then asked",
+    )
