@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.diagnose.doctor.report import Check, DoctorReport, write_page
-from ensemblekit.diagnose.doctor.request import build_request, entry_model
-from ensemblekit.diagnose.doctor.server import start_cost
+from ensemblekit.diagnose.doctor.report import Check, DoctorReport, Plan, write_page
+from ensemblekit.diagnose.doctor.request import build_request, entry_model, tensor_of
+from ensemblekit.diagnose.doctor.server import ServerSource, start_cost
 from ensemblekit.diagnose.doctor.watchdog import ModelProcess, RequestHangs, watched
 from ensemblekit.diagnose.lint import lint_repository
-from ensemblekit.diagnose.probe.running import ModelConfig
+from ensemblekit.diagnose.probe.running import ModelConfig, Tensor
 from ensemblekit.errors import ParameterError
 from tests.conftest import DATA
 
@@ -105,3 +105,38 @@ def test_page_escapes_what_a_server_says(tmp_path: Path) -> None:
     assert "a &lt;b&gt;bad&lt;/b&gt; model" in page
     assert "<script>" not in page
     assert "A start would have loaded x first." in page
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("TYPE_INT32", ["x"]),
+        ("TYPE_INT32", [[1], [2, 3]]),
+        ("TYPE_INT32", [2**80]),
+        ("TYPE_FP32", [{"a": 1}]),
+        ("TYPE_FP64", [["1", None]]),
+        ("TYPE_NONE", [1]),
+        ("TYPE_INT32", [["x"] * 10**5]),
+    ],
+    ids=["word", "ragged", "too-large", "object", "nothing", "unknown-type", "many"],
+)
+def test_value_that_is_no_tensor_is_one_short_error(kind: str, values: list[object]) -> None:
+    with pytest.raises(ParameterError, match="--request") as caught:
+        tensor_of(Tensor(name="A", data_type=kind, dims=[1]), values, batched=False)
+
+    assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_nested_value_gets_the_shape_of_its_input(batched: bool) -> None:
+    made = tensor_of(Tensor(name="A", data_type="TYPE_FP32", dims=[2, 2]), [[1, 2], [3, 4]], batched=batched)
+
+    assert made.shape() == ([1, 2, 2] if batched else [2, 2])
+
+
+@pytest.mark.parametrize("name", ["", "absent", "file"], ids=["folder-without-bin", "absent", "no-program"])
+def test_python_that_is_none_is_one_error_before_anything_is_staged(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ParameterError, match=r"run the Python models with .*[\s\S]*--python"):
+        ServerSource.of("24.08").server(Plan(tmp_path, python=tmp_path / name), tmp_path)

@@ -15,7 +15,7 @@ __all__ = ["command"]
 @click.command()
 @click.argument("repository", type=PATH, required=False)
 @click.option("--server", type=WORD, default="24.08/base-plus-vllm", help="As probe's TARGET.")
-@click.option("--release", default="", type=WORD, help="For lint, where the server does not say it.")
+@click.option("--release", default="", help="For lint, where the server does not say it.")
 @engine
 @python
 @click.option("--model", default="", help="The model to ask; by default the ensemble.")

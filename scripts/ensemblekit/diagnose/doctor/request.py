@@ -16,13 +16,13 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 from ensemblekit.clients.bounded import Asker
 from ensemblekit.clients.grpc import Served, stream_results
 from ensemblekit.diagnose.doctor.report import shortened
-from ensemblekit.diagnose.probe.running import ModelConfig, Tensor, loaded_models, model_config
+from ensemblekit.diagnose.probe.running import ASKED_MODELS, ModelConfig, Tensor, loaded_models, model_config
 from ensemblekit.errors import KitError, ParameterError, RequestError
 from ensemblekit.faults.catalogue import fault
 from ensemblekit.repository.config import ensemble_steps
 from ensemblekit.repository.read import read_config
 
-__all__ = ["build_request", "entry_model", "is_decoupled", "loaded_ensemble", "send"]
+__all__ = ["build_request", "entry_model", "is_decoupled", "loaded_ensemble", "send", "tensor_of"]
 
 OK = 200
 EXCERPT = 2000  # characters of a server's error: a stack of Python is among them
@@ -66,7 +66,7 @@ def loaded_ensemble(asker: Asker) -> str:
         RequestError: It does not say, or has loaded none.
     """
     names = loaded_models(asker)
-    for name in names:
+    for name in names[:ASKED_MODELS]:
         if model_config(asker, name).is_ensemble:
             return name
     if names:
@@ -199,13 +199,18 @@ def _infer(server: Served, config: ModelConfig, values: Mapping[str, list[Any]],
 
 def _tensors(config: ModelConfig, values: Mapping[str, list[Any]]) -> list[triton.InferInput]:
     return [
-        _tensor(tensor, values[tensor.name], batched=config.max_batch_size > 0)
+        tensor_of(tensor, values[tensor.name], batched=config.max_batch_size > 0)
         for tensor in config.input
         if tensor.name in values
     ]
 
 
-def _tensor(tensor: Tensor, values: list[Any], *, batched: bool) -> triton.InferInput:
+def tensor_of(tensor: Tensor, values: list[Any], *, batched: bool) -> triton.InferInput:
+    """Return values as a tensor of a request, in the shape of the input if they fill it.
+
+    Raises:
+        ParameterError: They are not of its type.
+    """
     kind = tensor.data_type.removeprefix("TYPE_").replace("STRING", "BYTES")
     dtype = triton_to_np_dtype(kind)
     try:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from ensemblekit.clients.bounded import Asker, Reply
 from ensemblekit.diagnose.probe.start import FIX, PROBE_MODEL, ProbeAnswer
 from ensemblekit.errors import RequestError
+from ensemblekit.servers.attach import ServerAbout
 
 __all__ = ["ModelConfig", "ask_server", "loaded_models", "model_config"]
 
@@ -41,13 +42,6 @@ ENSEMBLE = {
 # The same request for a model of a backend that nobody has: every server reads this config, and then misses
 # the backend. It shows that a refusal of the ensemble is about the ensemble and not about the way of asking.
 CONTROL = {"backend": "ensemblekit_absent", "input": ENSEMBLE["input"], "output": ENSEMBLE["output"]}
-
-
-class _About(BaseModel):
-    """`/v2`."""
-
-    version: str = "of no version"
-    extensions: list[str]
 
 
 class _IndexRow(BaseModel):
@@ -125,12 +119,12 @@ def ask_server(url: str, *, allow_load: bool = False) -> ProbeAnswer:
     return ProbeAnswer(url, verdict, "asked", tuple(evidence), time.monotonic() - begin, hints[verdict])
 
 
-def _about(asker: Asker, url: str) -> _About:
+def _about(asker: Asker, url: str) -> ServerAbout:
     """Return the server's own description (`/v2`)."""
     answer = asker.ask("/v2")
     try:
         if answer.status == OK:
-            return answer.read(_About)
+            return answer.read(ServerAbout)
     except RequestError:
         pass  # something else answers
     raise RequestError(
