@@ -60,7 +60,7 @@ from .lesson.show import table as table
 from .lesson.widgets import diagnosis_form as diagnosis_form
 from .lesson.widgets import load_panel as load_panel
 from .lesson.widgets import prompt_box as prompt_box
-from .matrix.cells import MatrixResult as MatrixResult
+from .matrix.run import MatrixResult as MatrixResult
 from .matrix.picture import plot_matrix as plot_matrix
 from .matrix.run import run_matrix as run_matrix
 from .paths import repo_root as repo_root
@@ -74,9 +74,9 @@ from .repository.config import write_config as write_config
 from .servers.outcome import StartOutcome as StartOutcome
 from .servers.process import TritonServer as TritonServer
 from .workarounds.attempts import try_configurations as try_configurations
+from .workarounds.build_plan import check_prerequisites as check_prerequisites
 from .workarounds.build_plan import compared as compared
 from .workarounds.build_plan import make_plan as make_plan
 from .workarounds.build_plan import shell_script as shell_script
-from .workarounds.prerequisites import check_prerequisites as check_prerequisites
 from .workarounds.upgrade import check_upgrade as check_upgrade
 from .workarounds.upgrade import compare_releases as compare_releases

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.matrix.cells import MatrixResult
+from ensemblekit.matrix.run import MatrixResult
 from ensemblekit.matrix.run import run_matrix
 from ensemblekit.paths import RUN_DIR_VARIABLE
 

@@ -19,13 +19,15 @@ from ensemblekit.workarounds.build_plan import (
     CORE_SWITCH,
     FLAG,
     BuildPlan,
+    check_prerequisites,
     compared,
     joined,
     make_plan,
+    missing_packages,
     plan_json,
     shell_script,
+    unmet,
 )
-from ensemblekit.workarounds.prerequisites import check_prerequisites, missing_packages, unmet
 from tests.conftest import DATA
 
 RELEASES, VARIANTS = ("24.07", "24.08", "24.09", "24.10"), ("minimal", "full")

@@ -112,7 +112,7 @@ def test_build_that_has_begun_asks_no_longer_for_the_whole_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "build.py").write_text("")
-    monkeypatch.setattr("ensemblekit.workarounds.prerequisites.COMPILER_GB", 10**9)
+    monkeypatch.setattr("ensemblekit.workarounds.build_plan.COMPILER_GB", 10**9)
     command = ["build-plan", "run", "--source", str(tmp_path), "--work", str(tmp_path / "work")]
     monkeypatch.setenv("PATH", str(tmp_path))  # no docker either, so that nothing is built here
 

@@ -46,10 +46,8 @@ def build(release: str, base: str | None, backend: str, vllm: str | None, contai
         built = build_image(
             get_release(release), base=base, backend=cast(Backend, backend), vllm=vllm, progress=line.update
         )
-    rows = {
-        "image": built.image, "digest": built.digest, "base": built.base, "backend": built.backend,
-        "vllm": built.vllm, "size": f"{built.gb:.2f} GB", "built in": f"{built.seconds:.0f} s", "log": built.log_path,
-    }  # fmt: skip
+    rows = {name: getattr(built, name) for name in ("image", "digest", "base", "backend", "vllm")}
+    rows |= {"size": f"{built.gb:.2f} GB", "built in": f"{built.seconds:.0f} s", "log": str(built.log_path)}
     for name, value in rows.items():
         console.print(f"  {name:<9} {value}", markup=False, highlight=False, soft_wrap=True)
 

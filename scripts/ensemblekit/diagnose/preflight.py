@@ -5,7 +5,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,11 +58,8 @@ def preflight(*, network: bool = True) -> tuple[Row, ...]:
     Raises:
         OSError: The cache folder cannot be made.
     """
-    checks: tuple[Callable[[], Row], ...] = (
-        _system, _python, _stub_library, _cpu, _memory, _disk, _shared_memory, gpu_row,
-    )  # fmt: skip
-    around: tuple[Callable[[], Row], ...] = (_ports, _engine, _pypi, _ngc)
-    return tuple(check() for check in (*checks, *(around if network else ())))
+    rows = (_system(), _python(), _stub_library(), _cpu(), _memory(), _disk(), _shared_memory(), gpu_row())
+    return (*rows, _ports(), _engine(), _pypi(), _ngc()) if network else rows
 
 
 def _system() -> Row:
