@@ -169,8 +169,11 @@ def test_doctor_repository_without_read_permission_says_so(make_server: ServerMa
         Path(folder).chmod(0o755)
         done = subprocess.run(
             [sys.executable, "-c", UNREADABLE, server.http_url, REPORT, bad],
-            capture_output=True, text=True, check=False, env=os.environ | {RUN_DIR_VARIABLE: str(run)},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {RUN_DIR_VARIABLE: str(run)},
+        )
 
     print(done.stdout)
     assert "lint" in done.stdout

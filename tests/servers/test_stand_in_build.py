@@ -45,11 +45,15 @@ class StandIn:
         command = [sys.executable, "-m", "ensemblekit.cli.main", "build-plan", "run", "--anyway"]
         command += ["--source", str(self.source), "--work", str(self.work), *words]
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.source,
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.source,
             env=self.environment | {"STAND_IN_PACE_S": str(pace_s)},
             # a shell's background job, such as a CI step, inherits that Ctrl-C is ignored
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )  # fmt: skip
+        )
 
     def run(self, *words: str) -> tuple[int, str, str]:
         process = self.start(*words)

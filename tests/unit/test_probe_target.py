@@ -109,14 +109,25 @@ def test_reads_as_ensembles_stand_in_library(tmp_path: Path, content: bytes, ver
     assert reads_as_ensembles(library)[0] is verdict
 
 
+UNREADABLE = """
+import os, sys
+from pathlib import Path
+from ensemblekit.diagnose.probe.files import find_server
+from ensemblekit.errors import KitError
+os.setegid(65534)
+os.seteuid(65534)
+try:
+    find_server(Path(sys.argv[1]))
+except KitError as error:
+    print(error.found)
+"""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to become another user")
 def test_probe_folder_without_read_permission_says_so(tmp_path: Path) -> None:
     (tmp_path / "server").mkdir(mode=0o700)
-    code = "import os, sys; from pathlib import Path; from ensemblekit.diagnose.probe.files import find_server; " \
-        "from ensemblekit.errors import KitError\nos.setegid(65534); os.seteuid(65534)\n" \
-        "try: find_server(Path(sys.argv[1]))\nexcept KitError as error: print(error.found)"  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "server"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", UNREADABLE, tmp_path / "server"], capture_output=True, text=True, check=False
     )
 
     assert "Permission denied" in done.stdout or "no right to look" in done.stdout, done.stderr

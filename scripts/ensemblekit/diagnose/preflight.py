@@ -167,10 +167,13 @@ _WITHOUT_ENGINE = "NVIDIA's own images cannot be run; the same servers come from
 
 
 def _pypi() -> Row:
-    answered = _run(sys.executable, "-m", "pip", "index", "versions", "nvidia-pytriton") is not None
-    return Row(
-        "PyPI", "reached" if answered else "not reached", answered, "what is not in the cache yet cannot be fetched"
-    )
+    command = [sys.executable, "-m", "pip", "index", "versions", "nvidia-pytriton"]
+    try:
+        answered = not subprocess.run(command, capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        answered = False
+    without = "what is not in the cache yet cannot be fetched"
+    return Row("PyPI", "reached" if answered else "not reached", answered, without)
 
 
 def _ngc() -> Row:
@@ -179,12 +182,3 @@ def _ngc() -> Row:
     except httpx.TransportError:
         return Row("nvcr.io", "not reached", fine=False, without="NVIDIA's images cannot be pulled")
     return Row("nvcr.io", "reached", fine=True, without="NVIDIA's images cannot be pulled")
-
-
-def _run(*command: str) -> str | None:
-    """Return a command's output, None if it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

@@ -16,8 +16,8 @@ from ensemblekit.diagnose.doctor.report import Check, Plan
 from ensemblekit.diagnose.explain.diagnosis import Explanation
 from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.diagnose.lint import LintReport
-from ensemblekit.diagnose.probe.files import find_server, require_run_bit
-from ensemblekit.diagnose.probe.target import Kind, kind_of
+from ensemblekit.diagnose.probe.files import find_server
+from ensemblekit.diagnose.probe.target import Kind, kind_of, release_of
 from ensemblekit.errors import KitError, ParameterError
 from ensemblekit.paths import repo_root, runs_dir
 from ensemblekit.releases import FLAVOURS, Flavour, default_release, get_release
@@ -66,13 +66,8 @@ class ServerSource:
         kind = kind_of(target)
         if kind != "release":
             return cls(target, kind)
-        name, _, flavour = target.partition("/")
-        known: Flavour | None = next((each for each in FLAVOURS if each == (flavour or FLAVOURS[0])), None)
-        if known is None:
-            raise ParameterError(
-                f"use {target}", found=f"no flavour {flavour!r}", hint=f"the flavours are {', '.join(FLAVOURS)}"
-            )
-        return cls(target, kind, name, known)
+        release, flavour = release_of(target)
+        return cls(target, kind, release.name, flavour)
 
     def running(self) -> AttachedServer:
         """Return the running server at a URL.
@@ -113,7 +108,6 @@ class ServerSource:
         if self.kind == "image":
             return install_container(release, self.flavour or FLAVOURS[0], "doctor", image=self.target)
         found = find_server(Path(self.target).expanduser())
-        require_run_bit(found.binary)
         backends = found.binary.resolve().parent.parent / "backends"
         return EmbeddedInstallation(release, "custom-build", found.binary, backends, found.environment, emulated=False)
 

@@ -13,7 +13,7 @@ from ensemblekit.diagnose.probe.start import FIX, ProbeAnswer
 from ensemblekit.errors import FetchError, UnsupportedMachine
 from ensemblekit.servers.emulation import PLATFORM_CONSTANT, REPLACED_CONSTANT
 
-__all__ = ["ServerOnDisk", "find_server", "read_image", "read_server", "reads_as_ensembles", "require_run_bit"]
+__all__ = ["ServerOnDisk", "find_server", "read_image", "read_server", "reads_as_ensembles"]
 
 ELF = b"\x7fELF"
 # where the program lies under a root: NVIDIA's, an image's file system, the wheel's, a build's install folder
@@ -53,59 +53,49 @@ class ServerOnDisk:
         return {"LD_LIBRARY_PATH": os.pathsep.join([*map(str, self.library_folders), *old])}
 
 
-def find_server(path: Path) -> ServerOnDisk:
+def find_server(path: Path, *, run: bool = True) -> ServerOnDisk:
     """Return the server at a path: the program itself, or a folder that holds it in one of the known layouts.
 
+    Args:
+        path: The program or the folder.
+        run: Whether it is to be run, so that it must have the right to.
+
     Raises:
-        UnsupportedMachine: There is none, or it is no Linux program.
+        UnsupportedMachine: There is none, it is no Linux program, or it may not be run.
     """
+    binary = path
     if os.path.isdir(path):  # unlike Path.is_dir, no error where this user may not look
-        binary = next((path / place for place in PLACES if os.path.isfile(path / place)), None)
-        if binary is None:
+        found = next((path / place for place in PLACES if os.path.isfile(path / place)), None)
+        if found is None:
+            denied = "" if os.access(path, os.R_OK | os.X_OK) else ", or no right to look into it"
             raise UnsupportedMachine(
                 f"find a Triton server in {path}",
-                found=f"none of {', '.join(PLACES)} in it"
-                f"{'' if os.access(path, os.R_OK | os.X_OK) else ', or no right to look into it'}",
+                found=f"none of {', '.join(PLACES)} in it{denied}",
                 hint="give the folder that holds bin/tritonserver (/opt/tritonserver in NVIDIA's images), or the "
                 "program itself",
             )
-    else:
-        binary = path
-    _require_program(binary)
+        binary = found
+    if refused := _no_program(binary, run=run):
+        raise UnsupportedMachine(f"use the server {binary}", found=refused[0], hint=refused[1])
     folders = _library_folders(binary.resolve())
     return ServerOnDisk(binary, _core(binary, folders), folders)
 
 
-def _require_program(binary: Path) -> None:
+def _no_program(binary: Path, *, run: bool) -> tuple[str, str] | None:
+    """Return why a file is no program that can be used, and what to do; None if it is one."""
     try:
         with binary.open("rb") as file:
             start = file.read(len(ELF))
     except OSError as error:
-        raise UnsupportedMachine(
-            f"use the server {binary}",
-            found=str(error.strerror or error),
-            hint="give a server's root, its `tritonserver`, `release/flavour`, an image or a URL",
-        ) from error
+        hint = "give a server's root, its `tritonserver`, `release/flavour`, an image or a URL"
+        return str(error.strerror or error), hint
     if start != ELF:
-        raise UnsupportedMachine(
-            f"use the server {binary}",
-            found="a file, but not a Linux program",
-            hint="give the program `tritonserver`; a wheel or an archive has to be unpacked first",
-        )
-
-
-def require_run_bit(binary: Path) -> None:
-    """Raise if the program may not be run.
-
-    Raises:
-        UnsupportedMachine: It may not.
-    """
-    if not os.access(binary, os.X_OK):
-        raise UnsupportedMachine(
-            f"use the server {binary}",
-            found="a Linux program without the right to run it (a zip file keeps no run bits)",
-            hint=f"`chmod +x {binary}`, or `--static`, which only reads it",
-        )
+        hint = "give the program `tritonserver`; a wheel or an archive has to be unpacked first"
+        return "a file, but not a Linux program", hint
+    if run and not os.access(binary, os.X_OK):
+        found = "a Linux program without the right to run it (a zip file keeps no run bits)"
+        return found, f"`chmod +x {binary}`, or `--static`, which only reads it"
+    return None
 
 
 def _library_folders(binary: Path) -> tuple[Path, ...]:
@@ -115,11 +105,7 @@ def _library_folders(binary: Path) -> tuple[Path, ...]:
 
 def _core(binary: Path, folders: tuple[Path, ...]) -> Path | None:
     found = (file for folder in folders for file in sorted(folder.glob("libtritonserver*.so*")) if file.is_file())
-    return next(found, binary if _contains(binary, PLATFORM_CONSTANT) else None)
-
-
-def _contains(path: Path, needle: bytes) -> bool:
-    return next(_found(path, (needle,)), b"") == needle
+    return next(found, binary if any(_found(binary, (PLATFORM_CONSTANT,))) else None)
 
 
 def _found(path: Path, needles: tuple[bytes, ...]) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from ensemblekit.servers.attach import ServerAbout
 
 __all__ = ["ModelConfig", "ask_server", "loaded_models", "model_config"]
 
+INDEX = "/v2/repository/index"
 ASK_TIMEOUT_S = 10.0  # for all questions together
 OK, BAD_REQUEST, FORBIDDEN, UNAVAILABLE = 200, 400, 403, 503
 ASKED_MODELS = 500  # whose configs are looked at; each is a question
@@ -134,17 +135,13 @@ def _about(asker: Asker, url: str) -> ServerAbout:
     )
 
 
-def _index(asker: Asker) -> Reply:
-    return asker.ask("/v2/repository/index", {})
-
-
 def loaded_models(asker: Asker) -> list[str]:
     """Return the names of the models that a server has loaded, sorted.
 
     Raises:
         RequestError: It does not say.
     """
-    answer = _index(asker)
+    answer = asker.ask(INDEX, {})
     if answer.status != OK:
         raise RequestError("read the server's index", found=answer.excerpt, hint="`--model` names the model to ask")
     return sorted({row.name for row in answer.read(list[_IndexRow]) if row.state == "READY"})
@@ -168,7 +165,7 @@ def model_config(asker: Asker, model: str) -> ModelConfig:
 
 def _loaded_ensembles(asker: Asker) -> tuple[bool | None, list[str]]:
     """Return True if an ensemble is loaded, and what the index says."""
-    answer = _index(asker)
+    answer = asker.ask(INDEX, {})
     if answer.status != OK:
         return None, [f"its index cannot be read: {answer.excerpt}"]
     rows = answer.read(list[_IndexRow])

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ensemblekit.diagnose.probe.files import ServerOnDisk, find_server, read_image, read_server, require_run_bit
+from ensemblekit.diagnose.probe.files import find_server, read_image, read_server
 from ensemblekit.diagnose.probe.start import (
     PROBE_MODEL,
     PROBE_TIMEOUT_S,
@@ -18,12 +18,13 @@ from ensemblekit.diagnose.probe.start import (
     write_repository,
 )
 from ensemblekit.errors import ParameterError
+from ensemblekit.releases import FLAVOURS, Flavour, Release, get_release, has_ensembles, list_releases
 from ensemblekit.servers.embedded import SERVER, EmbeddedInstallation, check_machine, server_tree
 
 if TYPE_CHECKING:
     from ensemblekit.servers.process import Installation
 
-__all__ = ["Kind", "kind_of", "probe_installation", "probe_target"]
+__all__ = ["Kind", "kind_of", "probe_installation", "probe_target", "release_of"]
 
 Kind = Literal["release", "disk", "image", "url"]
 _RELEASE = re.compile(r"^(\d\d\.\d\d)(?:/([\w-]+))?$")
@@ -85,39 +86,36 @@ def probe_target(target: str, *, static: bool = False, allow_load: bool = False)
     with tempfile.TemporaryDirectory(prefix="ensemblekit-probe-") as folder:
         if kind == "image":
             return _probe_image(target, Path(folder))
-        server = server_of_release(target) if kind == "release" else find_server(Path(target).expanduser())
+        path = _files_of_release(target) if kind == "release" else Path(target).expanduser()
+        server = find_server(path, run=not static)
         if static:
             return read_server(target, server)
-        require_run_bit(server.binary)
         return probe_binary(server.binary, Path(folder), environment=server.environment, target=target)
 
 
-def server_of_release(target: str) -> ServerOnDisk:
-    """Return the server of `release/flavour`; the flavour is `vllm-image` if it is left out.
+def release_of(target: str) -> tuple[Release, Flavour]:
+    """Return what `release/flavour` means; the flavour is `vllm-image` if it is left out.
 
     Raises:
         ParameterError: There is no such release or flavour.
-        FetchError: Its wheel cannot be fetched.
-        UnsupportedMachine: It cannot run here.
     """
-    from ensemblekit.releases import FLAVOURS, get_release, has_ensembles, list_releases
-
-    match = _RELEASE.match(target)
-    name, flavour = (match[1], match[2] or FLAVOURS[0]) if match else (target, FLAVOURS[0])
+    name, _, word = target.partition("/")
     if name not in (known := [row.name for row in list_releases()]):
         raise ParameterError(
-            f"probe {target}",
+            f"use {target}",
             found=f"no release {name} in the kit's table",
             hint=f"it has {', '.join(known)}; of another release give the server's files, its image or its URL",
         )
-    release = get_release(name)
-    if flavour not in FLAVOURS:
-        raise ParameterError(
-            f"probe {target}", found=f"no flavour {flavour!r}", hint=f"the flavours are {', '.join(FLAVOURS)}"
-        )
+    for flavour in FLAVOURS:
+        if flavour == (word or FLAVOURS[0]):
+            return get_release(name), flavour
+    raise ParameterError(f"use {target}", found=f"no flavour {word!r}", hint=f"the flavours are {', '.join(FLAVOURS)}")
+
+
+def _files_of_release(target: str) -> Path:
+    release, flavour = release_of(target)
     check_machine()
-    tree = server_tree(release, ensembles=has_ensembles(release, flavour))
-    return find_server(tree / SERVER)
+    return server_tree(release, ensembles=has_ensembles(release, flavour)) / SERVER
 
 
 def probe_installation(installation: "Installation", folder: Path, target: str = "") -> ProbeAnswer:
@@ -149,9 +147,8 @@ def probe_installation(installation: "Installation", folder: Path, target: str =
 
 
 def _probe_image(image: str, folder: Path) -> ProbeAnswer:
-    from ensemblekit.releases import default_release, get_release
     from ensemblekit.servers.container import install_container
 
     # the release only names the row for an error's text: an image may hold any
-    installation = install_container(get_release(default_release()), "vllm-image", "probe", image=image)
+    installation = install_container(list_releases()[0], "vllm-image", "probe", image=image)
     return probe_installation(installation, folder, image)
