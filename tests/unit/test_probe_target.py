@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.diagnose.probe.files import SCHEDULER, reads_as_ensembles
+from ensemblekit.diagnose.probe.start import probe_binary
 from ensemblekit.diagnose.probe.target import kind_of, probe_target
-from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
+from ensemblekit.errors import KitError, ParameterError, ServerExited, UnsupportedMachine
 from ensemblekit.servers.emulation import PLATFORM_CONSTANT, REPLACED_CONSTANT
 
 
@@ -131,3 +132,27 @@ def test_probe_folder_without_read_permission_says_so(tmp_path: Path) -> None:
     )
 
     assert "Permission denied" in done.stdout or "no right to look" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "end", "starts"),
+    [
+        ("", "kill -SEGV $$", 3),
+        ("", "kill -ABRT $$", 3),
+        ("failed to listen: Address already in use", "exit 1", 3),
+        ("unrecognized option '--allow-grpc=false'", "exit 1", 2),
+        ("no model", "exit 1", 1),
+    ],
+    ids=["crash", "abort", "port-taken", "unknown-option", "end"],
+)
+def test_stand_in_program_that_ends_is_started_again_where_that_helps(
+    tmp_path: Path, words: str, end: str, starts: int
+) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_text(f'#!/bin/sh\necho start >> {tmp_path}/starts\necho "{words}"\n{end}\n')
+    program.chmod(0o755)
+
+    with pytest.raises(ServerExited):
+        probe_binary(program, tmp_path / "probe", environment={})
+
+    assert len((tmp_path / "starts").read_text().splitlines()) == starts
