@@ -2,19 +2,17 @@
 """`ensemblekit build-plan`: print the plan, check the machine, run the build."""
 
 import shlex
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ensemblekit.cli.options import EXIT_INTERRUPTED, PATH, WORD, as_json, release
+from ensemblekit.cli.options import EXIT_INTERRUPTED, PATH, WORD, as_json, release, rows_table
 from ensemblekit.errors import BuildError, ParameterError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from ensemblekit.diagnose.preflight import Row
     from ensemblekit.workarounds.build_plan import BuildPlan
@@ -68,7 +66,7 @@ def command(
     _print_plan(console, plan)
     rows = check_prerequisites(plan)
     console.print("This machine")
-    console.print(_rows_table(rows))
+    console.print(rows_table(rows))
     lacking = f"{len(unmet(rows))} of them still to fix, then: " if unmet(rows) else "Next: "
     _say(console, f"{lacking}{_run_command(plan)}")
 
@@ -97,22 +95,6 @@ def _print_plan(console: "Console", plan: "BuildPlan") -> None:
     _say(console, f"\n4. The build\n\n{joined(plan.command())}")
     name = "The name by which FLAVOUR custom-build with PROVIDER container finds it"
     _say(console, f"\n5. {name}\n\n{shlex.join(plan.tag)}\n")
-
-
-def _rows_table(rows: Iterable["Row"]) -> "Table":
-    """Return the prerequisites as a table; what is missing has its fix beside it."""
-    from rich.box import SIMPLE
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for name in ("", "needs", "found", "fix, or what it costs"):
-        table.add_column(name, no_wrap=not name, overflow="fold")
-    for row in rows:
-        lacking = "[red]missing" if row.required else "[yellow]less"
-        fix = "" if row.fine else escape(row.without)
-        table.add_row("[green]ok" if row.fine else lacking, row.name, escape(row.found), fix)
-    return table
 
 
 def _run_command(plan: "BuildPlan") -> str:
@@ -197,7 +179,7 @@ def _require(console: "Console", rows: tuple["Row", ...], only: tuple[str, ...],
     missing = [row for row in unmet(rows) if (not only or row.name in only) and row.name not in but]
     if not missing:
         return
-    console.print(_rows_table(rows))
+    console.print(rows_table(rows))
     found = "; ".join(f"{row.name}: {row.found}" for row in missing)
     hint = f"{missing[0].without} (the table above has every fix; --anyway builds all the same)"
     raise BuildError("begin the build", found=found, hint=hint)
