@@ -78,7 +78,8 @@ def test_record_that_cannot_be_read_is_none(tmp_path: Path, content: str | None)
 def dry_run(folder: Path, jobs: int | None = None) -> list[bool]:
     """Let the stand-in write its scripts and return which lines count as finished."""
     build = Build(make_plan("24.08", "full", source=folder, jobs=jobs), folder / "work", print, print)
-    return [line.finished for line in build.run(dryrun=True).lines]
+    build.run(dryrun=True)
+    return [line.finished for line in build.record.lines]
 
 
 @pytest.mark.parametrize("change", ["nothing", "command", "scripts"])

@@ -150,15 +150,17 @@ def run(
         _require(console, check_prerequisites(plan, build.folder), NEEDED_FOR_DRYRUN if dryrun else (), but=built)
     try:
         with status:
-            result = build.run(dryrun=dryrun, fresh=fresh, start=start)
+            probe = build.run(dryrun=dryrun, fresh=fresh, start=start)
     except KeyboardInterrupt:
         click.echo("Stopped. The same command goes on with the line that was interrupted.", err=True)
         context.exit(EXIT_INTERRUPTED)
-    if result.probe is not None:
-        say(f"{plan.image} knows ensembles, after {result.seconds / 60:.1f} minutes of building")
+    if probe:
+        say(
+            f"{plan.image} knows ensembles, after {sum(line.seconds for line in build.record.lines) / 60:.1f} minutes of building"
+        )
     for row in (f"log    {build.log}", f"lines  {build.record_path}", f"build  {build.build}"):
         say(row)
-    if result.probe is not None:
+    if probe:
         say("use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
 
 

@@ -184,8 +184,8 @@ def _run(cell: Cell, folder: Path, source: ModelSource | None, device: str) -> C
     begin = time.monotonic()
     try:
         installation = _installation(cell, folder)
-    except (UnsupportedMachine, _NotHere) as error:
-        return replace(cell, detail=getattr(error, "found", str(error)))
+    except UnsupportedMachine as error:
+        return replace(cell, detail=error.found)
     except KitError as error:
         return replace(cell, state="failed", detail=error.found)
     try:
@@ -198,17 +198,14 @@ def _run(cell: Cell, folder: Path, source: ModelSource | None, device: str) -> C
     return replace(cell, state=state, detail=detail, seconds=time.monotonic() - begin)
 
 
-class _NotHere(Exception):  # noqa: N818 - a reason why a cell is not run, not an error
-    """What a cell needs is not on this machine."""
-
-
 def _installation(cell: Cell, folder: Path) -> Installation:
     release = get_release(cell.release)
     if cell.provider == "embedded":
         return install_embedded(release, cell.flavour, folder)
     engine, image = find_engine(), image_of(release, cell.flavour)
     if not engine.has_image(image):  # 20 GB are not pulled unasked
-        raise _NotHere(f"the image {image} is not on this machine")
+        found = f"the image {image} is not on this machine"
+        raise UnsupportedMachine("run this cell", found=found, hint=f"`{engine.name} pull {image}` first")
     return install_container(release, cell.flavour, current_run_dir().name, engine=engine)
 
 

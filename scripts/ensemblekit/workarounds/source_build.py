@@ -31,7 +31,7 @@ from ensemblekit.servers.container_engine import ContainerEngine, find_engine
 from ensemblekit.servers.supervised import SupervisedProcess, wait_until
 from ensemblekit.workarounds.build_plan import BuildPlan, missing_packages
 
-__all__ = ["Build", "BuildLine", "BuildRecord", "BuildResult", "read_lines", "read_record"]
+__all__ = ["Build", "BuildLine", "BuildRecord", "read_lines", "read_record"]
 
 BUILDER_STOP_S = 5  # for the compiler; what it has written stays in the container
 POLL_S = 0.2
@@ -92,22 +92,6 @@ class BuildRecord(BaseModel):
     lines: list[BuildLine]
 
 
-@dataclass(frozen=True)
-class BuildResult:
-    """A build that went through: upstream's lines, and the answer of the server that was built.
-
-    After a dry run there is no answer.
-    """
-
-    lines: tuple[BuildLine, ...]
-    probe: ProbeAnswer | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of all lines, in seconds."""
-        return sum(line.seconds for line in self.lines)
-
-
 def read_record(path: Path) -> BuildRecord | None:
     """Return what an earlier run wrote; None if there is nothing that can be read."""
     try:
@@ -164,6 +148,7 @@ class Build:
         work: Where log and record are, and the source if it is cloned; by default in the cache.
         say: Called with a sentence when a line is skipped, begins or ends.
         live: Called a few times a second with the running line, its seconds and the log's last line.
+        record: The lines of upstream's script, and what each has taken.
     """
 
     plan: BuildPlan
@@ -180,8 +165,8 @@ class Build:
         self.record_path = self.folder / "build.json"
         self.record = BuildRecord(fingerprint="", lines=[])
 
-    def run(self, *, dryrun: bool = False, fresh: bool = False, start: int | None = None) -> BuildResult:
-        """Do what is not done yet and return the result.
+    def run(self, *, dryrun: bool = False, fresh: bool = False, start: int | None = None) -> ProbeAnswer | None:
+        """Do what is not done yet and return the answer of the server that was built; None after a dry run.
 
         Args:
             dryrun: Stop when upstream's scripts are written; nothing of Docker is needed.
@@ -203,12 +188,12 @@ class Build:
             found = "another `build-plan run` works there"
             raise BuildError(f"build in {self.folder}", found=found, hint=hint) from error
 
-    def _run(self, *, dryrun: bool, fresh: bool, start: int | None) -> BuildResult:
+    def _run(self, *, dryrun: bool, fresh: bool, start: int | None) -> ProbeAnswer | None:
         self._clone(fresh=fresh)
         self._write_scripts()
         lines = self.record.lines
         if dryrun:
-            return BuildResult(tuple(lines))
+            return None
         if start and start > len(lines):
             hint = f"1 to {len(lines)}; the log of the last run names them"
             raise ParameterError(f"begin at line {start}", found="no such line in upstream's script", hint=hint)
@@ -322,7 +307,7 @@ class Build:
                 log_tail=lines,
             )
 
-    def _finish(self, engine: ContainerEngine) -> BuildResult:
+    def _finish(self, engine: ContainerEngine) -> ProbeAnswer:
         """Probe the image that was built and give it the kit's name."""
         self.live("probe: does it know ensembles?")
         release = self.plan.release
@@ -331,4 +316,4 @@ class Build:
         if not (probe.ensembles is True and engine.ask(*self.plan.tag[1:]).returncode == 0):
             hint = "did another build.py run meanwhile? Begin anew with --fresh"
             raise BuildError(f"use the image that was built as {self.plan.image}", found=str(probe), hint=hint)
-        return BuildResult(tuple(self.record.lines), probe)
+        return probe
