@@ -155,9 +155,8 @@ def run(
         click.echo("Stopped. The same command goes on with the line that was interrupted.", err=True)
         context.exit(EXIT_INTERRUPTED)
     if probe:
-        say(
-            f"{plan.image} knows ensembles, after {sum(line.seconds for line in build.record.lines) / 60:.1f} minutes of building"
-        )
+        minutes = sum(line.seconds for line in build.record.lines) / 60
+        say(f"{plan.image} knows ensembles, after {minutes:.1f} minutes of building")
     for row in (f"log    {build.log}", f"lines  {build.record_path}", f"build  {build.build}"):
         say(row)
     if probe:
