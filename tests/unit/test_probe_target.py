@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ensemblekit.diagnose.probe.files import SCHEDULER, reads_as_ensembles
 from ensemblekit.diagnose.probe.start import probe_binary
 from ensemblekit.diagnose.probe.target import kind_of, probe_target
-from ensemblekit.errors import KitError, ParameterError, ServerExited, UnsupportedMachine
+from ensemblekit.errors import KitError, ParameterError, ServerExited, ServerNotReady, UnsupportedMachine
 from ensemblekit.servers.emulation import PLATFORM_CONSTANT, REPLACED_CONSTANT
 
 
@@ -156,3 +157,21 @@ def test_stand_in_program_that_ends_is_started_again_where_that_helps(
         probe_binary(program, tmp_path / "probe", environment={})
 
     assert len((tmp_path / "starts").read_text().splitlines()) == starts
+
+
+def test_stand_in_program_that_writes_without_end_is_ended_before_it_fills_the_disk(tmp_path: Path) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_text('#!/bin/sh\nwhile :; do printf "no triton $0 $0 $0 $0"; done\n')
+    program.chmod(0o755)
+    with pytest.raises(ServerNotReady, match="wrote 16 MiB and did not answer") as caught:
+        probe_binary(program, tmp_path / "probe", environment={})
+
+    assert len(str(caught.value)) < 3000
+    assert not [one for one in psutil.process_iter() if str(tmp_path) in " ".join(_command(one))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

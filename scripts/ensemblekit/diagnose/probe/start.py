@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ensemblekit.clients.bounded import Asker
 from ensemblekit.errors import RequestError, ServerExited, ServerNotReady
-from ensemblekit.faults.log import parse_log, poll_errors, read_log, tail, without_controls
+from ensemblekit.faults.log import parse_log, poll_errors, read_log, without_controls
 from ensemblekit.faults.refusals import ENSEMBLE_PLATFORM, UNKNOWN_OPTION
 from ensemblekit.servers.control_key import control_arguments, control_headers, new_key
 from ensemblekit.servers.ports import LOOPBACK, free_ports
@@ -37,6 +37,8 @@ PROBE_MODEL = "ensemblekit_probe"
 PROBE_TIMEOUT_S = 30.0  # it takes 0.1 s; a machine under load, or one with slow disks, may take longer
 POLL_S = 0.004  # the whole start takes 40 to 100 ms
 LAST_LINES = 12
+LONGEST_LINE = 1000  # characters
+LONGEST_LOG = 16 * 2**20  # bytes; a server without models writes some thousands
 PORT_TAKEN = "already in use"
 TRIES = 3
 CRASHED = (-6, -11, 134, 139)  # SIGABRT and SIGSEGV, of a child and as a shell says it
@@ -212,15 +214,17 @@ def _ask(process: "subprocess.Popen[bytes]", port: int, key: str, log_path: Path
         try:
             return _load(port, control_headers(key))
         except RequestError as error:
-            if time.monotonic() - begin > PROBE_TIMEOUT_S:
-                raise ServerNotReady(
-                    f"probe the server within {PROBE_TIMEOUT_S:g} s",
-                    found=f"it runs, but its HTTP port does not answer ({error.found})",
-                    hint="was it compiled with --endpoint=http? `--static` reads its library without starting it",
-                    log_path=log_path,
-                    log_tail=tail(log_path, LAST_LINES),
-                ) from error
-            time.sleep(POLL_S)
+            found = f"it runs, but its HTTP port does not answer ({error.found})"
+        talks = log_path.stat().st_size > LONGEST_LOG
+        if talks or time.monotonic() - begin > PROBE_TIMEOUT_S:
+            raise ServerNotReady(
+                f"probe the server within {PROBE_TIMEOUT_S:g} s",
+                found=f"it wrote {LONGEST_LOG >> 20} MiB and did not answer: no Triton server" if talks else found,
+                hint="was it compiled with --endpoint=http? `--static` reads its library without starting it",
+                log_path=log_path,
+                log_tail=_last_words(log_path),
+            )
+        time.sleep(POLL_S)
 
 
 def _ended(code: int, log_path: Path, elapsed_s: float) -> ServerExited:
@@ -229,13 +233,13 @@ def _ended(code: int, log_path: Path, elapsed_s: float) -> ServerExited:
         found=f"it ended after {elapsed_s:.2f} s with exit code {code}",
         hint="the log says why; `--static` reads its library without starting it",
         log_path=log_path,
-        log_tail=_first_words(log_path),
+        log_tail=_last_words(log_path),
     )
     error.exit_code = code
     return error
 
 
-def _first_words(log_path: Path) -> tuple[str, ...]:
+def _last_words(log_path: Path) -> tuple[str, ...]:
     """Return the log's end, or its first lines where the end is only the list of all options."""
-    lines = read_log(log_path).splitlines()
-    return tuple(lines[:2]) if any(UNKNOWN_OPTION.search(line) for line in lines[:2]) else tuple(lines[-LAST_LINES:])
+    lines = [line[:LONGEST_LINE] for line in read_log(log_path).splitlines()]
+    return tuple(lines[:2] if any(UNKNOWN_OPTION.search(line) for line in lines[:2]) else lines[-LAST_LINES:])
