@@ -79,7 +79,7 @@ def wanted_layers(engine: str, options: dict) -> list:
     if engine != "base":
         layers.append(engine)
     if options["dev"]:
-        layers.append("dev")
+        layers += ["hub", "dev"]  # the tests start a JupyterHub
     brought = read_bundle().get("layers", layers)
     missing = [layer for layer in layers if layer not in brought and (layer != "lab" or options["lab"])]
     if missing:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """JupyterLab for learners: a working copy of the lessons, a start page, and nothing else in view."""
 
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from ensemblekit.batch.notebooks import choose_notebooks
 from ensemblekit.paths import repo_root
 
-__all__ = ["START_PAGE", "lab_command", "make_working_copy", "reset_notebook", "work_dir"]
+__all__ = ["START_PAGE", "lab_command", "lab_options", "make_working_copy", "reset_notebook", "work_dir"]
 
 START_PAGE = "start.ipynb"
 COPIED = ("[0-9]*.ipynb", "exercises/*.ipynb", "solutions/*.ipynb", "workshop/*.md", "glossary.md")
@@ -26,8 +27,12 @@ def work_dir() -> Path:
     return repo_root() / "work"
 
 
-def make_working_copy(target: Path) -> list[Path]:
+def make_working_copy(target: Path, *, shared_url: str = "") -> list[Path]:
     """Copy the notebooks that are not in `target` yet, and return those; what is there stays as it is.
+
+    Args:
+        target: The folder.
+        shared_url: A running server that the copies are to ask, as their URL; empty: each starts its own.
 
     Raises:
         OSError: The folder cannot be written.
@@ -37,8 +42,20 @@ def make_working_copy(target: Path) -> list[Path]:
     for path in new:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / path, target / path)
+        if shared_url and path.suffix == ".ipynb":
+            _attach(target / path, shared_url)
     _write_start_page(source / "start.md", target / START_PAGE)
     return new
+
+
+def _attach(path: Path, url: str) -> None:
+    """Let a notebook that can ask a running server ask this one."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []) and "\nURL: str" in cell.source:
+            cell.source = re.sub(r'^(PROVIDER: str = )"[^"]*"', r'\1"attach"', cell.source, flags=re.MULTILINE)
+            cell.source = re.sub(r'^(URL: str = )"[^"]*"', rf'\1"{url}"', cell.source, flags=re.MULTILINE)
+            nbformat.write(notebook, path)
 
 
 def _notebooks(source: Path) -> Iterator[Path]:
@@ -82,13 +99,17 @@ def reset_notebook(name: str, target: Path) -> tuple[Path, Path | None]:
     return target / path, kept
 
 
-def lab_command(folder: Path, arguments: Sequence[str] = ()) -> list[str]:
-    """Return the command line of JupyterLab on a working copy, which opens on the start page without any pop-up."""
+def lab_options(folder: Path) -> list[str]:
+    """Return the options with which a Jupyter server opens a working copy on its start page, without any pop-up."""
     return [
-        sys.executable, "-m", "jupyter", "lab",
         f"--ServerApp.root_dir={folder}",
         f"--LabApp.default_url=/lab/tree/{START_PAGE}",
+        f"--LabApp.app_settings_dir={repo_root() / 'env' / 'lab'}",  # no question about news
         "--LabApp.news_url=None",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        *arguments,
-    ]  # fmt: skip
+    ]
+
+
+def lab_command(folder: Path, arguments: Sequence[str] = ()) -> list[str]:
+    """Return the command line of JupyterLab on a working copy."""
+    return [sys.executable, "-m", "jupyter", "lab", *lab_options(folder), *arguments]
