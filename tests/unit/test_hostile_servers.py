@@ -23,7 +23,8 @@ from ensemblekit.paths import RUN_DIR_VARIABLE
 from ensemblekit.servers.attach import AttachedServer
 
 TIME_S = 0.5  # that all questions may take together
-MOST_S = 60.0  # of a machine with other work; without a bound each would last for ever
+SHORT_S, LONG_S = 3.0, 60.0
+MOST_S = 200.0  # of a machine with other work; without a bound each would last for ever
 MOST_GROWTH_KIB = 400 * 2**10
 DROP_S = 0.05
 Behaviour = Callable[[str], Iterator[bytes]]
@@ -116,7 +117,7 @@ INDEX, CONFIG, GENERATE = "/v2/repository/index", "/v2/models/m/config", "/v2/mo
 LATER: dict[str, tuple[Behaviour, int, int, str]] = {
     "good": (good_but("", {}), 2, 0, "m answered in"),
     "controls-in-the-version": (good_but("/v2", {"version": "\x1b[2J\x07", "extensions": []}), 2, 0, "Triton"),
-    "index-of-20000-models": (good_but(INDEX, MANY), 2, 1, "its 20000 loaded models"),
+    "index-of-20000-models": (good_but(INDEX, MANY), 2, 0, "its 20000 loaded models"),
     "index-null": (good_but(INDEX, None), 2, 1, "Input should be"),
     "index-of-numbers": (good_but(INDEX, [1, 2]), 2, 1, "Input should be"),
     "index-without-names": (good_but(INDEX, [{"state": "READY"}]), 2, 1, "Field required"),
@@ -171,11 +172,10 @@ class _Connection(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Behaviour], str]]:
-    """Make a fake server and return its `host:port`; what asks it has half a second."""
+    """Make a fake server and return its `host:port`; what asks it has half a second, if the test says no other time."""
     for module in (running, run):
         monkeypatch.setattr(module, "ASK_TIMEOUT_S", TIME_S)
-    for module in (running, request):
-        monkeypatch.setattr(module, "ASKED_MODELS", 20)
+    monkeypatch.setattr(running, "ASKED_MODELS", 20)
     monkeypatch.setenv(RUN_DIR_VARIABLE, str(tmp_path))
     server = _Hostile(("127.0.0.1", 0), _Connection)
     server.over = threading.Event()
@@ -237,8 +237,12 @@ def test_fake_hostile_server_cannot_be_attached_to(name: str, serve: Callable[[B
 
 
 @pytest.mark.parametrize("name", LATER)
-def test_fake_server_that_begins_well(name: str, serve: Callable[[Behaviour], str]) -> None:
+def test_fake_server_that_begins_well(
+    name: str, serve: Callable[[Behaviour], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     behaviour, probed, examined, words = LATER[name]
+    for module in (running, run):  # what is answered is waited for on a busy machine too
+        monkeypatch.setattr(module, "ASK_TIMEOUT_S", SHORT_S if "drops" in name or "end" in name else LONG_S)
     url = serve(behaviour)
 
     probe = said(["probe", url])

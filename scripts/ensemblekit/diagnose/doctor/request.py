@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 from ensemblekit.clients.bounded import Asker
 from ensemblekit.clients.grpc import Served, stream_results
 from ensemblekit.diagnose.doctor.report import shortened
-from ensemblekit.diagnose.probe.running import ASKED_MODELS, ModelConfig, Tensor, loaded_models, model_config
+from ensemblekit.diagnose.probe.running import ModelConfig, Tensor, find_ensemble, loaded_models, model_config
 from ensemblekit.errors import KitError, ParameterError, RequestError
 from ensemblekit.faults.catalogue import fault
 from ensemblekit.repository.config import ensemble_steps
@@ -66,11 +66,8 @@ def loaded_ensemble(asker: Asker) -> str:
         RequestError: It does not say, or has loaded none.
     """
     names = loaded_models(asker)
-    for name in names[:ASKED_MODELS]:
-        if model_config(asker, name).is_ensemble:
-            return name
     if names:
-        return names[0]
+        return find_ensemble(asker, names) or names[0]
     raise RequestError("choose a model to ask", found="no model is loaded", hint="load one, or give a repository")
 
 

@@ -17,7 +17,7 @@ from ensemblekit.diagnose.probe.start import FIX, PROBE_MODEL, ProbeAnswer
 from ensemblekit.errors import RequestError
 from ensemblekit.servers.attach import ServerAbout
 
-__all__ = ["ModelConfig", "ask_server", "loaded_models", "model_config"]
+__all__ = ["ModelConfig", "ask_server", "find_ensemble", "loaded_models", "model_config"]
 
 INDEX = "/v2/repository/index"
 ASK_TIMEOUT_S = 10.0  # for all questions together
@@ -153,7 +153,7 @@ def model_config(asker: Asker, model: str) -> ModelConfig:
     Raises:
         RequestError: It does not say.
     """
-    answer = asker.ask(f"/v2/models/{quote(model, safe='')}/config")
+    answer = asker.ask(_config_path(model))
     if answer.status != OK:
         raise RequestError(
             f"read the config of {model}",
@@ -163,6 +163,23 @@ def model_config(asker: Asker, model: str) -> ModelConfig:
     return answer.read(ModelConfig).model_copy(update={"name": model})
 
 
+def find_ensemble(asker: Asker, models: list[str]) -> str | None:
+    """Return the first ensemble among loaded models, of which only so many are looked at; None if there is none.
+
+    Raises:
+        RequestError: A config is none.
+    """
+    for name in models[:ASKED_MODELS]:
+        config = asker.ask(_config_path(name))
+        if config.status == OK and config.read(ModelConfig).is_ensemble:
+            return name
+    return None
+
+
+def _config_path(model: str) -> str:
+    return f"/v2/models/{quote(model, safe='')}/config"
+
+
 def _loaded_ensembles(asker: Asker) -> tuple[bool | None, list[str]]:
     """Return True if an ensemble is loaded, and what the index says."""
     answer = asker.ask(INDEX, {})
@@ -170,10 +187,8 @@ def _loaded_ensembles(asker: Asker) -> tuple[bool | None, list[str]]:
         return None, [f"its index cannot be read: {answer.excerpt}"]
     rows = answer.read(list[_IndexRow])
     ready = sorted({row.name for row in rows if row.state == "READY"})
-    for name in ready[:ASKED_MODELS]:
-        config = asker.ask(f"/v2/models/{quote(name, safe='')}/config")
-        if config.status == OK and config.read(ModelConfig).is_ensemble:
-            return True, [f"the ensemble {name!r} is loaded and READY"]
+    if ensemble := find_ensemble(asker, ready):
+        return True, [f"the ensemble {ensemble!r} is loaded and READY"]
     asked = f"the first {ASKED_MODELS} of " if len(ready) > ASKED_MODELS else ""
     evidence = [f"no ensemble among {asked}its {len(ready)} loaded models"]
     if stateless := sorted(row.name for row in rows if not row.state):
