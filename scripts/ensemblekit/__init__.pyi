@@ -14,8 +14,8 @@ from .clients.http import stream_http as stream_http
 from .clients.statistics import metric_value as metric_value
 from .clients.statistics import model_statistics as model_statistics
 from .clients.statistics import time_by_step as time_by_step
-from .diagnose.doctor.examination import Plan as Plan
-from .diagnose.doctor.examination import examine as examine
+from .diagnose.doctor.report import Plan as Plan
+from .diagnose.doctor.run import examine as examine
 from .diagnose.explain.explainer import explain_log as explain_log
 from .diagnose.explain.explainer import plot_explanation as plot_explanation
 from .diagnose.lint.findings import Finding as Finding
@@ -23,7 +23,7 @@ from .diagnose.lint.findings import LintReport as LintReport
 from .diagnose.lint.run import lint_repository as lint_repository
 from .diagnose.preflight import Row as Row
 from .diagnose.preflight import preflight as preflight
-from .diagnose.probe.installation import Probe as Probe
+from .diagnose.probe.start import ProbeAnswer as ProbeAnswer
 from .diagnose.probe.target import probe_target as probe_target
 from .errors import CheckFailed as CheckFailed
 from .errors import KitError as KitError
@@ -61,8 +61,8 @@ from .lesson.widgets import diagnosis_form as diagnosis_form
 from .lesson.widgets import load_panel as load_panel
 from .lesson.widgets import prompt_box as prompt_box
 from .lesson.widgets import servers_panel as servers_panel
-from .matrix.cells import MatrixResult as MatrixResult
 from .matrix.picture import plot_matrix as plot_matrix
+from .matrix.run import MatrixResult as MatrixResult
 from .matrix.run import run_matrix as run_matrix
 from .paths import repo_root as repo_root
 from .releases import get_release as get_release
@@ -75,9 +75,9 @@ from .repository.config import write_config as write_config
 from .servers.outcome import StartOutcome as StartOutcome
 from .servers.process import TritonServer as TritonServer
 from .workarounds.attempts import try_configurations as try_configurations
+from .workarounds.build_plan import check_prerequisites as check_prerequisites
 from .workarounds.build_plan import compared as compared
 from .workarounds.build_plan import make_plan as make_plan
 from .workarounds.build_plan import shell_script as shell_script
-from .workarounds.prerequisites import check_prerequisites as check_prerequisites
 from .workarounds.upgrade import check_upgrade as check_upgrade
 from .workarounds.upgrade import compare_releases as compare_releases
