@@ -2,21 +2,13 @@
 """Change and write a model's config, with Triton's own protobuf schema."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from tritonclient.grpc import model_config_pb2
 
-from ensemblekit.repository.read import read_config
 from ensemblekit.repository.textproto import to_text
 
-__all__ = [
-    "EnsembleStep",
-    "ensemble_steps",
-    "place_on_gpus",
-    "placement_text",
-    "read_config",
-    "set_parameter",
-    "write_config",
-]
+__all__ = ["EnsembleStep", "ensemble_steps", "place_on_gpus", "placement_text", "set_parameter", "write_config"]
 
 
 def write_config(config: model_config_pb2.ModelConfig, path: Path) -> None:
@@ -74,12 +66,12 @@ def placement_text(replicas: int) -> str:
     return to_text(config).rstrip()
 
 
-class EnsembleStep:
+class EnsembleStep(NamedTuple):
     """One step of an ensemble: the model, and which ensemble tensor feeds or takes each of its tensors."""
 
-    def __init__(self, model: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:
-        """Hold `inputs` (model input to ensemble tensor) and `outputs` (model output to ensemble tensor)."""
-        self.model, self.inputs, self.outputs = model, inputs, outputs
+    model: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
 
 
 def ensemble_steps(config: model_config_pb2.ModelConfig) -> tuple[EnsembleStep, ...]:

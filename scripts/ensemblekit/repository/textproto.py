@@ -6,8 +6,10 @@ schema refuses can be located in.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from google.protobuf import text_format
 from google.protobuf.message import Message
@@ -51,8 +53,7 @@ class Field:
     fields: list["Field"] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
     start: int
@@ -127,7 +128,7 @@ class Source:
 
     def line_of(self, offset: int) -> int:
         """Return the line, from 1, of an offset."""
-        return sum(1 for position in self._breaks if position < offset) + 1
+        return bisect_left(self._breaks, offset) + 1
 
     def _peek(self) -> _Token | None:
         return self._tokens[self._at] if self._at < len(self._tokens) else None
@@ -176,13 +177,11 @@ class Source:
             entry.fields = list(self._read_fields(_CLOSE))
             entry.end = self._take().end if self._peek() else len(self.text)
         elif token and token.kind in ("text", "word"):
-            first = token
-            while (token := self._peek()) and token.kind == first.kind:
-                entry.value += _plain(self._take().text)
-                entry.end = token.end
-                if first.kind == "word":
-                    break
-            entry.value_span = (first.start, entry.end)
+            parts = [self._take()]
+            while token.kind == "text" and (more := self._peek()) and more.kind == "text":
+                parts.append(self._take())
+            entry.value, entry.end = "".join(_plain(part.text) for part in parts), parts[-1].end
+            entry.value_span = (token.start, entry.end)
         return entry
 
 
