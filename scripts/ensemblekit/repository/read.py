@@ -169,6 +169,8 @@ def _mode(entry: Path) -> int | None:
     try:
         return entry.stat().st_mode
     except OSError:
+        if not os.access(entry.parent, os.X_OK):
+            raise _forbidden(entry.parent) from None
         return None
 
 
@@ -214,7 +216,7 @@ def _read_folder(path: Path) -> ModelFolder:
     file = path / CONFIG_NAME
     try:
         with os.scandir(path) as entries:
-            subfolders = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+            subfolders = tuple(sorted(entry.name for entry in entries if os.path.isdir(entry)))
         if not file.exists():
             return ModelFolder(path.name, path, None, None, "", subfolders)
         reason = unreadable(file, MAXIMUM_CONFIG_BYTES)

@@ -73,6 +73,7 @@ class Source:
             if match.lastgroup != "space"
         ]
         self._at = 0
+        self._found: dict[tuple[Key, ...], Sequence[Field]] = {}
         self.fields = list(self._read_fields())
 
     def find(self, *keys: Key) -> Field | None:
@@ -82,19 +83,21 @@ class Source:
         >>> source.find("step", 1, "model_name").value
         'b'
         """
-        fields: Sequence[Field] = self.fields
-        found: Sequence[Field] = ()
-        for key in keys:
-            if isinstance(key, str):
-                found = [entry for entry in fields if entry.name == key]
-            elif isinstance(key, int):
-                found = found[key : key + 1]
-            else:
-                found = [entry for entry in found if any((f.name, f.value) == key for f in entry.fields)]
-            if not found:
-                return None
-            fields = [child for entry in found for child in entry.fields]
+        found = self._all(keys)
         return found[0] if found else None
+
+    def _all(self, keys: tuple[Key, ...]) -> Sequence[Field]:
+        """Return all fields under this path; each part of it is looked for once."""
+        if keys not in self._found:
+            above, key = self._all(keys[:-1]) if len(keys) > 1 else (), keys[-1]
+            if isinstance(key, int):
+                self._found[keys] = above[key : key + 1]
+            elif isinstance(key, str):
+                fields = self.fields if len(keys) == 1 else [child for entry in above for child in entry.fields]
+                self._found[keys] = [entry for entry in fields if entry.name == key]
+            else:
+                self._found[keys] = [entry for entry in above if any((f.name, f.value) == key for f in entry.fields)]
+        return self._found[keys]
 
     def line(self, *keys: Key) -> int | None:
         """Return the line of the field under this path, or of the nearest field above it that is there."""

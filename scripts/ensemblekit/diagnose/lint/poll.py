@@ -53,8 +53,9 @@ def check_parsing(folder: ModelFolder, release: Release) -> Iterator[Finding]:
         )
         return
     for name, releases in _LATER_FIELDS.items():
-        if release.name in releases and re.search(rf"^[^#\"]*\b{name}\b", folder.text, re.MULTILINE):
-            line = folder.text[: folder.text.index(name)].count("\n") + 1
+        found = re.search(rf"^[^#\"\n]*\b{name}\b", folder.text, re.MULTILINE) if release.name in releases else None
+        if found:
+            line = folder.source.line_of(found.end())
             detail = f"Triton {release.name} has no field named {name}; later releases do."
             yield make_finding("E116", folder, line=line, detail=detail, path=path)
 
