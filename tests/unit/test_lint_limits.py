@@ -62,6 +62,10 @@ def _doubling(repository: Path) -> None:
     _model(repository, "e40", PYTHON + TENSORS)
 
 
+def _map(kind: str, name: str) -> str:
+    return f'{kind} {{ key: "{name}" value: "{name}" }} '
+
+
 def _wide_step(repository: Path) -> None:
     inputs = "\n".join(f'input [ {{ name: "A{n}" data_type: TYPE_FP32 dims: [ 1 ] }} ]' for n in range(4000))
     names = [(f"A{number}", f"B{number}") for number in range(4000)]
