@@ -185,7 +185,7 @@ def test_control_characters_of_names_and_values_never_reach_the_terminal(fix: li
     assert not any(line.startswith("error E101") for line in done.stdout.splitlines())
 
 
-def test_pipe_in_the_place_of_a_link_target_is_not_corrected(tmp_path: Path) -> None:
+def test_pipe_that_took_the_place_of_a_config_is_not_written_to(tmp_path: Path) -> None:
     _model(tmp_path, "model", 'name: "other"\nbackend: "python"\n')
     (made,) = corrections(lint_repository(tmp_path))
     (tmp_path / "model" / "config.pbtxt").unlink()

@@ -22,12 +22,19 @@ from ensemblekit.diagnose.lint.load import (
 from ensemblekit.diagnose.lint.poll import check_keys, check_model, check_parsing
 from ensemblekit.diagnose.lint.serving import check_alone, check_engines, check_late, check_numpy
 from ensemblekit.errors import ParameterError, RepositoryError
-from ensemblekit.releases import Flavour, Release, default_release, get_release, has_ensembles, list_releases
+from ensemblekit.releases import (
+    DocumentedRelease,
+    Flavour,
+    Release,
+    backends_of,
+    default_release,
+    every_release,
+    has_ensembles,
+    list_releases,
+)
 from ensemblekit.repository.read import CONFIG_NAME, ModelFolder, read_config, read_repository
 
 __all__ = ["lint_repository"]
-
-VLLM_IMAGE_BACKENDS = frozenset({"python", "vllm"})
 
 
 def lint_repository(
@@ -85,17 +92,17 @@ def _config_in_the_root(repository: Path) -> Finding:
     return make_finding("T314", _nobody(repository), file=file, detail=detail, fix=fix)
 
 
-def _target(name: str) -> Release:
-    """Return a release of the table; of another one lint says nothing, and names the nearest."""
-    known = [release.name for release in list_releases()]
-    if name not in known:
-        nearest = next((one for one in reversed(known) if one < name), known[0])
-        raise ParameterError(
-            f"lint for Triton release {name!r}",
-            found=f"the releases that lint knows are {', '.join(known)}",
-            hint=f"use the nearest, `--release {nearest}`; what a server checks changes little between releases",
-        )
-    return get_release(name)
+def _target(name: str) -> DocumentedRelease:
+    """Return a release that is at least documented; of another one lint says nothing, and names the nearest."""
+    known = {release.name: release for release in every_release()}
+    if name in known:
+        return known[name]
+    nearest = next((one for one in reversed(known) if one < name), next(iter(known)))
+    raise ParameterError(
+        f"lint for Triton release {name!r}",
+        found=f"the releases that lint knows are {', '.join(known)}",
+        hint=f"use the nearest, `--release {nearest}`; what a server checks changes little between releases",
+    )
 
 
 def _nobody(repository: Path) -> ModelFolder:
@@ -106,7 +113,7 @@ def _nobody(repository: Path) -> ModelFolder:
 class _Run:
     """The checks of one run, and which models have failed so far; the arguments are those of `lint_repository`."""
 
-    release: Release
+    release: DocumentedRelease
     flavour: Flavour | None
     python: Path | None
     gpus: int | None
@@ -163,8 +170,10 @@ class _Run:
         yield from check_backend(model, gpus=self.gpus)
         yield from check_tensors(model)
         yield from check_files(model)
-        if self.flavour == "vllm-image" and model.config.backend not in VLLM_IMAGE_BACKENDS and self.backends is None:
-            yield make_finding("T313", model.folder, ("backend",), backend=model.config.backend)
+        image = backends_of(self.release, self.flavour) if self.flavour and self.backends is None else None
+        if image is not None and model.config.backend not in image:
+            detail = f"{self.release.name} {self.flavour} has {', '.join(sorted(image))}."
+            yield make_finding("T313", model.folder, ("backend",), backend=model.config.backend, detail=detail)
 
     def _ensembles_in_order(self) -> tuple[list[Model], list[Model]]:
         """Return the ensembles, inner ones before those that contain them; and those that may be in a circle."""
@@ -219,6 +228,9 @@ class _Run:
 
     def assumed(self) -> Iterator[str]:
         """Yield what was taken for granted."""
+        if not isinstance(self.release, Release):
+            ran = [release.name for release in list_releases()]
+            yield f"what {self.release.name} checks is what {ran[-1]} does: it is documented, and was not run here"
         ensembles = (model.config.HasField("ensemble_scheduling") for model in self.models.values())
         if self.flavour is None and any(ensembles):
             shipped = has_ensembles(self.release, "vllm-image")

@@ -12,7 +12,7 @@ from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, make_finding
 from ensemblekit.diagnose.lint.graph import STEPS
 from ensemblekit.diagnose.lint.load import EXECUTION_ENVIRONMENT, MODEL_DIRECTORY, engine_arguments
-from ensemblekit.releases import Release
+from ensemblekit.releases import DocumentedRelease, Release
 from ensemblekit.repository.read import read_bytes
 from ensemblekit.repository.textproto import Source
 
@@ -258,9 +258,9 @@ def _first(folders: Iterable[Path]) -> str | None:
     return None
 
 
-def check_numpy(models: Mapping[str, Model], release: Release, python: Path | None) -> Iterator[Finding]:
+def check_numpy(models: Mapping[str, Model], release: DocumentedRelease, python: Path | None) -> Iterator[Finding]:
     """Yield Python models with string tensors whose environment has a numpy that the release's stub breaks on."""
-    if release.numpy_2_safe:
+    if not isinstance(release, Release) or release.numpy_2_safe:  # of one that was not run this is not known
         return
     for model in models.values():
         if model.config.backend not in ("python", "vllm") or not _has_strings(model):
