@@ -44,14 +44,14 @@ def _many_models(repository: Path) -> None:
 
 
 def _many_typos(repository: Path) -> None:
-    for number in range(2000):
+    for number in range(1200):
         _ensemble(repository, f"ensemble{number}", _step(f"absent{number}"))
 
 
 def _long_chain(repository: Path) -> None:
-    for number in range(1500):
+    for number in range(1100):
         _ensemble(repository, f"e{number}", _step(f"e{number + 1}"))
-    _model(repository, "e1500", PYTHON + TENSORS)
+    _model(repository, "e1100", PYTHON + TENSORS)
 
 
 def _doubling(repository: Path) -> None:
@@ -95,19 +95,19 @@ def _links(repository: Path) -> None:
 
 CASES: dict[str, Callable[[Path], None]] = {
     "2000-models": _many_models,
-    "2000-absent-steps": _many_typos,
-    "chain-of-1500": _long_chain,
+    "1200-absent-steps": _many_typos,
+    "chain-of-1100": _long_chain,
     "doubling": _doubling,
     "step-of-4000-tensors": _wide_step,
     "links-in-circles": _links,
     "blank-lines": _only("\n" * 500_000 + "max_batch_size: 0\n"),
-    "long-list": _only("input [ { dims: [\n" + "1,\n" * 300_000 + "1 ] } ]\n"),
+    "long-list": _only("input [ { dims: [\n" + "1,\n" * 100_000 + "1 ] } ]\n"),
     "parameters": _only('parameters { key: "a" value { string_value: "b" } }\n' * 18_000),
     "paths-outside": _only('cc_model_filenames { key: "a" value: "../../b" }\n' * 15_000),
-    "string-in-pieces": _only("name: " + '"a" ' * 250_000 + "\n"),
+    "string-in-pieces": _only("name: " + '"a" ' * 120_000 + "\n"),
     "open-templates": _only('name: "' + "${" * 400_000 + '"\n'),
     "nested": _only("ensemble_scheduling " + "{ step " * 90_000),
-    "quotes": _only("'" * 900_000),
+    "quotes": _only("'" * 300_000),
     "statements": _code("x=1\n" * 3_900_000),
     "sums": _code("x=" + "1+" * 400_000 + "1\n"),
 }
