@@ -25,6 +25,7 @@ from ensemblekit.faults.catalogue import fault, recognise
 from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, repo_root, runs_dir
 from ensemblekit.records import record_values
 from ensemblekit.releases import default_release, get_release
+from ensemblekit.repository.config import who_writes
 from ensemblekit.servers.attach import AttachedServer
 from ensemblekit.servers.process import TritonServer
 
@@ -223,6 +224,9 @@ def _named(plan: Plan, error: RequestError, suspects: tuple[ModelProcess, ...], 
         details += [f"from {old[0].packages}", f"why: {trap.cause}", f"fix: {trap.fix}", f"see {trap.link}"]
         return Step("request", "error", title, tuple(details), facts={"code": trap.code, "hangs": _hangs(error)})
     if known:
+        step, name = known.values.get("step", ""), known.values.get("input", "")
+        if plan.repository and step and (writer := who_writes(plan.repository, step, name)):
+            details.append(writer)
         details += [f"why: {known.cause}", f"fix: {known.fix}", f"see {known.link}"]
         return Step("request", "error", f"{known.code} {known.title}", tuple(details), facts={"code": known.code})
     details.append(f"hint: {error.hint}")
