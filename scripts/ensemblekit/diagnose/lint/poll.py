@@ -167,10 +167,11 @@ def _check_scheduling(model: Model) -> Iterator[Finding]:
     for field, words in _LIST_FIELDS:
         given = getattr(config, field)
         if config.HasField(field) if field == "optimization" else len(given):
-            yield _not_for_ensembles(folder, field, words)
+            says = "" if words else refusals.WARMUP_OF_ENSEMBLE.format(model=folder.name)
+            yield make_finding("E109", folder, (field,), field=words, says=says)
     if not config.ensemble_scheduling.step:
-        finding = make_finding("E107", folder, ("ensemble_scheduling",))
-        yield _saying(finding, refusals.NO_STEP.format(model=config.name))
+        says = refusals.NO_STEP.format(model=config.name)
+        yield make_finding("E107", folder, ("ensemble_scheduling",), says=says)
         return
     yield from _with_repeated_keys(model, check_graph(model))
 
@@ -196,15 +197,6 @@ def check_keys(model: Model) -> Iterator[Finding]:
     """Yield keys that stand twice in one map of a config."""
     for first, last in model.folder.source.repeated_keys():
         yield make_finding("T316", model.folder, line=last.line, detail=_repeated_key(first, last))
-
-
-def _not_for_ensembles(folder: ModelFolder, field: str, words: str) -> Finding:
-    finding = make_finding("E109", folder, (field,), field=words)
-    return finding if words else _saying(finding, refusals.WARMUP_OF_ENSEMBLE.format(model=folder.name))
-
-
-def _saying(finding: Finding, words: str) -> Finding:
-    return replace(finding, says=words)
 
 
 def _check_controls(model: Model) -> Iterator[Finding]:
