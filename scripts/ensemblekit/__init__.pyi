@@ -69,9 +69,9 @@ from .releases import get_release as get_release
 from .releases import has_ensembles as has_ensembles
 from .releases import list_releases as list_releases
 from .repository.config import placement_text as placement_text
-from .repository.config import read_config as read_config
 from .repository.config import set_parameter as set_parameter
 from .repository.config import write_config as write_config
+from .repository.read import read_config as read_config
 from .servers.outcome import StartOutcome as StartOutcome
 from .servers.process import TritonServer as TritonServer
 from .workarounds.attempts import try_configurations as try_configurations

@@ -2,6 +2,7 @@
 """Refresh locks under env/locks: resolve what their headers name, and note the hashes of all files that fit.
 
     scripts/lock [--upgrade] [LAYER ...]          base lab cpu cuda dev uv hub; all of them if none is named
+    scripts/lock --licences                       only write env/dependencies.csv anew, as every other form does too
 
 Without --upgrade a version changes only where it must. uv resolves, because pip cannot leave out what vLLM names
 and this kit never imports, nor keep numpy below the 2 that others ask for; pip installs. Index: pip's own setting.
@@ -15,6 +16,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from setup.commands import Log
 from setup.index import index_urls, is_for_this_system, list_files, setting
+from setup.licences import read_list, write_list
 from setup.locks import LOCKS, lock_notes, lock_pins, project
 from setup.messages import SetupError, say
 from setup.standalone import uv_program
@@ -38,6 +40,8 @@ AT_ONCE = 8
 
 def main(words: list) -> int:
     """Refresh the locks that are named."""
+    if words == ["--licences"]:
+        return _list_licences()
     layers = [word for word in words if word in BELOW]
     if set(words) - set(layers) - {"--upgrade"}:
         say(__doc__)
@@ -55,6 +59,12 @@ def main(words: list) -> int:
     except SetupError as error:
         say(str(error))
         return 1
+    return _list_licences()
+
+
+def _list_licences() -> int:
+    unknown = write_list()
+    say("env/dependencies.csv: %d packages, the licence of %d is not known" % (len(read_list()), unknown))
     return 0
 
 

@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ensemblekit.paths import repo_root
+from setup.licences import NOT_KNOWN, locked, read_list
 from setup.locks import lock_pins
 
 LOCKS = repo_root() / "env" / "locks"
@@ -112,3 +113,21 @@ def site_packages() -> Path:
     import sysconfig
 
     return Path(sysconfig.get_path("purelib"))
+
+
+def test_list_of_dependencies_is_that_of_the_locks_with_a_licence_each() -> None:
+    rows = read_list()
+
+    assert {
+        (row["name"], row["version"]): (row["layers"].split(), set(row["sha256"].split())) for row in rows
+    } == locked()
+    assert all(row["licence"] for row in rows)
+    # only the packages of a GPU's environment may be unknown: the others are installed wherever the tests run
+    unknown = [row for row in rows if row["licence"] == NOT_KNOWN]
+    assert {row["layers"] for row in unknown} <= {"cuda", "uv"}
+
+
+def test_list_of_dependencies_tells_the_licence_that_a_package_tells() -> None:
+    by_name = {row["name"]: row["licence"] for row in read_list()}
+
+    assert (by_name["ruff"], by_name["numpy"], by_name["click"]) == ("MIT", "BSD License", "BSD-3-Clause")

@@ -24,6 +24,7 @@ from ensemblekit.faults.log import without_controls
 from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, repo_root, runs_dir
 from ensemblekit.records import record_values
 from ensemblekit.releases import default_release, get_release
+from ensemblekit.repository.config import who_writes
 from ensemblekit.servers.attach import AttachedServer
 from ensemblekit.servers.process import TritonServer
 
@@ -197,6 +198,9 @@ class Run:
             details += [f"from {old[0].packages}", f"why: {trap.cause}", f"fix: {trap.fix}", f"see {trap.link}"]
             return Check("request", "error", headline, tuple(details), facts={"code": trap.code, "hangs": hangs})
         if known:
+            step, name = known.values.get("step", ""), known.values.get("input", "")
+            if self.plan.repository and step and (writer := who_writes(self.plan.repository, step, name)):
+                details.append(writer)
             details += [f"why: {known.cause}", f"fix: {known.fix}", f"see {known.link}"]
             return Check("request", "error", f"{known.code} {known.title}", tuple(details), facts={"code": known.code})
         details.append(f"hint: {error.hint}")
