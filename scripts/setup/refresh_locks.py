@@ -22,7 +22,6 @@ from setup.standalone import uv_program
 
 # what a layer stands on: their pins hold for it, whatever its packages ask for
 BELOW = {"base": [], "lab": ["base"], "cpu": ["base", "lab"], "cuda": ["base", "lab"], "dev": ["base", "lab"], "uv": []}
-OVERRIDING = ("cpu", "cuda")
 PYTHON = {"cuda": "3.12"}  # the others: the lowest that the kit runs on, Debian 12's own
 LOWEST_PYTHON = "3.11.2"
 PLATFORM = "x86_64-manylinux_2_35"
@@ -96,12 +95,13 @@ def resolve(layer: str, upgrade: bool) -> list:
     """Return the exact versions of everything that a layer adds to those below it."""
     notes = lock_notes(layer)
     below = {name: version for other in BELOW[layer] for name, version in _versions(other).items()}
-    kept = ["%s==%s" % pin for pin in below.items()]
-    # an override wins over what vLLM asks for, but drops extras such as JupyterLab's jsonschema[format-nongpl]
-    constraints, kept = ([], kept) if layer in OVERRIDING else (kept, [])
+    held_below = [project(one) for other in BELOW[layer] for one in lock_notes(other)["held"]]
+    constraints = ["%s==%s" % pin for pin in below.items()]
+    # an override wins over what others ask for, but drops the extras that they want: only for what has a reason
+    overrides = notes["held"] + [pin for pin in constraints if project(pin) in held_below]
     # torch beside its lock: its CPU build asks for less than PyPI's, which the resolver would take
     absent = notes["absent"] + [project(pin) for pin in notes["torch"]]
-    overrides = kept + notes["held"] + [name + "; python_version < '3'" for name in absent]
+    overrides += [name + "; python_version < '3'" for name in absent]
     wanted = notes["Made from"] + [name for other in BELOW[layer] for name in lock_notes(other)["Made from"]]
     log = Log()
     names = ("wanted", "overrides", "constraints", "result")
