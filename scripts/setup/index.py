@@ -4,18 +4,16 @@
 import base64
 import configparser
 import hashlib
-import json
 import os
 import re
 import ssl
 import sys
-from html.parser import HTMLParser
-from typing import List, NamedTuple, Tuple
+from html import unescape
+from typing import List, NamedTuple
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener, pathname2url
 
 PYPI = "https://pypi.org/simple"
-ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 TIMEOUT_S = 20
 CONFIG_FILES = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
 
@@ -75,7 +73,7 @@ def _open(url: str) -> tuple:
     """Open an address, with the name and password in it if there are some; return the answer and the plain address."""
     parts = urlsplit(url)
     plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    request = Request(plain, headers={"Accept": ACCEPT})
+    request = Request(plain, headers={"Accept": "text/html, */*;q=0.1"})
     if parts.username:
         login = "%s:%s" % (unquote(parts.username), unquote(parts.password or ""))
         request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
@@ -88,31 +86,12 @@ def _open(url: str) -> tuple:
 def _read_page(url: str) -> List[IndexFile]:
     answer, url = _open(url)
     with answer:
-        text = answer.read().decode()
-    if text.lstrip().startswith("{"):
-        files = json.loads(text)["files"]
-        return [IndexFile(one["filename"], urljoin(url, one["url"]), one["hashes"].get("sha256", "")) for one in files]
-    page = _Links()
-    page.feed(text)
+        links = re.findall(r"""href\s*=\s*["']([^"']+)""", answer.read().decode())
     found = []
-    for link in page.links:
-        target, fragment = urldefrag(urljoin(url, link))
+    for target, fragment in (urldefrag(urljoin(url, unescape(link))) for link in links):
         digest = fragment[len("sha256=") :] if fragment.startswith("sha256=") else ""
         found.append(IndexFile(unquote(target.rsplit("/", 1)[1]), target, digest))
     return found
-
-
-class _Links(HTMLParser):
-    """The links of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.links = []  # type: List[str]
-
-    def handle_starttag(self, tag: str, attrs: List[Tuple[str, str]]) -> None:
-        """Note the target of a link."""
-        if tag == "a":
-            self.links += [value for name, value in attrs if name == "href"]
 
 
 def locked_hashes(pin: str) -> list:

@@ -32,6 +32,7 @@ LATE_PATCH = 99
 KIT = (
     "README.md",
     "environment.yml",
+    "postBuild",
     "pyproject.toml",
     ".gitignore",
     "env",
