@@ -103,14 +103,14 @@ def resolve(layer: str, upgrade: bool) -> list:
     absent = notes["absent"] + [project(pin) for pin in notes["torch"]]
     overrides += [name + "; python_version < '3'" for name in absent]
     wanted = notes["Made from"] + [name for other in BELOW[layer] for name in lock_notes(other)["Made from"]]
-    log = Log()
-    names = ("wanted", "overrides", "constraints", "result")
-    files = {name: os.path.join(log.folder, "%s-%s.txt" % (layer, name)) for name in names}
-    _write(files["wanted"], wanted + notes["held"])
-    _write(files["overrides"], overrides)
-    _write(files["constraints"], constraints)
-    if not upgrade:  # uv prefers the versions that it finds in the result of before
-        _write(files["result"], ["%s==%s" % pin for pin in _versions(layer).items()])
+    before = [] if upgrade else ["%s==%s" % pin for pin in _versions(layer).items()]  # uv keeps what it finds there
+    contents = {"overrides": overrides, "constraints": constraints, "result": before}
+    contents["wanted"] = wanted + notes["held"]
+    log, files = Log(), {}
+    for name, lines in contents.items():
+        files[name] = os.path.join(log.folder, "%s-%s.txt" % (layer, name))
+        with open(files[name], "w") as file:
+            file.write("".join(line + "\n" for line in lines))
     command = [uv_program(log), "pip", "compile", files["wanted"], "--override", files["overrides"], "--no-config"]
     command += ["--constraint", files["constraints"], "--output-file", files["result"]]
     command += ["--python-version", PYTHON.get(layer, LOWEST_PYTHON), "--python-platform", PLATFORM]
@@ -121,11 +121,6 @@ def resolve(layer: str, upgrade: bool) -> list:
         pins = [line.split(";")[0].strip() for line in file if "==" in line]
     versions = {project(pin): pin.split("==")[1] for pin in pins}
     return ["%s==%s" % pin for pin in sorted(versions.items()) if pin[0] not in below]
-
-
-def _write(path: str, lines: list) -> None:
-    with open(path, "w") as file:
-        file.write("".join(line + "\n" for line in lines))
 
 
 def with_hashes(pin: str) -> str:

@@ -84,6 +84,14 @@ def test_environment_yml_takes_its_pins_from_the_locks() -> None:
     assert all((repo_root() / line.split()[1]).is_file() for line in pip if line.startswith("-r"))
 
 
+def test_binder_adds_the_package_with_the_command_that_environment_yml_tells() -> None:
+    (command,) = re.findall(r"^#   (python .* --here .*)$", (repo_root() / "environment.yml").read_text(), re.MULTILINE)
+    script = repo_root() / "postBuild"
+
+    assert script.read_text().splitlines()[-1] == f"exec {command}"
+    assert script.stat().st_mode & 0o111
+
+
 def test_readme_names_only_versions_that_are_locked() -> None:
     readme = repo_root() / "README.md"
     if not readme.is_file():
