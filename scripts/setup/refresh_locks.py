@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from setup.commands import Log
-from setup.index import index_urls, is_for_this_system, list_files, locked_hashes, setting
+from setup.index import index_urls, is_for_this_system, list_files, locked_hashes
 from setup.locks import LOCKS, lock_notes, lock_pins, project
 from setup.messages import SetupError, say
-from setup.standalone import uv_program
+from setup.standalone import run_uv
 
 # what a layer stands on: their pins hold for it, whatever its packages ask for
 BELOW = {"base": [], "lab": ["base"], "cpu": ["base", "lab"], "cuda": ["base", "lab"], "dev": ["base", "lab"], "uv": []}
@@ -111,12 +111,11 @@ def resolve(layer: str, upgrade: bool) -> list:
         files[name] = os.path.join(log.folder, "%s-%s.txt" % (layer, name))
         with open(files[name], "w") as file:
             file.write("".join(line + "\n" for line in lines))
-    command = [uv_program(log), "pip", "compile", files["wanted"], "--override", files["overrides"], "--no-config"]
+    command = ["pip", "compile", files["wanted"], "--override", files["overrides"]]
     command += ["--constraint", files["constraints"], "--output-file", files["result"]]
     command += ["--python-version", PYTHON.get(layer, LOWEST_PYTHON), "--python-platform", PLATFORM]
     command += ["--no-header", "--no-annotate", "--no-strip-extras", "--default-index", index_urls()[0]]
-    environment = {"SSL_CERT_FILE": setting("cert")} if setting("cert") else {}
-    log.run(command, "resolve " + layer, "the log says which requirements conflict", **environment)
+    run_uv(command, log, "resolve " + layer, "the log says which requirements conflict")
     with open(files["result"]) as file:
         pins = [line.split(";")[0].strip() for line in file if "==" in line]
     versions = {project(pin): pin.split("==")[1] for pin in pins}

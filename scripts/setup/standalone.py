@@ -10,9 +10,10 @@ import os
 import shutil
 import tempfile
 import zipfile
+from typing import Callable, Optional
 
 from setup.commands import Log
-from setup.index import fetch_locked
+from setup.index import fetch_locked, setting
 from setup.locks import lock_pins
 from setup.messages import Phase, SetupError, say
 
@@ -39,14 +40,25 @@ def standalone_python(why: str, log: Log) -> str:
         return _installed(folder)
     say("%s: fetching a standalone Python %s (%s) into %s" % (why, VERSION, SIZE_TEXT, folder))
     phase = Phase("python")
-    command = [uv_program(log), "python", "install", VERSION, "--install-dir", folder]
-    command += ["--managed-python", "--no-bin", "--no-config", "--no-cache", "--no-progress"]
-    log.run(command, ATTEMPTED, MIRROR_HINT, lambda start: phase.show(0, 0, "fetching"))
+    words = ["python", "install", VERSION, "--install-dir", folder]
+    words += ["--managed-python", "--no-bin", "--no-cache", "--no-progress"]
+    run_uv(words, log, ATTEMPTED, MIRROR_HINT, lambda start: phase.show(0, 0, "fetching"))
     python = _installed(folder)
     if not python:
         raise SetupError(ATTEMPTED, "uv left none in %s" % folder, MIRROR_HINT, log.path)
     phase.end("standalone %s fetched with uv" % python[len(folder) + 1 :].split("-linux")[0])
     return python
+
+
+def run_uv(words: list, log: Log, attempted: str, hint: str, watch: Optional[Callable] = None) -> None:
+    """Run uv, with the certificates and the proxy of pip's settings.
+
+    Raises:
+        SetupError: uv cannot be fetched, or fails.
+    """
+    settings = {"SSL_CERT_FILE": setting("cert"), "ALL_PROXY": setting("proxy")}
+    settings = {name: value for name, value in settings.items() if value}
+    log.run([uv_program(log)] + words + ["--no-config"], attempted, hint, watch, **settings)
 
 
 def _installed(folder: str) -> str:

@@ -143,7 +143,7 @@ def resolution(layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
             given[option] = Path(command[command.index(option) + 1]).read_text().splitlines()
 
     monkeypatch.setattr("setup.commands.ROOT", str(tmp_path))
-    monkeypatch.setattr(refresh_locks, "uv_program", lambda log: "uv")
+    monkeypatch.setattr("setup.standalone.uv_program", lambda log: "uv")
     monkeypatch.setattr(Log, "run", run)
     refresh_locks.resolve(layer, upgrade=False)
     return given
