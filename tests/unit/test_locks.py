@@ -19,7 +19,7 @@ from setup.locks import lock_notes, lock_pins
 from setup.messages import SetupError
 
 LOCKS = repo_root() / "env" / "locks"
-NAMES = ("base", "lab", "cpu", "cuda", "dev", "uv")
+NAMES = ("base", "lab", "cpu", "cuda", "dev", "uv", "hub")
 PIN = re.compile(r"[a-z0-9-]+==[\w.+]+( --hash=sha256:[0-9a-f]{64})+")
 
 

@@ -2,6 +2,8 @@
 """A lesson: the checked parameters of a notebook, its staged repository, and the server its cells talk to."""
 
 import atexit
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -17,8 +19,8 @@ from ensemblekit.clients.http import load_model
 from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.log import LogLine, parse_log, poll_errors, read_log
-from ensemblekit.lesson.show import StatusLine, quick_banner, show_figures_in_kernel
-from ensemblekit.paths import current_run_dir, repo_root
+from ensemblekit.lesson.show import StatusLine, quick_banner, show_figures_in_kernel, stop_button
+from ensemblekit.paths import BATCH_VARIABLE, current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
 from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
@@ -28,6 +30,7 @@ from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.emulation import EMULATION_TEXT
 from ensemblekit.servers.outcome import StartOutcome
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
+from ensemblekit.servers.running import LAB_VARIABLE, mark_idle, stop_idle_servers
 from ensemblekit.settings import Provider, Settings, check_settings
 
 __all__ = [
@@ -252,6 +255,17 @@ class Lesson:
         self._servers.clear()
         self._current = None
 
+    def finish(self) -> None:
+        """End a page: a batch run stops its servers; in a live kernel they stay for the cells above.
+
+        There they end with the Stop button that is shown, with the kernel, or when another lesson starts a server.
+        """
+        if not self._servers or os.environ.get(BATCH_VARIABLE):
+            self.stop()
+            return
+        mark_idle(self.run_dir / "servers" / self.name, True)
+        display(stop_button(self.stop))
+
     def record(self, **values: Value) -> dict[str, Value]:
         """Write named values to this run's records and return them, with what they were measured on.
 
@@ -272,6 +286,10 @@ class Lesson:
 
     def _adopt(self, server: TritonServer) -> None:
         """Remember a server under its folder; one that ran there before is stopped first."""
+        if (lab := os.environ.get(LAB_VARIABLE)) and not os.environ.get(BATCH_VARIABLE):
+            mark_idle(self.run_dir / "servers" / self.name, False)
+            for other in stop_idle_servers(lab):
+                print(f"stopped the server of {other.lesson}, which was done", file=sys.stderr)
         key = str(server.folder)
         if key in self._servers and self._servers[key] is not server:
             self._servers[key].stop()
