@@ -77,11 +77,13 @@ def podman() -> Iterator[Podman]:
 def python_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This machine's Python 3.12, in the layout of python-build-standalone's `install_only` archives."""
     folder = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = shutil.which("python3.12") or next(map(str, folder.glob("3.12.*/bin/python3.12")), None)
     code = "import sys, sysconfig; print(sys.base_prefix, sysconfig.get_config_var('LIBDIR'), sys.version.split()[0])"
-    answer = subprocess.run([found, "-c", code], capture_output=True, text=True, check=True).stdout if found else ""
-    prefix, library, version = answer.split() or ("", "", "")
-    if not (Path(library) / "libpython3.12.so.1.0").is_file():
+    prefix = library = version = ""
+    for program in filter(None, (shutil.which("python3.12"), *folder.glob("3.12.*/bin/python3.12"))):
+        answer = subprocess.run([program, "-c", code], capture_output=True, text=True, check=False)
+        if answer.returncode == 0:  # a shim of pyenv may lead nowhere
+            prefix, library, version = answer.stdout.split()
+    if not library or not (Path(library) / "libpython3.12.so.1.0").is_file():
         pytest.skip("no Python 3.12 with a libpython on this machine (PATH, pyenv): nothing to make a mirror from")
     path = tmp_path_factory.mktemp("python") / f"cpython-{version}+{BUILD}-x86_64-unknown-linux-gnu-install_only.tar.gz"
     pack_python(Path(prefix), library, path)
