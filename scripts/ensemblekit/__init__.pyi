@@ -30,7 +30,7 @@ from .errors import KitError as KitError
 from .faults.log import parse_log as parse_log
 from .faults.log import poll_errors as poll_errors
 from .faults.log import read_log as read_log
-from .faults.refusals import ENSEMBLE_REFUSED as ENSEMBLE_REFUSED
+from .faults.poll import ENSEMBLE_REFUSED as ENSEMBLE_REFUSED
 from .lesson.check import check as check
 from .lesson.lesson import GENUINE_LOG as GENUINE_LOG
 from .lesson.lesson import QUESTION as QUESTION

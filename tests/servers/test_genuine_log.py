@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ensemblekit.faults.log import normalise, read_log
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
 
 GENUINE = DATA / "logs" / "genuine-24.08-ensemble-off.log"

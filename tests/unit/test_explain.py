@@ -18,7 +18,7 @@ from ensemblekit.diagnose.explain.source import LONGEST_LINE, follow_lines, line
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.catalogue import HARMLESS, context_of, recognise
 from ensemblekit.faults.log import parse_log, read_log
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from tests.conftest import DATA
 
 GENUINE = DATA / "logs" / "genuine-24.08-ensemble-off.log"

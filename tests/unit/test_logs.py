@@ -17,7 +17,7 @@ from ensemblekit.faults.log import (
     stub_without_library,
     tail,
 )
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.servers.outcome import outcome_of
 from tests.conftest import DATA
 

@@ -57,10 +57,9 @@ HARMLESS = (
 # one of these stands in every line, printed by whatever program, that could say one of the faults
 _SIGNS = re.compile(
     r"rror|emory|ailed|No space|Killed|137|np\.string_|NumPy|[Ss]ignal|unrecognized|healthy|fault|driver|Serialized"
-    r"|Unable|must be |undefined symbol|not found|terminate called|stol|core dumped|abort|Abort|not "
-    r"supported|capability|Exception|larger than|greater than|DeadError|died|not compatible|does not|No "
-    r"module|Version tag|Magic tag|NCCL|cannot |Cannot |trust|json\.exception|not running|HTTPException|unable to|No "
-    r"schema|No Op|no kernel|incompatible"
+    r"|Unable|must be |undefined symbol|not found|terminate called|stol|core dumped|[Aa]bort|not supported|capability"
+    r"|Exception|larger than|greater than|died|not compatible|does not|No module|Version tag|Magic tag|NCCL|[Cc]annot "
+    r"|trust|json\.exception|not running|unable to|compatibility|No schema|No Op|no kernel|incompatible"
 )
 _DIGITS = re.compile(r"\d+")
 _NUMBERS_THAT_SPEAK = ("137", "401", "403", "101", "ignal", "sm_")  # an exit code, a status, a signal: words of a fault
@@ -73,6 +72,18 @@ SHAPES = 4096
 LONGEST = 6000  # characters of a text that is no log; a traceback through a framework has about as many
 _unknown_shapes: set[tuple[str, bool]] = set()
 _BRANCH = re.compile(r"/blob/r\d\d\.\d\d/")
+# The first and the last release whose branch was seen to have a page, by a part of its address.
+_PAGES = (
+    ("extension_generate", ("23.10", "26.08")),
+    ("architecture.md", ("22.09", "26.01")),
+    ("/server/", ("22.09", "26.08")),
+    ("ensemble_utils", ("23.12", "26.06")),
+    ("/core/", ("22.04", "26.06")),
+    ("vllm_backend", ("23.10", "26.01")),
+    ("tensorrtllm_backend", ("24.08", "24.10")),
+    ("tensorrt_backend", ("21.09", "26.07")),
+    ("", ("20.12", "26.05")),
+)
 
 
 def fault(code: str) -> Fault:
@@ -143,8 +154,8 @@ def resolve(entry: Fault, values: Mapping[str, str], text: str, context: Context
     """Return what an entry says of a text: of several causes the one that the context decides for, else "one of"."""
     possible = _possible(entry, values, context)
     first = possible[0]
-    detail = first.detail(values, text, context) if first.detail and len(possible) == 1 else None
     one = len(possible) == 1
+    detail = first.tell(values, text, context) if one else None
     title = first.title if one else "one of: " + "; ".join(each.title for each in possible)
     fix = first.fix if one else " ".join(f"If {each.title}: {each.fix}" for each in possible)
     if detail and detail.hint:
@@ -176,8 +187,11 @@ def _possible(entry: Fault, values: Mapping[str, str], context: Context) -> list
 
 
 def _link(link: str, context: Context) -> str:
-    """Return a link to upstream's documentation of the release at hand."""
-    return _BRANCH.sub(f"/blob/r{context.release}/", link) if context.release else link
+    """Return a link to upstream's documentation of the release at hand, or of the nearest one that has the page."""
+    if not context.release:
+        return link
+    first, last = next(span for part, span in _PAGES if part in link)
+    return _BRANCH.sub(f"/blob/r{min(max(context.release, first), last)}/", link)
 
 
 def _note(first: Fault, possible: Sequence[Fault], text: str) -> str:

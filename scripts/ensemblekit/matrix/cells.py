@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.releases import Flavour, get_release, has_ensembles
 
 __all__ = ["Cell", "MatrixProvider", "MatrixResult", "State", "Verdict"]

@@ -10,7 +10,7 @@ from typing import TypeVar, get_args
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.matrix.cells import Cell, MatrixProvider, MatrixResult, State
 from ensemblekit.paths import current_run_dir
 from ensemblekit.releases import FLAVOURS, Flavour, get_release, list_releases

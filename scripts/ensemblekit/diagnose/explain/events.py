@@ -22,7 +22,7 @@ from ensemblekit.faults.log import (
     Printed,
     without_controls,
 )
-from ensemblekit.faults.refusals import REQUEST_FAILED
+from ensemblekit.faults.server import REQUEST_FAILED
 
 __all__ = ["BANNER", "BEGINNING", "EventReader", "Kind", "LogEvent", "with_fault"]
 

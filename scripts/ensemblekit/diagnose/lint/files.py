@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, make_finding
 from ensemblekit.diagnose.lint.load import loaded_versions
-from ensemblekit.faults.refusals import NO_CANONICAL_PATH, NO_TEXT_FILE
+from ensemblekit.faults.server import NO_CANONICAL_PATH, NO_TEXT_FILE
 from ensemblekit.releases import Release
 from ensemblekit.repository.read import read_bytes, unreadable
 

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
-from ensemblekit.faults import refusals
+from ensemblekit.faults import load as refusals
 from ensemblekit.repository.read import read_bytes, unreadable
 
 __all__ = ["check_backend", "check_tensors", "check_versions", "engine_arguments", "loaded_versions"]
