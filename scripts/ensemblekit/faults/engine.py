@@ -93,7 +93,7 @@ ENGINE_FAULTS = (
         pattern=rf"(?:[\w.]*OutOfMemoryError: )?CUDA out of memory\. Tried to allocate (?P<asked>{SIZE})\. GPU "
         rf"(?P<gpu>\d+) has a total capacity of (?P<total>{SIZE}) of which (?P<free>{SIZE}) is free"
         r"|CUDA out of memory|(?P<context>CUDA (?:driver )?error: out of memory)|Cuda Runtime \(out of memory\)"
-        r"|CUDA failure 2: out of memory|CUDA runtime error in .*: out of memory",
+        r"|CUDA failure 2: out of memory|CUDA runtime error(?: in .*)?: out of memory|CUBLAS_STATUS_ALLOC_FAILED",
         cause="The model asked for more memory than the GPU has free; other models and other processes count too.",
         fix="Look at `nvidia-smi`. For vLLM lower gpu_memory_utilization or max_model_len in model.json; for several "
         "engines let the shares add up to less than 1.",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 __all__ = [
     "ENTRY",
@@ -126,7 +126,7 @@ def tail(path: Path, lines: int = TAIL_LINES) -> tuple[str, ...]:
 
 
 class LogReader:
-    """Reads a log that is being written, each time from where the last look ended.
+    """Reads a log that is being written, each time from where the last look ended; a `with` closes it.
 
     A log that was cut or replaced by a new one (rotation, a restart) is read from its beginning.
     """
@@ -175,6 +175,14 @@ class LogReader:
         if self._file is not None:
             self._file.close()
         self._file, self._rest = None, b""
+
+    def __enter__(self) -> Self:
+        """Read for as long as the block runs."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close the file."""
+        self.close()
 
 
 def last_line(path: Path) -> str:
@@ -234,7 +242,8 @@ class EntryReader:
                 return
             message = f"{self._held.message}\n{raw}"
             self._held = replace(self._held, message=message)
-            if raw.endswith('"') or number - self._held.number > LONGEST_MESSAGE:
+            over = not message.startswith('"') or number - self._held.number > LONGEST_MESSAGE
+            if raw.endswith('"') or over:
                 yield from self.flush()
             return
         yield from self.flush()
@@ -243,9 +252,12 @@ class EntryReader:
         when = _seconds(match[2] or match[4], match[3] or match[5])
         self._start_s = when if self._start_s is None else self._start_s
         message = match[10]
+        level = match[1] or match[6]
         goes_on = message.startswith('"') and not (len(message) > 1 and message.endswith('"'))
+        # to 24.05 messages are not quoted: of an error that ends with a colon the reason stands in the next line
+        goes_on = goes_on or (level == "E" and message.rstrip().endswith(":"))
         entry = LogLine(
-            level=match[1] or match[6],
+            level=level,
             time_s=when - self._start_s,
             pid=int(match[7]),
             file=match[8],

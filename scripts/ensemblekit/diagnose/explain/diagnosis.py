@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ensemblekit.diagnose.explain.events import Kind, LogEvent, with_fault
+from ensemblekit.diagnose.explain.events import KINDS, LogEvent, with_fault
 from ensemblekit.faults.catalogue import DEPENDS, resolve
 from ensemblekit.faults.fault import NO_CONTEXT, Context
 
@@ -25,7 +25,7 @@ STATE_TEXT: dict[State, str] = {
 ROLE_MARK = {"cause": "<- the cause", "consequence": "(a consequence)", "unknown": "(not understood)", "step": ""}
 HIDDEN = "HTTP 500 \"failed to load '{model}', failed to poll from model repository\", without the reason above"
 TIMELINE_ROWS = 60  # what a reader can take in; the middle is left out
-FAILURES: tuple[Kind, ...] = ("refused", "failed", "blocked", "stub", "start", "died")
+FAILURES = ("refused", "failed", "blocked", "stub", "start", "died")
 ABSENT, NOT_THERE = "E201", "S426"
 CRASHES = ("S411", "S414")
 PARSE = ("E116", "E117")
@@ -35,28 +35,8 @@ _QUOTED = re.compile(
 )
 _SEE_ABOVE = re.compile(
     r"[Ss]ee (?:the )?(?:root cause|stack trace|error).{0,10} above|Engine core initialization failed"
+    r"|unable to create TensorRT engine:? *$"
 )
-WHAT: dict[Kind, str] = {
-    "loading": "begins to load",
-    "loaded": "is loaded",
-    "unloading": "is being unloaded",
-    "unloaded": "is unloaded",
-    "refused": "its config is refused",
-    "failed": "fails to load",
-    "blocked": "cannot be used",
-    "stub": "its process reports",
-    "start": "cannot go on",
-    "died": "a process of it dies",
-    "gives up": "gives up",
-    "incomplete": "goes on without them",
-    "listening": "listens",
-    "stopped": "is told to stop",
-    "printed": "printed",
-    "warned": "warns",
-    "exception": "an exception was printed",
-    "unknown": "an error",
-    "said": "an error was printed",
-}
 SHORT = 110  # characters of the server's words in a row of the timeline
 
 
@@ -192,6 +172,8 @@ class Explanation:
             return f"the server gave up; the cause is not known from this log: {why}"
         if self.doubts:
             return f"{STATE_TEXT[self.state]}; {'; '.join(self.doubts[:2])}"
+        if self.state in ("ready", "stopped") and not self.whole:
+            return f"{STATE_TEXT[self.state]}; no failure in this part of the log, its beginning is missing"
         ends = {"ready": "; nothing failed", "no end": "; no failure in it", "stopped": "; no failure in it"}
         return STATE_TEXT[self.state] + ends.get(self.state, "")
 
@@ -342,7 +324,10 @@ def _roots(seen: Sequence[LogEvent]) -> list[LogEvent]:
                 roots.append(_first_reason(quoted, seen))
                 broken.add(quoted.model)
         elif not _follows(each, broken) and not (_is_not_there(each) and each.model in told):
-            roots.append(_first_reason(each, seen))
+            reason = _first_reason(each, seen)
+            if reason.number < each.number:  # what was said in between says the same again
+                roots = [root for root in roots if root.model or root.number < reason.number]
+            roots.append(reason)
     return roots
 
 
@@ -408,12 +393,16 @@ def _first_reason(each: LogEvent, seen: Sequence[LogEvent]) -> LogEvent:
         return _reason_of_death(each, seen)
     if not _SEE_ABOVE.search(each.text):
         return each
-    before = [other for other in seen if other.number < each.number and other.kind in ("exception", "printed")]
+    before = [
+        other for other in seen if other.number < each.number and other.kind in ("exception", "printed", "blocked")
+    ]
     reasons = [other for other in before if not _SEE_ABOVE.search(other.text)]
     # words that the catalogue knows well are the reason; else the exception that came last before the failure
     special = [other for other in reasons if other.fault and not other.fault.general]
     found = special[:1] or reasons[-1:]
-    return replace(found[0], model=each.model) if found else replace(each, fault=None)
+    if not found:
+        return replace(each, fault=None) if each.fault and each.fault.general else each
+    return replace(found[0], model=each.model)
 
 
 def _reason_of_death(died: LogEvent, seen: Sequence[LogEvent]) -> LogEvent:
@@ -495,7 +484,7 @@ def _role(
 
 def timeline_row(each: LogEvent, role: Literal["step", "cause", "consequence", "unknown"] = "step") -> TimelineRow:
     """Return an event as a row of the timeline."""
-    what = WHAT[each.kind]
+    what = KINDS[each.kind]
     if each.kind not in ("loading", "loaded", "unloading", "unloaded"):
         words = " ".join(each.text.split())
         what = f"{what}: {words[:SHORT]}{'…' if len(words) > SHORT else ''}"

@@ -21,6 +21,7 @@ __all__ = ["Explainer", "explain_lines", "explain_log", "plot_explanation"]
 
 KEPT_FIRST, KEPT_LAST = 600, 400  # happenings of one start; a server of a hundred models has about 400
 KEPT_UNKNOWN, KEPT_EARLIER = 40, 10
+FIRST_LINES = 100  # that wait for an entry: a banner has 20, a table 30
 # A complete entry of level I from a part of Triton that says nothing of loads and starts: most lines of a verbose log.
 _IDLE_ENTRY = re.compile(
     r"I\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ (?!model_lifecycle|model_repository|pb_stub|backend_model|pinned_|cuda_mem"
@@ -42,6 +43,7 @@ class Explainer:
         """Begin with an empty log, and with what lint found in the repository at hand: models and codes."""
         self._clean, self._entries_of, self._read = LineCleaner(), EntryReader(), EventReader(findings)
         self._lines = self._entries = self._left_out = 0
+        self._waiting: list[str] | None = []
         self._starts, self._ended, self._stepped = 1, False, False
         self._seen: list[LogEvent] = []
         self._unknown: dict[str, Unknown] = {}
@@ -49,14 +51,30 @@ class Explainer:
         self._earlier: dict[tuple[str, str], Cause] = {}
 
     def feed(self, raw: str) -> list[LogEvent]:
-        """Take the next line of the log and return what it says, mostly nothing."""
+        """Take the next line of the log and return what it says, mostly nothing.
+
+        The first lines wait for an entry, which shows in which form the log was kept.
+        """
         self._lines += 1
+        if self._waiting is None:
+            return self._feed(raw, self._lines)
+        self._waiting.append(raw)
+        if not self._clean.holds_entry(raw) and len(self._waiting) < FIRST_LINES:
+            return []
+        self._clean.learn(self._waiting)
+        return self._end_waiting()
+
+    def _end_waiting(self) -> list[LogEvent]:
+        waiting, self._waiting = self._waiting or [], None
+        return [each for number, raw in enumerate(waiting, 1) for each in self._feed(raw, number)]
+
+    def _feed(self, raw: str, number: int) -> list[LogEvent]:
         if "&" not in raw and not self._clean.begun and self._idle(raw):
             return []
         new = list[LogEvent]()
         for line in self._clean(raw):
             if line == raw or not self._idle(line):
-                new += self._take(self._entries_of.push(line, self._lines))
+                new += self._take(self._entries_of.push(line, number))
         return new
 
     def _idle(self, line: str) -> bool:
@@ -122,6 +140,7 @@ class Explainer:
 
     def result(self) -> Explanation:
         """Return the explanation of all that was fed."""
+        self._end_waiting()
         self._take(self._entries_of.flush())
         for each in self._read.flush():
             self._keep(each)

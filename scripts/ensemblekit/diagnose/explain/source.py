@@ -71,6 +71,19 @@ class LineCleaner:
                 return [line for each in unwrapped.splitlines() for line in self._clean(each)]
         return [line for each in raw.rstrip("\r\n").split("\r") for line in self._clean(each)]
 
+    @staticmethod
+    def holds_entry(raw: str) -> bool:
+        """Return whether an entry of Triton's stands in a line, whatever is around it."""
+        return ENTRY.search(raw, 0, WHERE_ENTRIES_BEGIN) is not None
+
+    def learn(self, lines: list[str]) -> None:
+        """Look at lines before their turn, of which the last holds an entry, only for the form that they show."""
+        self(lines[-1])
+        self.begun = ""
+        for shape in self._shapes:
+            if not self._known and sum(bool(re.match(shape, line)) for line in lines) >= TIMES_SEEN:
+                self._known = [re.compile(shape)]
+
     def _clean(self, line: str) -> list[str]:
         line = without_controls(line)
         if "&" in line and re.search(r"&(?:quot|#3[49]|lt|gt|amp);", line):
@@ -120,7 +133,7 @@ class LineCleaner:
         line = raw.strip().lstrip("[").rstrip(",]").strip()
         if pretty := _PRETTY.match(raw):
             text = str(json.loads(pretty[1], strict=False))
-            self._pretty = self._pretty or ENTRY.search(text, 0, WHERE_ENTRIES_BEGIN) is not None
+            self._pretty = self._pretty or self.holds_entry(text)
             return text if self._pretty else None
         if self._pretty:
             return ""
@@ -130,7 +143,7 @@ class LineCleaner:
             return None
         docker = isinstance(value, dict) and {"log", "stream"} <= set(value)
         text = _text_in(value)
-        self._json = self._json or docker or ENTRY.search(text, 0, WHERE_ENTRIES_BEGIN) is not None
+        self._json = self._json or docker or self.holds_entry(text)
         if not self._json or not text:
             return None
         if docker and len(text) >= DOCKER_SPLITS_AT and not text.endswith("\n"):
@@ -187,12 +200,9 @@ def follow_lines(path: Path) -> Iterator[str]:
         ParameterError: It cannot be read.
     """
     open_log(path).close()
-    reader = LogReader(path)
-    try:
+    with LogReader(path) as reader:
         while True:
             lines = reader.read_new()
             yield from lines
             if not lines:
                 time.sleep(FOLLOW_POLL_S)
-    finally:
-        reader.close()
