@@ -11,7 +11,6 @@ from ensemblekit.faults.log import (
     LogReader,
     missing_library,
     model_loads,
-    normalise,
     parse_log,
     poll_errors,
     read_log,
@@ -21,6 +20,7 @@ from ensemblekit.faults.log import (
 from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.servers.outcome import outcome_of
 from tests.conftest import DATA
+from tests.normal_log import normalise
 
 GENUINE = DATA / "logs" / "genuine-24.08-ensemble-off.log"
 STAMP = "1124 01:19:21.672113 29385"

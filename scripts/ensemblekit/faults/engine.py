@@ -10,7 +10,13 @@ import re
 from ensemblekit.faults.fault import Also, Context, Detail, Doc, Fault, Values
 from ensemblekit.gpu import MIN_DRIVER, visible_gpus
 
-__all__ = ["ENGINE_FAULTS", "GPU_FAULTS"]
+__all__ = ["ENGINE_FAULTS", "GPU_FAULTS", "POINTS_BACK"]
+
+# words of a failure whose reason an earlier line says
+POINTS_BACK = re.compile(
+    r"[Ss]ee (?:the )?(?:root cause|stack trace|error).{0,10} above|Engine core initialization failed"
+    r"|unable to create TensorRT engine:? *$"
+)
 
 FREE_SOME = "stop what holds the memory, or choose another GPU with CUDA_VISIBLE_DEVICES"
 ONE_AT_A_TIME = "load engines of one GPU one after the other (--model-load-thread-count=1)"

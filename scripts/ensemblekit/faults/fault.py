@@ -19,7 +19,6 @@ class Doc(StrEnum):
     """Where upstream documents what faults are about, at release 24.08."""
 
     REPORT = f"{_GITHUB}/server/issues/7632"
-    FLAG_FIX = f"{_GITHUB}/vllm_backend/pull/68"
     ISSUES = f"{_GITHUB}/server/issues"
     ENSEMBLES = f"{_SERVER}/user_guide/architecture.md#ensemble-models"
     CONFIGURATION = f"{_SERVER}/user_guide/model_configuration.md"

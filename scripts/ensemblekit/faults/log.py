@@ -26,10 +26,8 @@ __all__ = [
     "last_line",
     "missing_library",
     "model_loads",
-    "normalise",
     "parse_log",
     "poll_errors",
-    "read_entries",
     "read_log",
     "tail",
     "without_controls",
@@ -206,18 +204,9 @@ def parse_log(text: str) -> tuple[LogLine, ...]:
     >>> line.level, line.file, line.message
     ('E', 'server.cc', 'no')
     """
-    return tuple(entry for entry in read_entries(text.splitlines()) if isinstance(entry, LogLine))
-
-
-def read_entries(lines: Iterable[str]) -> Iterator[LogLine | Printed]:
-    """Yield the entries of a log and what stands between them, line by line, holding one entry at a time.
-
-    Text before an entry on its line (a print without a line's end, a container engine's prefix) is no part of it.
-    """
     reader = EntryReader()
-    for number, raw in enumerate(lines, 1):
-        yield from reader.push(raw, number)
-    yield from reader.flush()
+    items = [item for number, raw in enumerate(text.splitlines(), 1) for item in reader.push(raw, number)]
+    return tuple(item for item in (*items, *reader.flush()) if isinstance(item, LogLine))
 
 
 class EntryReader:
@@ -306,11 +295,9 @@ def model_loads(lines: Iterable[LogLine]) -> tuple[ModelLoad, ...]:
         elif (match := LOADED.match(line.message)) and match[1] in loads:
             loads[match[1]] = ModelLoad(match[1], loads[match[1]].loading_s, line.time_s)
         elif (match := UNLOADED.match(line.message)) and match[1] in loads:
-            old = loads[match[1]]
-            loads[match[1]] = ModelLoad(match[1], old.loading_s, old.loaded_s, line.time_s, old.failure)
+            loads[match[1]] = replace(loads[match[1]], unloaded_s=line.time_s)
         elif (match := FAILED.match(line.message)) and match[1] in loads:
-            old = loads[match[1]]
-            loads[match[1]] = ModelLoad(match[1], old.loading_s, old.loaded_s, old.unloaded_s, match[2])
+            loads[match[1]] = replace(loads[match[1]], failure=match[2])
     return tuple(loads.values())
 
 
@@ -327,21 +314,3 @@ def missing_library(text: str) -> str | None:
 def stub_without_library(text: str) -> bool:
     """Return whether a model's process could not start for want of a library: Triton waits for it without limit."""
     return any(match[1].endswith(STUB_NAME) for match in _LIBRARY.finditer(text))
-
-
-_NORMAL = (
-    (re.compile(r"^([IWEF])\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ ", re.MULTILINE), r"\1 "),
-    (re.compile(r"\b(127\.0\.0\.1|0\.0\.0\.0|localhost):\d+"), r"\1:PORT"),
-    (re.compile(r"(model_repository_path\[\d+\]\s*\| )\S+"), r"\1/models"),
-    (re.compile(r"/[^\s\"|]*?/backends(?=[/\"])"), "/opt/tritonserver/backends"),
-    (re.compile(r"Timeout \d+: Found (\d+) (live models|model versions)"), r"Timeout N: Found \1 \2"),
-    (re.compile(r"[-+]{4,}"), "----"),
-    (re.compile(r" {2,}"), " "),
-)
-
-
-def normalise(text: str) -> str:
-    """Return a log without what differs from run to run: times, pids, ports, folders, the width of tables."""
-    for pattern, replacement in _NORMAL:
-        text = pattern.sub(replacement, text)
-    return text

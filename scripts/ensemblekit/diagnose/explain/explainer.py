@@ -5,19 +5,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ensemblekit.diagnose.explain.diagnosis import Cause, Explanation, TimelineRow, Unknown, diagnose
+from ensemblekit.diagnose.explain.diagnosis import Cause, Explanation, Unknown, diagnose
 from ensemblekit.diagnose.explain.events import BANNER, BEGINNING, EventReader, LogEvent
 from ensemblekit.diagnose.explain.source import LineCleaner, lines_of, open_log
 from ensemblekit.faults.catalogue import may_be_known
 from ensemblekit.faults.log import EntryReader, LogLine, Printed
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-__all__ = ["Explainer", "explain_lines", "explain_log", "plot_explanation"]
+__all__ = ["Explainer", "explain_lines", "explain_log"]
 
 KEPT_FIRST, KEPT_LAST = 600, 400  # happenings of one start; a server of a hundred models has about 400
 KEPT_UNKNOWN, KEPT_EARLIER = 40, 10
@@ -30,10 +25,6 @@ _IDLE_ENTRY = re.compile(
 FIRST_STEPS = ("loading: ", "Poll failed for model directory ")  # no line after a server's end begins so
 STEPS = ("loading", "loaded", "refused", "failed", "gives up", "incomplete", "listening")
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]+")
-BLUE, GREEN, AMBER, RED, GREY = "#3b7dd8", "#76b900", "#f2a33a", "#d33f49", "#8a8f98"  # readable when colour-blind
-WIDTH_IN, ROW_IN, FRAME_IN = 9.0, 0.42, 1.3
-MARK = {"cause": (RED, "X"), "consequence": (GREY, "o"), "unknown": (AMBER, "s")}
-NARROW = 0.012  # of the whole time a letter takes; a bar that is narrower than its word has none
 
 
 class Explainer:
@@ -202,54 +193,3 @@ def explain_log(path: Path, findings: frozenset[tuple[str, str]] = frozenset()) 
     """
     with open_log(path) as file:
         return explain_lines(lines_of(file), findings)
-
-
-def plot_explanation(found: Explanation) -> "Figure":
-    """Draw what a log says: bars while a model loads and is loaded, a cross at each root cause."""
-    from matplotlib.figure import Figure  # a second to import, and only lessons draw
-
-    names = list(dict.fromkeys(each.who for each in found.moments)) or ["server"]
-    end_s = max((each.time_s or 0.0 for each in found.moments), default=0.0) or 1.0
-    figure = Figure(figsize=(WIDTH_IN, FRAME_IN + ROW_IN * len(names)), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    for row, name in enumerate(names):
-        _draw_row(axes, row, [each for each in found.moments if each.who == name], end_s)
-    for cause in found.causes:
-        row = names.index(cause.model or "server") if (cause.model or "server") in names else 0
-        axes.annotate(
-            cause.title, (cause.time_s or 0.0, row), (12, 0), textcoords="offset points", va="center", color=RED
-        )
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.8)
-    axes.set_xlim(-0.015 * end_s, end_s * 1.02)
-    axes.set_xlabel("seconds since the log's first entry")
-    axes.set_title(found.headline[:1].upper() + found.headline[1:], loc="left", fontsize=11, fontweight="bold")
-    return figure
-
-
-def _draw_row(axes: "Axes", row: int, rows: list[TimelineRow], end_s: float) -> None:
-    begins, loaded, gone = (_first(rows, what) for what in ("begins to load", "is loaded", "is unloaded"))
-    if begins is not None:
-        failed = next((each.time_s for each in rows if each.role == "cause"), None)
-        stop = next((time for time in (loaded, failed, end_s) if time is not None), end_s)
-        _bar(axes, row, begins, stop, end_s, BLUE, "loading")
-    if loaded is not None:
-        text = "ready" if gone is None else "loaded, then unloaded"
-        _bar(axes, row, loaded, end_s if gone is None else gone, end_s, GREEN if gone is None else AMBER, text)
-    last = 0.0
-    for each in rows:
-        last = each.time_s if each.time_s is not None else end_s if each.role == "consequence" else last
-        if each.role in MARK and not each.what.startswith("is unload"):
-            colour, marker = MARK[each.role]
-            axes.plot(last, row, marker, color=colour, markersize=11 if each.role == "cause" else 8, clip_on=False)
-
-
-def _first(rows: list[TimelineRow], what: str) -> float | None:
-    return next((each.time_s for each in rows if each.what == what), None)
-
-
-def _bar(axes: "Axes", row: int, begin_s: float, stop_s: float, end_s: float, colour: str, text: str) -> None:
-    axes.barh(row, stop_s - begin_s, left=begin_s, height=0.5, color=colour)
-    if stop_s - begin_s > NARROW * len(text) * end_s:
-        axes.text((begin_s + stop_s) / 2, row, text, ha="center", va="center", color="white", fontsize=8)
