@@ -16,10 +16,12 @@ from ensemblekit.faults.catalogue import (
     fault,
     may_be_known,
     recognise,
+    release_of,
+    resolve,
 )
 from ensemblekit.faults.container import BUILD_FAULTS
 from ensemblekit.faults.engine import ENGINE_FAULTS
-from ensemblekit.faults.fault import Context, Fault
+from ensemblekit.faults.fault import Context, Doc, Fault
 from ensemblekit.faults.server import SERVER_FAULTS
 from tests.conftest import DATA
 
@@ -363,8 +365,55 @@ def test_links_are_those_of_the_release_at_hand() -> None:
     assert "/blob/r25.03/" in other.link
 
 
-def test_backend_that_is_missing_names_the_image_that_has_it() -> None:
-    found = recognise("unable to find backend library for backend 'tensorrtllm', try", Context(release="24.08"))
+@pytest.mark.parametrize(
+    ("release", "link", "branch"),
+    [
+        ("25.08", Doc.CONFIGURATION, "r25.08"),
+        ("21.05", Doc.CONFIGURATION, "r22.09"),  # docs/user_guide is younger
+        ("26.08", Doc.ENSEMBLES, "r26.01"),  # the heading went to another page
+        ("23.05", Doc.ENSEMBLE_CHECKS, "r23.12"),
+        ("22.05", Doc.VLLM_BACKEND, "r23.10"),
+        ("", Doc.CONFIGURATION, "r24.08"),
+    ],
+)
+def test_a_link_leads_to_a_branch_that_has_the_page(release: str, link: Doc, branch: str) -> None:
+    entry = next(each for each in CATALOGUE if each.link == link)
+
+    assert f"/blob/{branch}/" in resolve(entry, {}, "", Context(release=release)).link
+
+
+# what TRITON_VERSION in the branches of triton-inference-server/server says
+VERSIONS = {
+    **{"2.0.0": "20.06", "2.6.0": "20.12", "2.7.0": "21.02", "2.8.0": "21.03", "2.49.0": "24.08", "2.59.0": "25.06"},
+    **{"2.59.1": "25.07", "2.60.0": "25.08", "2.64.0": "25.12", "2.65.0": "26.01", "2.72.0": "26.08"},
+    **{"2.99.0": "", "1.12.0": "", "dev": ""},
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_release_of_a_server_s_version(version: str) -> None:
+    assert release_of(version) == VERSIONS[version]
+
+
+@pytest.mark.parametrize(
+    ("backend", "release", "image"),
+    [
+        ("tensorrtllm", "24.08", "24.08-trtllm-python-py3"),
+        ("vllm", "23.08", "23.10-vllm-python-py3 (23.10 is the first release that has it)"),
+        ("tensorflow", "25.06", "25.02-py3 (25.02 is the last release that has it)"),
+        ("tensorflow", "24.08", "24.08-py3"),
+        ("onnxruntime", "", "<release>-py3"),
+    ],
+)
+def test_backend_that_is_missing_names_the_image_that_has_it(backend: str, release: str, image: str) -> None:
+    found = recognise(f"unable to find backend library for backend '{backend}', try", Context(release=release))
 
     assert found
-    assert "24.08-trtllm-python-py3" in found.fix
+    assert image in found.fix
+
+
+def test_backend_that_no_image_has_is_named_without_one() -> None:
+    found = recognise("unable to find backend library for backend 'pyton', try", Context(release="24.08"))
+
+    assert found
+    assert "nvcr.io" not in found.fix

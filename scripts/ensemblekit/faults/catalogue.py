@@ -16,7 +16,6 @@ from ensemblekit.faults.log import FAILED, parse_log
 from ensemblekit.faults.poll import POLL_FAULTS
 from ensemblekit.faults.serve import SERVE_FAULTS
 from ensemblekit.faults.server import SERVER_FAULTS
-from ensemblekit.releases import list_releases
 
 __all__ = [
     "CATALOGUE",
@@ -67,7 +66,7 @@ _NUMBERS_THAT_SPEAK = ("137", "401", "403", "101", "ignal", "sm_")  # an exit co
 ENGINE_STARTS = re.compile(r"Initializing an? (?:V\d )?LLM engine")
 OF_ENGINES = frozenset({"S401", "S417", "S420", "S421", "T308", "T309"})  # said by a model with an engine on the GPU
 _VERSION = re.compile(r"^\| server_version +\| ([\w.]+) ", re.MULTILINE)
-FIRST_MINOR, LAST_MINOR = 8, 59  # 2.8.0 is 21.03, 2.59.0 is 25.06: one a month in between
+FIRST_MONTH, LAST_MINOR = 20 * 12 + 5, 72  # 2.0.0 is 20.06, 2.72.0 is 26.08, the newest that was seen
 SHAPES = 4096
 LONGEST = 6000  # characters of a text that is no log; a traceback through a framework has about as many
 _unknown_shapes: set[tuple[str, bool]] = set()
@@ -205,19 +204,18 @@ def _note(first: Fault, possible: Sequence[Fault], text: str) -> str:
 
 
 def release_of(triton: str) -> str:
-    """Return the release of a server's version: of the kit's table, else by counting; empty if it is not known.
+    """Return the release of a server's version, empty if it is not known.
 
-    >>> release_of("2.49.0"), release_of("2.59.0"), release_of("")
-    ('24.08', '25.06', '')
+    >>> release_of("2.49.0"), release_of("2.59.1"), release_of("")
+    ('24.08', '25.07', '')
     """
-    for release in list_releases():
-        if release.triton == triton:
-            return release.name
-    match = re.match(r"2\.(\d+)\.", triton)
-    minor = int(match[1]) if match else 0
-    if not FIRST_MINOR <= minor <= LAST_MINOR:
+    match = re.match(r"2\.(\d+)\.(\d+)", triton)
+    if match is None or int(match[1]) > LAST_MINOR:
         return ""
-    months = 21 * 12 + 2 + minor - FIRST_MINOR
+    minor, patch = int(match[1]), int(match[2])
+    # as TRITON_VERSION in the branches of triton-inference-server/server says: one a month since 20.06, but for 21.01,
+    # which was none, and for 25.07, which was 2.59.1
+    months = FIRST_MONTH + minor + (minor > 6) + (minor > 59 or (minor, patch) == (59, 1))
     return f"{months // 12}.{months % 12 + 1:02}"
 
 
