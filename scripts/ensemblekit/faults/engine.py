@@ -272,8 +272,8 @@ ENGINE_FAULTS = (
         "S443",
         "the engine died",
         pattern=r"Engine background task failed|(?:Async)?Engine ?DeadError|Background loop (?:has errored|is not "
-        r"running)|EngineCore encountered (?:a fatal error|an issue)|Engine core proc(?:ess)? \S+ died|Engine loop is "
-        r"not running|Engine iteration timed out",
+        r"running)|EngineCore encountered (?:a fatal error|an issue)|(?:Engine core|Worker) proc(?:ess)? \S+ "
+        r"died|Engine loop is not running|Engine iteration timed out",
         cause="vLLM's engine ended at a request; every later request fails while ready stays 200. Why stands in the "
         "exception above: often packages that do not belong together, or the GPU's memory.",
         fix="Mend what the first exception says, then start the server again.",

@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,7 @@ _CRI = re.compile(rf"{_STAMP} (?:stdout|stderr) ([FP]) ")
 PREFIXES = (
     re.compile(r"[\w.@-]+ +\| "),  # docker compose, swarm
     _CRI,  # the files of Kubernetes' nodes
+    re.compile(rf"\"{_STAMP}\",\""),  # exports as CSV
     re.compile(rf"\[?{_STAMP}\]?[ \t,]+\"?"),  # `docker logs -t`, exports as CSV
     re.compile(rf"[A-Z]+ {_STAMP} "),  # Google's log explorer
     re.compile(r"\[[\w./ -]+\] "),  # kubectl logs --prefix
@@ -43,7 +45,7 @@ CLOSING = re.compile(r"(?:\*\*|__|`+|[*_])\s*$")
 # where the text stands in a line of docker's json files, of a cloud's export, of a log collector
 TEXT_KEYS = (
     *("log", "message", "msg", "textPayload", "line", "text", "body", "@message", "_raw", "content", "event"),
-    *("jsonPayload", "fields", "result"),
+    *("jsonPayload", "attributes", "fields", "result"),
 )
 _PRETTY = re.compile(rf"\s*\"(?:{'|'.join(TEXT_KEYS)})\"\s*: (\"(?:[^\"\\]|\\.)*\"),?\s*$")
 _CURLY_QUOTES = str.maketrans({0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'"})
@@ -108,6 +110,8 @@ class LineCleaner:
                 whole = pattern is not _CRI or found[1] == "F"
                 if CLOSING.match(found[0]):
                     line = CLOSING.sub("", line)
+                if found[0].endswith(',"'):  # CSV writes a quotation mark twice
+                    line = line.removesuffix('"').replace('""', '"')
         return line, whole
 
     def _learn(self, before: str) -> None:
@@ -154,6 +158,9 @@ class LineCleaner:
 
 def _text_in(value: Any) -> str:
     """Return the text of a log line that a collector wrapped, empty if there is none."""
+    if isinstance(value, str) and value.startswith("{"):  # wrapped twice
+        with suppress(ValueError):
+            return _text_in(json.loads(value, strict=False)) or value
     if not isinstance(value, dict):
         return value if isinstance(value, str) else ""
     return next((text for key in TEXT_KEYS if key in value and (text := _text_in(value[key]))), "")
