@@ -90,7 +90,9 @@ _SUM = re.compile(r"failed to load all models")
 _SIGNAL = re.compile(r"^Signal \((\d+)\) received")
 _VERSION = re.compile(r"^\| server_version +\| ([\w.]+) ")
 _BACKEND = re.compile(r"^\| (\w+) +\| (\S+\.so\S*|<built-in>) +\| (.*?) *\|$")
-_STATUS = re.compile(r"^\| (\S+) +\| (?:\d+|-) +\| (UNAVAILABLE: .*?) \|$")
+_STATUS = re.compile(
+    r"^(?:\| (\S+)|[^|]*) +\| (?:\d+|-) +\| (UNAVAILABLE: .*?)(?: \|)?$"
+)  # whole, or cut at either end
 _MORE = re.compile(r"^\| +\| +\| (.*) \|$")  # a row that goes on in the next line of its cell
 BANNER = "== Triton Inference Server =="
 _TRACE = "Traceback (most recent call last):"
@@ -183,7 +185,7 @@ class EventReader:
 
     def _of_print(self, item: Printed) -> Iterator[LogEvent]:
         text = item.text
-        if text.startswith("|"):
+        if text.startswith("|") or "| UNAVAILABLE: " in text:
             yield from self._of_row(item)
             return
         if self._row:
@@ -217,7 +219,7 @@ class EventReader:
             if match := _STATUS.match(item.text):
                 # a log without its beginning may have no other word of it
                 text = match[2].removeprefix("UNAVAILABLE: ").removeprefix("Internal: ")
-                self._row = LogEvent("stub", item.number, None, text, match[1])
+                self._row = LogEvent("stub", item.number, None, text, match[1] or "")
 
     def _in_trace(self, trace: LogEvent, item: Printed) -> Iterator[LogEvent]:
         """Yield the exception that ends a printed traceback, nothing while it goes on."""

@@ -50,10 +50,8 @@ class Explainer:
         if self._waiting is None:
             return self._feed(raw, self._lines)
         self._waiting.append(raw)
-        if not self._clean.holds_entry(raw) and len(self._waiting) < FIRST_LINES:
-            return []
-        self._clean.learn(self._waiting)
-        return self._end_waiting()
+        known = self._clean.holds_entry(raw) and self._clean.learn(self._waiting)
+        return self._end_waiting() if known or len(self._waiting) == FIRST_LINES else []
 
     def _end_waiting(self) -> list[LogEvent]:
         waiting, self._waiting = self._waiting or [], None

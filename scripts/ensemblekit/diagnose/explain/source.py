@@ -78,13 +78,14 @@ class LineCleaner:
         """Return whether an entry of Triton's stands in a line, whatever is around it."""
         return ENTRY.search(raw, 0, WHERE_ENTRIES_BEGIN) is not None
 
-    def learn(self, lines: list[str]) -> None:
-        """Look at lines before their turn, of which the last holds an entry, only for the form that they show."""
+    def learn(self, lines: list[str]) -> bool:
+        """Look at lines before their turn, of which the last holds an entry, and return whether their form is known."""
         self(lines[-1])
         self.begun = ""
         for shape in self._shapes:
             if not self._known and sum(bool(re.match(shape, line)) for line in lines) >= TIMES_SEEN:
                 self._known = [re.compile(shape)]
+        return bool(self._known) or not self._shapes
 
     def _clean(self, line: str) -> list[str]:
         line = without_controls(line)
