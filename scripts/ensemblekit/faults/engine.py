@@ -16,6 +16,7 @@ __all__ = ["ENGINE_FAULTS", "GPU_FAULTS", "POINTS_BACK"]
 POINTS_BACK = re.compile(
     r"[Ss]ee (?:the )?(?:root cause|stack trace|error).{0,10} above|Engine core initialization failed"
     r"|unable to create TensorRT engine:? *$"
+    r"|(?:vLLM did not start:? ?|Internal: )(?:\w+:? ?(?:E[\w ]*)?)?$"  # the same, cut
 )
 
 FREE_SOME = "stop what holds the memory, or choose another GPU with CUDA_VISIBLE_DEVICES"

@@ -90,9 +90,8 @@ _SUM = re.compile(r"failed to load all models")
 _SIGNAL = re.compile(r"^Signal \((\d+)\) received")
 _VERSION = re.compile(r"^\| server_version +\| ([\w.]+) ")
 _BACKEND = re.compile(r"^\| (\w+) +\| (\S+\.so\S*|<built-in>) +\| (.*?) *\|$")
-_STATUS = re.compile(
-    r"^(?:\| (\S+)|[^|]*) +\| (?:\d+|-) +\| (UNAVAILABLE: .*?)(?: \|)?$"
-)  # whole, or cut at either end
+# a model's row, whole or cut at either end
+_STATUS = re.compile(r"(?:\| (\S+) +|^[^|]*)\| (?:\d+|-) +\| (UNAVAILABLE: .*?)(?: \|)?$")
 _MORE = re.compile(r"^\| +\| +\| (.*) \|$")  # a row that goes on in the next line of its cell
 BANNER = "== Triton Inference Server =="
 _TRACE = "Traceback (most recent call last):"
@@ -216,7 +215,7 @@ class EventReader:
             self._row = replace(self._row, text=f"{self._row.text}{match[1]}")
         else:
             yield from self.flush()
-            if match := _STATUS.match(item.text):
+            if match := _STATUS.search(item.text):
                 # a log without its beginning may have no other word of it
                 text = match[2].removeprefix("UNAVAILABLE: ").removeprefix("Internal: ")
                 self._row = LogEvent("stub", item.number, None, text, match[1] or "")

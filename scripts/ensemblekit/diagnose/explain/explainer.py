@@ -161,7 +161,15 @@ def _says_nothing(raw: str) -> bool:
     if raw.startswith("I"):
         return _IDLE_ENTRY.match(raw) is not None
     # a row of a table, an entry, an escape: not printed by a model, or not to be judged unread
-    if "|" in raw or "] " in raw or "\x1b" in raw or "Traceback" in raw or raw.startswith("{") or "ERROR" in raw:
+    if (
+        "|" in raw
+        or "] " in raw
+        or raw.endswith("]")
+        or "\x1b" in raw
+        or "Traceback" in raw
+        or raw.startswith("{")
+        or "ERROR" in raw
+    ):
         return False
     return not may_be_known(raw)
 
