@@ -17,7 +17,6 @@ from .clients.statistics import time_by_step as time_by_step
 from .diagnose.doctor.report import Plan as Plan
 from .diagnose.doctor.run import examine as examine
 from .diagnose.explain.explainer import explain_log as explain_log
-from .diagnose.explain.explainer import plot_explanation as plot_explanation
 from .diagnose.lint.findings import Finding as Finding
 from .diagnose.lint.findings import LintReport as LintReport
 from .diagnose.lint.run import lint_repository as lint_repository
@@ -30,7 +29,7 @@ from .errors import KitError as KitError
 from .faults.log import parse_log as parse_log
 from .faults.log import poll_errors as poll_errors
 from .faults.log import read_log as read_log
-from .faults.refusals import ENSEMBLE_REFUSED as ENSEMBLE_REFUSED
+from .faults.poll import ENSEMBLE_REFUSED as ENSEMBLE_REFUSED
 from .lesson.check import check as check
 from .lesson.lesson import GENUINE_LOG as GENUINE_LOG
 from .lesson.lesson import QUESTION as QUESTION
@@ -48,6 +47,7 @@ from .lesson.measure import measure_releases as measure_releases
 from .lesson.measure import measure_spread as measure_spread
 from .lesson.measure import recorded_bench as recorded_bench
 from .lesson.plots import draw_pipeline as draw_pipeline
+from .lesson.plots import plot_explanation as plot_explanation
 from .lesson.plots import plot_start_phases as plot_start_phases
 from .lesson.plots import plot_start_timeline as plot_start_timeline
 from .lesson.plots import plot_statistics as plot_statistics

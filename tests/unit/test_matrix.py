@@ -7,7 +7,7 @@ import pytest
 from matplotlib.patches import FancyBboxPatch
 
 from ensemblekit.errors import ParameterError
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.matrix.picture import plot_matrix
 from ensemblekit.matrix.run import Cell, MatrixResult, State, run_matrix
 

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, get_args
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.paths import current_run_dir
 from ensemblekit.releases import FLAVOURS, Flavour, get_release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository

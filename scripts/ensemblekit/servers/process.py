@@ -208,9 +208,10 @@ class TritonServer:
         begin = time.monotonic()
         process = self._process
         try:
-            kind: Kind | None = wait_until(
-                self._end_of_start, timeout_s, on_poll=(lambda: on_poll(self)) if on_poll else None
-            )
+            with LogReader(self.log_path) as log:
+                kind: Kind | None = wait_until(
+                    lambda: self._end_of_start(log), timeout_s, on_poll=(lambda: on_poll(self)) if on_poll else None
+                )
         except BaseException:
             self.stop()
             raise
@@ -222,13 +223,13 @@ class TritonServer:
         code = process.exit_code if process and kind == "exited" else None
         return outcome_of("timeout" if kind is None else kind, code, elapsed, self.log_path)
 
-    def _end_of_start(self) -> Kind | None:
+    def _end_of_start(self, log: LogReader) -> Kind | None:
         """Return how the start ended, None while it is under way."""
         if not self.running:
             return "exited"
         if self.answers():
             return "ready"
-        return "stuck" if stub_without_library("\n".join(self._log.read_new())) else None
+        return "stuck" if stub_without_library("\n".join(log.read_new())) else None
 
     def answers(self) -> bool:
         """Return whether the server says it is ready and serves its metrics."""
@@ -259,7 +260,6 @@ class TritonServer:
         for port in (self.http_port, self.grpc_port, self.metrics_port):
             require_free(port)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._log = LogReader(self.log_path)
         self._process = SupervisedProcess(
             self.command,
             self.log_path,

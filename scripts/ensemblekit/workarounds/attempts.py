@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ensemblekit.clients.http import load_model
 from ensemblekit.faults.log import parse_log, poll_errors, read_log
-from ensemblekit.faults.refusals import GENUINE_REFUSAL
+from ensemblekit.faults.poll import GENUINE_REFUSAL
 from ensemblekit.paths import current_run_dir
 from ensemblekit.releases import Flavour, get_release
 from ensemblekit.servers.embedded import EmbeddedInstallation, install_embedded

@@ -14,7 +14,8 @@ from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import LONGEST_CODE, Model, parse_code
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
-from ensemblekit.faults import refusals
+from ensemblekit.faults import load as refusals
+from ensemblekit.faults.server import NO_CANONICAL_PATH, NO_TEXT_FILE
 from ensemblekit.repository.read import read_bytes, unreadable
 
 __all__ = [
@@ -219,7 +220,7 @@ def _unusable(file: Path) -> str:
 def _missing(
     code: str, model: Model, at: tuple[str | int, ...], file: Path, reason: str, field: str = "label_filename"
 ) -> Finding:
-    says = refusals.NO_TEXT_FILE.format(file=file) if reason == "not there" else ""
+    says = NO_TEXT_FILE.format(file=file) if reason == "not there" else ""
     return make_finding(code, model.folder, at, says=says, detail=f"{field} asks for {file}: {reason}.")
 
 
@@ -256,7 +257,7 @@ def _check_environment(model: Model) -> Iterator[Finding]:
     path = Path(value.replace(MODEL_DIRECTORY, str(model.folder.path)))
     at = ("parameters", ("key", EXECUTION_ENVIRONMENT))
     if own and not path.exists():
-        says = refusals.NO_CANONICAL_PATH.format(path=path)
+        says = NO_CANONICAL_PATH.format(path=path)
         yield make_finding("S424", model.folder, at, says=says, detail=f"There is no {path}.", fix=_PACK)
     elif not own and not (path.is_absolute() and path.exists()):
         where = "this machine has no such file" if path.is_absolute() else "it is no whole path"

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.diagnose.lint.graph import check_graph
-from ensemblekit.faults import refusals
+from ensemblekit.faults import poll as refusals
 from ensemblekit.releases import DocumentedRelease
 from ensemblekit.repository.read import ModelFolder
 from ensemblekit.repository.textproto import Field

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from ensemblekit.clients.bounded import Asker
 from ensemblekit.errors import RequestError, ServerExited, ServerNotReady
 from ensemblekit.faults.log import parse_log, poll_errors, read_log, without_controls
-from ensemblekit.faults.refusals import ENSEMBLE_PLATFORM, UNKNOWN_OPTION
+from ensemblekit.faults.poll import ENSEMBLE_PLATFORM
+from ensemblekit.faults.server import UNKNOWN_OPTION
 from ensemblekit.servers.control_key import control_arguments, control_headers, new_key
 from ensemblekit.servers.ports import LOOPBACK, free_ports
 from ensemblekit.servers.supervised import reaped
