@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from ensemblekit.errors import RequestError
 
-__all__ = ["Answer", "Served", "ask", "ask_many", "request_inputs", "stream", "stream_results"]
+__all__ = ["Answer", "Served", "ask", "ask_many", "ended", "request_inputs", "stream", "stream_results"]
 
 REQUEST_TIMEOUT_S = 120.0  # a long answer on two cores
 ENSEMBLE = "ensemble"
@@ -313,7 +313,21 @@ def _answer_of(server: Served, model: str, answer: Answer | BaseException) -> An
     return answer
 
 
+def ended(server: Served, model: str) -> RequestError | None:
+    """Return the error of a request to a server that the kit ended by itself; None if it did not."""
+    reason = getattr(server, "why_ended", None)  # of a server that this process started
+    if not reason:
+        return None
+    return RequestError(
+        f"get an answer from model {model!r}",
+        found=f"{reason}, and the server was ended",
+        hint="start the server again; what the process printed before its end is in the server's log",
+    )
+
+
 def _refused(server: Served, model: str, error: InferenceServerException) -> RequestError:
+    if end := ended(server, model):
+        return end
     if "failed to connect" in error.message():
         return RequestError(
             f"reach the server at {server.grpc_url}",

@@ -9,7 +9,15 @@ from typing import Any
 
 import httpx
 
-from ensemblekit.clients.grpc import DEFAULT_TEXT_INPUT, ENSEMBLE, REQUEST_TIMEOUT_S, TEXT_INPUT, Controlled, Served
+from ensemblekit.clients.grpc import (
+    DEFAULT_TEXT_INPUT,
+    ENSEMBLE,
+    REQUEST_TIMEOUT_S,
+    TEXT_INPUT,
+    Controlled,
+    Served,
+    ended,
+)
 from ensemblekit.errors import RequestError
 
 __all__ = ["LoadAnswer", "ask_http", "curl_command", "load_model", "model_states", "stream_http"]
@@ -74,7 +82,10 @@ def ask_http(
     """
     url = f"http://{server.http_url}/v2/models/{model}/generate"
     body = generate_body(text, model=model, sampling_parameters=sampling_parameters)
-    answer = _post(url, body, timeout_s)
+    try:
+        answer = _post(url, body, timeout_s)
+    except RequestError as error:
+        raise (ended(server, model) or error) from error
     content = _json(answer)
     # Triton answers 200 with an error in the body when a decoupled model fails late
     if answer.status_code != httpx.codes.OK or "text_output" not in content:
@@ -109,7 +120,7 @@ def stream_http(
                         raise _failed(url, str(content["error"]))
                     yield str(content["text_output"])
     except httpx.TransportError as error:
-        raise _failed(url, _why(error, timeout_s)) from error
+        raise (ended(server, model) or _failed(url, _why(error, timeout_s))) from error
 
 
 def load_model(server: Controlled, model: str, *, timeout_s: float = CONTROL_TIMEOUT_S) -> LoadAnswer:

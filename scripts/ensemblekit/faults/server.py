@@ -44,6 +44,8 @@ def _shape(values: Values, _text: str, _context: Context) -> Detail:
 
 def _stub_of(values: Values, _text: str, _context: Context) -> Detail | None:
     name = values.get("instance") or values.get("old_instance")
+    if manner := values.get("manner"):
+        return Detail(f"the process (stub) of {values['dead'] or 'a Python model'} died: {manner}")
     return Detail(f"the process (stub) of {name} died") if name else Detail("the process (stub) of a Python model died")
 
 
@@ -120,7 +122,8 @@ SERVER_FAULTS = (
     Fault(
         "S409",
         "a Python model's process died",
-        pattern=r"Stub process '(?P<instance>[^']*)' is not healthy",
+        pattern=r"Stub process '(?P<instance>[^']*)' is not healthy"
+        r"|the process of (?:a )?model (?P<dead>\S*) ?ended \((?P<manner>[^)]+)\)",
         also=(
             Also(r"Stub process is unhealthy and it will be restarted", "to 24.05"),
             Also(r"stub process exited unexpectedly: (?P<old_instance>\S+)", "to 21.12"),
