@@ -2,11 +2,13 @@
 """The bench: how figures come about, what is asked, and the load generator against a small fake server."""
 
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -250,3 +252,58 @@ def test_load_generator_sends_all_with_so_many_at_once_to_a_fake_server(a_fake_s
     assert sum(answer[3] == 0 for answer in answers) == 1
     assert sorted(answer[4] for answer in answers) == list(range(13))
     assert all(answer[2] - answer[0] >= 0.05 for answer in answers)
+
+
+MUTATIONS = 300
+ODD: tuple[Any, ...] = (None, "", "x", -1, 1e308, True, [], {}, [[]], {"a": 1}, float("nan"), 10**400)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every place of a JSON value: the container and the key."""
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(min(3, len(value))):
+            yield value, key
+            yield from _places(value[key])
+
+
+def test_broken_record_is_a_value_error_and_a_good_one_can_be_described(tmp_path: Path) -> None:
+    dice, file = random.Random(12), tmp_path / "record.json"
+    good = RECORDS[-1].read_text()
+    refused = 0
+    for _ in range(MUTATIONS):
+        record = json.loads(good)
+        container, key = dice.choice(list(_places(record)))
+        if dice.random() < 0.2:
+            del container[key]
+        else:
+            container[key] = dice.choice(ODD)
+        file.write_text(json.dumps(record))
+        try:
+            result = BenchResult.load(file)
+        except ValueError:
+            refused += 1
+            continue
+        describe(result)
+        rows(result)
+
+    assert refused > MUTATIONS / 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"[", b"[]", b"7", b"null", b'"x"', b"\xff\xfe", b"[" * 200_000, b'{"a":' * 200_000, b'{"rounds": 5}', b"{}"],
+    ids=["empty", "cut", "list", "number", "null", "text", "bytes", "deep", "deeper", "no-rounds", "no-plan"],
+)
+def test_file_that_is_no_record_is_a_value_error(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "record.json").write_bytes(text)
+
+    with pytest.raises(ValueError, match=r"."):
+        BenchResult.load(tmp_path / "record.json")
+
+
+def test_half_a_record_is_a_value_error_wherever_it_was_cut(tmp_path: Path) -> None:
+    text = RECORDS[-1].read_bytes()
+    for end in range(0, len(text) - 2, 997):
+        (tmp_path / "record.json").write_bytes(text[:end])
+        with pytest.raises(ValueError, match=r"."):
+            BenchResult.load(tmp_path / "record.json")

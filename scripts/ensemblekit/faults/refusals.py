@@ -19,6 +19,7 @@ __all__ = [
     "NO_STEP",
     "NO_TEXT_FILE",
     "PLATFORM_AND_BACKEND",
+    "PORT_TAKEN",
     "PRIORITY",
     "REQUEST_FAILED",
     "UNKNOWN_OPTION",
@@ -33,6 +34,7 @@ GENUINE_REFUSAL = "ensemble scheduling not supported"
 NO_TEXT_FILE = "failed to open text file for read {file}: No such file or directory"
 NO_CANONICAL_PATH = "Failed to get the canonical path for {path}."
 REQUEST_FAILED = "Failed to process the request"
+PORT_TAKEN = "already in use"  # of an endpoint that cannot be opened
 UNKNOWN_OPTION = re.compile(r"unrecognized option '([^']+)'")
 BAD_DIMENSION = "dimension must be integer >= 1, or -1 to indicate a variable-size dimension"
 BAD_RESHAPE = "reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension"

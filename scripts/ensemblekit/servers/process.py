@@ -27,10 +27,16 @@ from ensemblekit.faults.log import (
 )
 from ensemblekit.faults.start_phases import start_phases
 from ensemblekit.servers.container import ContainerInstallation
-from ensemblekit.servers.control_key import control_arguments, control_headers, new_key
 from ensemblekit.servers.embedded import EmbeddedInstallation
 from ensemblekit.servers.outcome import CRASH_LOG, Kind, StartOutcome, outcome_of
-from ensemblekit.servers.ports import LOOPBACK, free_ports, require_free
+from ensemblekit.servers.ports import (
+    LOOPBACK,
+    control_arguments,
+    control_headers,
+    free_ports,
+    new_key,
+    require_free,
+)
 from ensemblekit.servers.supervised import SupervisedProcess, new_prefix, wait_until
 
 __all__ = ["Installation", "ServerOptions", "TritonServer"]

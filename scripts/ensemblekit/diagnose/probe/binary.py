@@ -14,9 +14,8 @@ from pathlib import Path
 
 from ensemblekit.errors import ServerExited, ServerNotReady
 from ensemblekit.faults.log import parse_log, poll_errors, read_log, tail
-from ensemblekit.faults.refusals import ENSEMBLE_PLATFORM, UNKNOWN_OPTION
-from ensemblekit.servers.control_key import control_arguments, control_headers, new_key
-from ensemblekit.servers.ports import LOOPBACK, free_ports
+from ensemblekit.faults.refusals import ENSEMBLE_PLATFORM, PORT_TAKEN, UNKNOWN_OPTION
+from ensemblekit.servers.ports import LOOPBACK, control_arguments, control_headers, free_ports, new_key
 from ensemblekit.servers.supervised import reaped
 
 __all__ = ["PROBE_MODEL", "PROBE_TIMEOUT_S", "Probe", "probe_binary", "verdict_of", "write_probe"]
@@ -25,7 +24,7 @@ PROBE_MODEL = "ensemblekit_probe"
 PROBE_TIMEOUT_S = 30.0  # it takes 0.1 s; a machine under load, or one with slow disks, may take longer
 POLL_S = 0.004  # the whole start takes 40 to 100 ms
 LAST_LINES = 12
-PORT_TAKEN, PORT_TRIES = "already in use", 3
+PORT_TRIES = 3
 BAD_REQUEST = 400
 # An ensemble whose only step does not exist. A server that knows ensembles answers 400: the model is not
 # available. One that does not cannot read the config at all: 500, and the log says why.
