@@ -21,7 +21,6 @@ from safetensors.numpy import save_file
 from ensemblekit.assets.weights import ensure_checkpoint
 from ensemblekit.clients.grpc import ask, ask_many, stream
 from ensemblekit.clients.http import ask_http, stream_http
-from ensemblekit.clients.statistics import metric_value
 from ensemblekit.errors import RequestError
 from ensemblekit.releases import get_release
 from ensemblekit.repository.config import read_config, set_parameter, write_config
@@ -47,6 +46,13 @@ START_TIMEOUT_S = 240.0  # 25 s alone on two cores; other tests may run beside
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 both = pytest.mark.parametrize("model", ["llm", "ensemble"])
+
+
+def metric_value(server: TritonServer, name: str) -> float | None:
+    """Return the sum of a metric over its labels, None if the server has no such metric."""
+    text = httpx.get(f"http://{server.metrics_url}/metrics", timeout=5.0, trust_env=False).text
+    values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
+    return sum(values) if values else None
 
 
 @pytest.fixture(scope="module", params=["yes", "no"], ids=["fast-path", "generate"])

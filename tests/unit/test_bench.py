@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from ensemblekit.assets.weights import ModelSource
 from ensemblekit.bench.plan import WORKLOADS, BenchPlan, Workload, check_targets, check_workloads, prompts, request_body
 from ensemblekit.bench.report import HEADER, cross_check_text, describe, plot_bench, plot_latency, rows
 from ensemblekit.bench.results import BenchResult, Round, percentile
+from ensemblekit.bench.targets import EngineAlone
 from ensemblekit.bench.workers import LoadGenerator
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import ParameterError, ServerExited
 from ensemblekit.paths import repo_root
 
 RECORDS = tuple(sorted((repo_root() / "notebooks" / "records").glob("*.json")))
@@ -307,3 +309,44 @@ def test_half_a_record_is_a_value_error_wherever_it_was_cut(tmp_path: Path) -> N
         (tmp_path / "record.json").write_bytes(text[:end])
         with pytest.raises(ValueError, match=r"."):
             BenchResult.load(tmp_path / "record.json")
+
+
+FAKE_VLLM = """
+import os, time
+class SamplingParams:
+    def __init__(self, **given):
+        self.given = given
+class LLM:
+    def __init__(self, **given):
+        print("loading", given["model"], flush=True)
+    def generate(self, prompts, sampling, use_tqdm):
+        if prompts == ["die"]:
+            os._exit(3)
+        time.sleep(0.01 * sampling.given["max_tokens"])
+"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineAlone]:
+    """The engine alone, in its own process, with a fake in vLLM's place."""
+    (tmp_path / "fakes").mkdir()
+    (tmp_path / "fakes" / "vllm.py").write_text(FAKE_VLLM)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fakes"))
+    made = EngineAlone(ModelSource("model", "model", local=True), {}, "cpu", tmp_path)
+    made.start()
+    yield made
+    made.stop()
+    made.stop()
+
+
+def test_engine_alone_answers_batch_by_batch_however_long_the_job(engine: EngineAlone) -> None:
+    times = engine.generate([["x" * 50_000] * 4, ["b"]], {"max_tokens": 5})
+    again = engine.generate([["c"]], {"max_tokens": 5})
+
+    assert [end - begin >= 0.05 for begin, end in times] == [True, True]
+    assert times[1][1] <= again[0][0]
+
+
+def test_engine_alone_that_dies_is_one_clear_error(engine: EngineAlone) -> None:
+    with pytest.raises(ServerExited, match="exit code 3"):
+        engine.generate([["die"]], {"max_tokens": 1})
