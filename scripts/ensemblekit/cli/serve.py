@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "serve_forever"]
 
-WATCH_S = 0.5  # how soon a server that dies is noticed
+WATCH_S = 0.2  # how soon a server that dies is noticed
 
 
 @click.command()
@@ -64,6 +64,8 @@ def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float) -> N
         while server.running and not server.why_ended:
             time.sleep(WATCH_S)
         code = server.exit_code
+        if server.why_ended:
+            click.echo(f"{server.why_ended}: the server is ended", err=True)
     finally:
         lesson.stop()
     refused = None if server.why_ended else container_refusal(code, "")
