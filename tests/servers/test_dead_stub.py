@@ -15,7 +15,7 @@ import pytest
 
 from ensemblekit.clients.grpc import ask
 from ensemblekit.clients.http import ask_http
-from ensemblekit.errors import RequestError, ServerStuck
+from ensemblekit.errors import RequestError, ServerError
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
 
@@ -66,12 +66,13 @@ def test_process_that_dies_while_loading_ends_the_start(make_server: ServerMaker
         killed.append(time.monotonic())
 
     threading.Thread(target=kill).start()
-    with pytest.raises(ServerStuck) as caught:
+    with pytest.raises(ServerError) as caught:
         server.start(LATE_S, lambda each: killed.append(time.monotonic()) if killed and each.why_ended else None)
     told = time.monotonic()
 
     assert told - killed[0] < TOLD_S + 1.0  # until all that came of the server is gone, too
-    assert "the process of model slow ended (signal 9)" in caught.value.found
+    told_by_triton = "Stub process 'slow_0_0' is not healthy"  # now and then, and then in the same second
+    assert "the process of model slow ended (signal 9)" in caught.value.found or told_by_triton in caught.value.found
     assert "dmesg" in caught.value.hint
     assert server.pid is None
 
