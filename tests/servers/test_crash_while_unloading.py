@@ -49,6 +49,17 @@ def test_stand_in_that_crashes(tmp_path: Path, words: str, code: int) -> None:
     assert (tmp_path / "run" / "server.crashed.log").exists() is (code == 1)
 
 
+def test_stand_in_that_crashes_every_time_is_given_up_after_three_more_starts(tmp_path: Path) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_text(STAND_IN.format(folder="/nonexistent", words="All models are stopped, unloading models"))
+    program.chmod(0o755)
+    installation = replace(install_embedded(get_release("24.08"), "vllm-image", tmp_path / "real"), binary=program)
+
+    outcome = TritonServer(installation, DATA / "report_repository", tmp_path / "run").attempt_start(20)
+
+    assert (outcome.exit_code, outcome.crashes) == (139, CRASH_RETRIES)
+
+
 @pytest.fixture
 def kit_repository(tmp_path: Path) -> Path:
     """The kit's own repository with the stand-in: three models to unload."""
@@ -66,7 +77,7 @@ def slow_wake(tmp_path: Path) -> Path:
     return library
 
 
-def test_triton_that_crashes_once_is_started_again_and_the_note_says_so(
+def test_triton_that_loses_its_race_is_started_again_and_the_note_says_so(
     make_server: ServerMaker, kit_repository: Path, slow_wake: Path, tmp_path: Path
 ) -> None:
     server = make_server(kit_repository, flavour="vllm-image")
@@ -74,21 +85,11 @@ def test_triton_that_crashes_once_is_started_again_and_the_note_says_so(
 
     outcome = server.attempt_start(START_TIMEOUT_S)
 
-    assert (outcome.kind, outcome.exit_code, outcome.crashes) == ("exited", 1, 1)
-    assert outcome.note.startswith("Triton crashed 1 time while it ended this failed start")
+    assert (outcome.kind, outcome.exit_code) == ("exited", 1)
+    assert outcome.crashes >= 1  # the next start may crash by itself
+    assert outcome.note.startswith("Triton crashed ")
     assert "signal" not in str(outcome)
     assert server.log_path.with_name("server.crashed.log").exists()
-
-
-def test_triton_that_crashes_every_time_is_given_up_after_three_more_starts(
-    make_server: ServerMaker, kit_repository: Path, slow_wake: Path
-) -> None:
-    server = make_server(kit_repository, flavour="vllm-image")
-    server.environment = {"LD_PRELOAD": str(slow_wake)}
-
-    outcome = server.attempt_start(START_TIMEOUT_S)
-
-    assert (outcome.kind, outcome.exit_code, outcome.crashes) == ("exited", 139, CRASH_RETRIES)
 
 
 def test_lesson_says_on_its_page_that_triton_crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
