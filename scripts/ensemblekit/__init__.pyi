@@ -11,7 +11,6 @@ from .clients.http import curl_command as curl_command
 from .clients.http import load_model as load_model
 from .clients.http import model_states as model_states
 from .clients.http import stream_http as stream_http
-from .clients.statistics import metric_value as metric_value
 from .clients.statistics import model_statistics as model_statistics
 from .clients.statistics import time_by_step as time_by_step
 from .diagnose.doctor.report import Plan as Plan

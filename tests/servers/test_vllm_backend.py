@@ -21,7 +21,6 @@ from safetensors.numpy import save_file
 from ensemblekit.assets.weights import ensure_checkpoint
 from ensemblekit.clients.grpc import ask, ask_many, stream
 from ensemblekit.clients.http import ask_http, stream_http
-from ensemblekit.clients.statistics import metric_value
 from ensemblekit.diagnose.alive import DEADLINE_S, ask_alive
 from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.errors import RequestError
@@ -50,6 +49,13 @@ START_TIMEOUT_S = 240.0  # 25 s alone on two cores; other tests may run beside
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 both = pytest.mark.parametrize("model", ["llm", "ensemble"])
+
+
+def metric_value(server: TritonServer, name: str) -> float | None:
+    """Return the sum of a metric over its labels, None if the server has no such metric."""
+    text = httpx.get(f"http://{server.metrics_url}/metrics", timeout=5.0, trust_env=False).text
+    values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
+    return sum(values) if values else None
 
 
 @pytest.fixture(scope="module", params=["yes", "no"], ids=["fast-path", "generate"])

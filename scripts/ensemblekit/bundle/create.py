@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 
 from ensemblekit.assets.store import fetch_wheel
@@ -197,15 +198,21 @@ def _pack(plan: Plan, wheels: Path, folder: Path, part_size: int, say: Say) -> P
 
 
 def _copy_python(source: Path, archive: tarfile.TarFile) -> None:
-    """Copy a standalone Python member by member: the other machine then needs nothing that opens its archive."""
+    """Copy a standalone Python as plain files: the other machine then needs nothing that opens its archive.
+
+    Its links become copies, because unpack.py writes no link.
+    """
     with tarfile.open(source) as python:
         for member in python:
-            content = python.extractfile(member) if member.isreg() else None
-            member.name = f"{BUNDLE_FOLDER}/{member.name}"
-            if member.islnk():
-                member.linkname = f"{BUNDLE_FOLDER}/{member.linkname}"
-            member.pax_headers = {}
-            archive.addfile(_without_owner(member), content)
+            copy = tarfile.TarInfo(f"{BUNDLE_FOLDER}/{member.name}")
+            copy.type, copy.mode, copy.mtime = member.type, member.mode, member.mtime
+            content = b""
+            if not member.isdir():
+                file = python.extractfile(member)  # of a link: what it points to
+                content = file.read() if file else b""
+                copy.type = tarfile.REGTYPE
+            copy.size = len(content)
+            archive.addfile(copy, BytesIO(content))
 
 
 def _kit_files() -> list[str]:

@@ -23,6 +23,8 @@ __all__ = [
     "LogReader",
     "ModelLoad",
     "Printed",
+    "dead_process",
+    "is_ending",
     "last_line",
     "missing_library",
     "model_loads",
@@ -54,6 +56,10 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u
 # the dynamic linker's words, of the server itself or of the stub of a Python model
 _LIBRARY = re.compile(r"^(\S+): error while loading shared libraries: ([^:\s]+): ", re.MULTILINE)
 STUB_NAME = "triton_python_backend_stub"
+# the reaper's words of a Python model's process, of which Triton says nothing
+_DEAD = re.compile(r"ensemblekit: (the process of .+ ended \(.+\));")
+# what Triton says when it ends, a failed start too: first that it begins to, then that it unloads
+_ENDING = ("Waiting for in-flight requests to complete", "All models are stopped, unloading models")
 LONGEST_MESSAGE = 400  # lines of one quoted message; a traceback through a framework has about 100
 DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 LONGEST_LINE = 64 * 1024  # bytes; what is longer is cut into pieces
@@ -314,3 +320,18 @@ def missing_library(text: str) -> str | None:
 def stub_without_library(text: str) -> bool:
     """Return whether a model's process could not start for want of a library: Triton waits for it without limit."""
     return any(match[1].endswith(STUB_NAME) for match in _LIBRARY.finditer(text))
+
+
+def dead_process(text: str) -> str | None:
+    """Return what the reaper says of a model's process that died, None if none did.
+
+    >>> dead_process("ensemblekit: the process of model llm ended (signal 9); Triton does not notice")
+    'the process of model llm ended (signal 9)'
+    """
+    match = _DEAD.search(text)
+    return match[1] if match else None
+
+
+def is_ending(text: str) -> bool:
+    """Return whether the server had begun to end when the log stopped."""
+    return any(words in text for words in _ENDING)

@@ -14,6 +14,7 @@ __all__ = ["SERVER_FAULTS"]
 
 REQUEST_FAILED = "Failed to process the request"
 UNKNOWN_OPTION = re.compile(r"unrecognized option '([^']+)'")
+PORT_TAKEN = "already in use"  # of an endpoint that cannot be opened
 NO_TEXT_FILE = "failed to open text file for read {file}: No such file or directory"
 NO_CANONICAL_PATH = "Failed to get the canonical path for {path}."
 
@@ -114,12 +115,17 @@ SERVER_FAULTS = (
     Fault(
         "S409",
         "a Python model's process died",
-        pattern=r"Stub process '(?P<instance>[^']*)' is not healthy",
+        pattern=r"Stub process '(?P<instance>[^']*)' is not healthy"
+        r"|the process of (?:a )?model (?P<dead>\S*) ?ended \((?P<manner>[^)]+)\)",
         also=(
             Also(r"Stub process is unhealthy and it will be restarted", "to 24.05"),
             Also(r"stub process (?:has )?exited unexpectedly(?:: (?P<instance>\S+))?", "from 21.06"),
         ),
-        found=("the process (stub) of {instance} died", "the process (stub) of a Python model died"),
+        found=(
+            "the process (stub) of {dead} died: {manner}",
+            "the process (stub) of {instance} died",
+            "the process (stub) of a Python model died",
+        ),
         cause="It ended without a Python exception: os._exit, a crash in native code, or the kernel's out-of-memory "
         "killer.",
         fix="Look at what it printed before, at `dmesg | tail`, and at the memory limit of the container.",

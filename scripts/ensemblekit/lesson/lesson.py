@@ -184,7 +184,10 @@ class Lesson:
         """
         self._adopt(server)
         with StatusLine(f"starting Triton {server.installation.release.name}") as line:
-            return server.attempt_start(self.settings.ready_timeout_s, lambda _server: line.tick())
+            outcome = server.attempt_start(self.settings.ready_timeout_s, lambda _server: line.tick())
+        if outcome.note:
+            display(Markdown(outcome.note))
+        return outcome
 
     def start(self, server: TritonServer | None = None) -> Server:
         """Start a server for the cells below and return it; replaces the one this notebook started before.

@@ -18,9 +18,8 @@ from ensemblekit.clients.bounded import Asker
 from ensemblekit.errors import RequestError, ServerExited, ServerNotReady
 from ensemblekit.faults.log import parse_log, poll_errors, read_log, without_controls
 from ensemblekit.faults.poll import ENSEMBLE_PLATFORM
-from ensemblekit.faults.server import UNKNOWN_OPTION
-from ensemblekit.servers.control_key import control_arguments, control_headers, new_key
-from ensemblekit.servers.ports import LOOPBACK, free_ports
+from ensemblekit.faults.server import PORT_TAKEN, UNKNOWN_OPTION
+from ensemblekit.servers.ports import LOOPBACK, control_arguments, control_headers, free_ports, new_key
 from ensemblekit.servers.supervised import reaped
 
 __all__ = ["FIX", "PROBE_MODEL", "PROBE_TIMEOUT_S", "ProbeAnswer", "answer_of", "probe_binary", "write_repository"]
@@ -40,7 +39,6 @@ POLL_S = 0.004  # the whole start takes 40 to 100 ms
 LAST_LINES = 12
 LONGEST_LINE = 1000  # characters
 LONGEST_LOG = 16 * 2**20  # bytes; a server without models writes some thousands
-PORT_TAKEN = "already in use"
 TRIES = 3
 CRASHED = (-6, -11, 134, 139)  # SIGABRT and SIGSEGV, of a child and as a shell says it
 BAD_REQUEST = 400
