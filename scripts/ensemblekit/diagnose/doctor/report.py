@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.markup import escape
 
@@ -23,9 +23,12 @@ def write_page(found: Examination) -> Path:
         OSError: It cannot be written.
     """
     templates = Environment(
-        loader=PackageLoader("ensemblekit.batch"), autoescape=select_autoescape(["j2"], default=True),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("ensemblekit.batch"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     page = found.folder / "report.html"
     page.write_text(templates.get_template("doctor.html.j2").render(found=found, badge=BADGE))
     return page
