@@ -12,13 +12,14 @@ from ensemblekit.matrix.cells import Cell, MatrixResult, State
 
 __all__ = ["plot_matrix", "save_picture"]
 
-# Okabe and Ito's green and vermillion stay apart for every kind of colour vision
-COLOUR: dict[State, str] = {
-    "answered": "#009e73", "refused": "#d55e00", "failed": "#5b5f66", "not run": "#e4e6ea",
-}  # fmt: skip
+# Okabe and Ito's green and vermillion stay apart for every kind of colour vision; darker, so that white is readable
+COLOUR: dict[State, str] = {"answered": "#00795a", "refused": "#b84d00", "failed": "#5b5f66", "not run": "#e4e6ea"}
 WORDS: dict[State, str] = {
-    "answered": "ensemble answers", "refused": "ensemble refused", "failed": "failed", "not run": "not run",
-}  # fmt: skip
+    "answered": "ensemble answers",
+    "refused": "ensemble refused",
+    "failed": "failed",
+    "not run": "not run",
+}
 WIDTH_IN, ROW_IN = 9.0, 0.78
 GAP = 0.06
 DPI = 150
@@ -54,13 +55,19 @@ def _title(result: MatrixResult) -> str:
 def _draw(axes: Axes, column: int, row: int, cell: Cell) -> None:
     odd = cell.verdict == "UNEXPECTED"
     box = FancyBboxPatch(
-        (column + GAP, row + GAP), 1 - 2 * GAP, 1 - 2 * GAP, boxstyle="round,pad=0,rounding_size=0.05",
-        fc=COLOUR[cell.state], ec="black" if odd else "none", lw=3 if odd else 0,
-    )  # fmt: skip
+        (column + GAP, row + GAP),
+        1 - 2 * GAP,
+        1 - 2 * GAP,
+        boxstyle="round,pad=0,rounding_size=0.05",
+        fc=COLOUR[cell.state],
+        ec="black" if odd else "none",
+        lw=3 if odd else 0,
+    )
     axes.add_patch(box)
     colour = "#5b5f66" if cell.state == "not run" else "white"
     text: dict[str, Any] = {"ha": "center", "va": "center", "color": colour}
-    small = "UNEXPECTED" if odd else f"{cell.seconds:.1f} s" if cell.state != "not run" else ""
+    seconds = f"{cell.seconds:.1f} s" if cell.state != "not run" else ""
+    small = "UNEXPECTED" if odd else seconds
     axes.text(column + 0.5, row + (0.4 if small else 0.5), WORDS[cell.state], fontsize=10, fontweight="bold", **text)
     axes.text(column + 0.5, row + 0.68, small, fontsize=8.5, **text)
 

@@ -29,7 +29,7 @@ _IDLE_ENTRY = re.compile(
 FIRST_STEPS = ("loading: ", "Poll failed for model directory ")  # no line after a server's end begins so
 STEPS = ("loading", "loaded", "refused", "failed", "gives up", "incomplete", "listening")
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]+")
-BLUE, GREEN, AMBER, RED, GREY = "#3b7dd8", "#76b900", "#f2a33a", "#d33f49", "#8a8f98"  # readable when colour-blind
+BLUE, GREEN, AMBER, RED, GREY = "#3b7dd8", "#76b900", "#f2a33a", "#c8323d", "#5f6671"  # as in lesson/plots.py
 WIDTH_IN, ROW_IN, FRAME_IN = 9.0, 0.42, 1.3
 MARK = {"cause": (RED, "X"), "consequence": (GREY, "o"), "unknown": (AMBER, "s")}
 NARROW = 0.012  # of the whole time a letter takes; a bar that is narrower than its word has none
@@ -233,4 +233,4 @@ def _first(rows: list[TimelineRow], what: str) -> float | None:
 def _bar(axes: "Axes", row: int, begin_s: float, stop_s: float, end_s: float, colour: str, text: str) -> None:
     axes.barh(row, stop_s - begin_s, left=begin_s, height=0.5, color=colour)
     if stop_s - begin_s > NARROW * len(text) * end_s:
-        axes.text((begin_s + stop_s) / 2, row, text, ha="center", va="center", color="white", fontsize=8)
+        axes.text((begin_s + stop_s) / 2, row, text, ha="center", va="center", color="black", fontsize=8)
