@@ -125,7 +125,8 @@ def _body(executed: Path, names: Collection[str]) -> str:
     # nbconvert's own sanitising does the same, so the finished page is cleaned, as a whole
     exporter = HTMLExporter(template_name="basic", embed_images=False, anchor_link_text="")
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(repo_root() / "notebooks")}})
-    return _cleaner().clean(NOTEBOOK_LINK.sub(partial(_page_link, names), body))
+    text: str = _cleaner().clean(NOTEBOOK_LINK.sub(partial(_page_link, names), body))
+    return text
 
 
 def _code_style() -> str:

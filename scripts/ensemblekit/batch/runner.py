@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,6 +173,7 @@ def _kernel_environment(folder: Path) -> Iterator[None]:
     from ipykernel.kernelspec import get_kernel_dict
 
     private = folder / "jupyter"
+    runtime = private / "runtime"
     specification = dict(get_kernel_dict())
     specification["argv"] = ["/bin/sh", "-c", TO_LOG, sys.executable, *specification["argv"][1:]]
     specification["env"] = {"ENSEMBLEKIT_KERNEL_LOG": str(private / "kernels.log")}
@@ -182,6 +184,7 @@ def _kernel_environment(folder: Path) -> Iterator[None]:
     changes = {
         "JUPYTER_PATH": path,
         "IPYTHONDIR": str(private / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(runtime),  # for the files that hold a kernel's ports and key
         RUN_DIR_VARIABLE: str(folder),
         BATCH_VARIABLE: "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the kernel's debugger warns on stderr
@@ -193,6 +196,7 @@ def _kernel_environment(folder: Path) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+        shutil.rmtree(runtime, ignore_errors=True)
 
 
 def _run_one(
@@ -207,10 +211,9 @@ def _run_one(
     unrun = [cell for cell in _cells_to_run(executed) if cell.execution_count is None]
     if outcome == "passed" and unrun:
         outcome, message = "incomplete", _unrun_message(lesson, len(unrun), cells)
-    return LessonResult(
-        lesson.name, lesson.title, outcome, round(time.monotonic() - began, 2), cells,
-        max(0, cells - len(unrun)), message, values, tuple(lesson.parameters),
-    )  # fmt: skip
+    seconds, done = round(time.monotonic() - began, 2), max(0, cells - len(unrun))
+    takes = tuple(lesson.parameters)
+    return LessonResult(lesson.name, lesson.title, outcome, seconds, cells, done, message, values, takes)
 
 
 def _cells_to_run(notebook: NotebookNode) -> list[NotebookNode]:
@@ -294,6 +297,8 @@ def _papermill(
             def cell_start(cell: NotebookNode, cell_index: int | None = None, **more: Any) -> None:
                 nonlocal count
                 if cell.cell_type == "code" and cell.source.strip():
+                    if not count:  # the kernel has read its key; a run that is killed now leaves none behind
+                        shutil.rmtree(os.environ["JUPYTER_RUNTIME_DIR"], ignore_errors=True)
                     count += 1
                     cell_begins(count)
                 start(cell, cell_index, **more)
@@ -304,11 +309,17 @@ def _papermill(
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns about comments that hold a "="
     papermill_engines.register("ensemblekit", WatchedEngine)
     papermill.execute_notebook(
-        str(lesson.path), str(target), parameters=values, engine_name="ensemblekit", kernel_name="python3",
-        progress_bar=False, cwd=str(lesson.path.parent), start_timeout=KERNEL_START_TIMEOUT_S,
+        str(lesson.path),
+        str(target),
+        parameters=values,
+        engine_name="ensemblekit",
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=str(lesson.path.parent),
+        start_timeout=KERNEL_START_TIMEOUT_S,
         execution_timeout=int(cell_timeout_s) if cell_timeout_s else None,
         config=Config(KernelManager={"transport_encryption": "auto"}),  # the default makes kernels warn
-    )  # fmt: skip
+    )
 
 
 def _failure_message(lesson: Notebook, error: Any) -> str:
@@ -316,14 +327,11 @@ def _failure_message(lesson: Notebook, error: Any) -> str:
     text = TERMINAL_CODES.sub("", str(error.evalue))
     if "Hint:" in text:
         return f"Lesson {lesson.name} failed in cell [{error.exec_count}] ({error.ename}).\n{text}"
-    trace = TERMINAL_CODES.sub("", "\n".join(error.traceback)).splitlines()[-ERROR_LINES:]
-    return "\n".join(
-        [
-            f"Lesson {lesson.name} failed in cell [{error.exec_count}]: {error.ename}: {text}",
-            "```", *trace, "```",
-            "Hint: open the executed notebook to see the cell in its place; server logs lie under servers/",
-        ]
-    )  # fmt: skip
+    trace = "\n".join(TERMINAL_CODES.sub("", "\n".join(error.traceback)).splitlines()[-ERROR_LINES:])
+    return (
+        f"Lesson {lesson.name} failed in cell [{error.exec_count}]: {error.ename}: {text}\n```\n{trace}\n```\n"
+        "Hint: open the executed notebook to see the cell in its place; server logs lie under servers/"
+    )
 
 
 def _message(lesson: Notebook, found: str, hint: str) -> str:
