@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executes lessons one after the other, each in a kernel of this environment, and says how each ended."""
 
+import errno
 import json
 import logging
 import os
@@ -33,6 +34,8 @@ ERROR_LINES = 60  # the message of a KitError with its log tail fits
 TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")
 # what a kernel itself says on the terminal would tear the progress bar; exec keeps its process id
 TO_LOG = 'exec "$0" "$@" >>"$ENSEMBLEKIT_KERNEL_LOG" 2>&1'
+KERNEL_LOG_HINT = "the kernel's own words stand in jupyter/kernels.log of the run's folder"
+FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 SKIP_TAG = "skip-execution"
 
 
@@ -207,13 +210,21 @@ def _run_one(
     listener.lesson_begins(lesson, cells)
     began = time.monotonic()
     outcome, message = _execute(lesson, values, target, cell_timeout_s, listener.cell_begins)
-    executed = nbformat.read(target, as_version=4) if target.is_file() else lesson.content
+    executed = _as_executed(target) or lesson.content
     unrun = [cell for cell in _cells_to_run(executed) if cell.execution_count is None]
     if outcome == "passed" and unrun:
         outcome, message = "incomplete", _unrun_message(lesson, len(unrun), cells)
     seconds, done = round(time.monotonic() - began, 2), max(0, cells - len(unrun))
     takes = tuple(lesson.parameters)
     return LessonResult(lesson.name, lesson.title, outcome, seconds, cells, done, message, values, takes)
+
+
+def _as_executed(notebook: Path) -> NotebookNode | None:
+    """Return an executed notebook, nothing if it was not written, or not to its end."""
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except (OSError, ValueError):
+        return None
 
 
 def _cells_to_run(notebook: NotebookNode) -> list[NotebookNode]:
@@ -247,10 +258,13 @@ def _execute(
     except DeadKernelError:
         hint = "out of memory is the usual cause (`dmesg | tail`); close other programs, or use --quick"
         return "failed", _message(lesson, "its Jupyter kernel died", hint)
+    except OSError as error:
+        if error.errno not in FULL_OR_READ_ONLY:
+            return "failed", _message(lesson, str(error), KERNEL_LOG_HINT)
+        error.filename = error.filename or str(target.parent)
+        raise  # the next lesson could not be written either
     except Exception as error:  # what keeps a kernel from coming up has a dozen types
-        found = f"{type(error).__name__}: {error}"
-        hint = "the kernel's own words stand in jupyter/kernels.log of the run's folder"
-        return "failed", _message(lesson, found, hint)
+        return "failed", _message(lesson, f"{type(error).__name__}: {error}", KERNEL_LOG_HINT)
     except KeyboardInterrupt:
         # nobody waits any more for the cell whose kernel dies now; asyncio would print that as an error
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -2,8 +2,10 @@
 """What `ensemblekit run` does: chooses, executes, reports, and shows all that to the person who waits."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -88,7 +90,8 @@ def execute(
     lessons = choose_notebooks(plan.only)
     runs = [(place, each, distribute(lessons, each, quick=plan.quick)) for place, each in plan.runs(folder)]
     if not resume:
-        plan.save(folder)
+        with _errors_that_name(folder):
+            plan.save(folder)
     console = Console(stderr=True)
     if plan.quick:
         console.print("Quick mode: llm is a Python stand-in, no vLLM runs.", style="yellow")
@@ -106,6 +109,16 @@ def execute(
     return max(codes)
 
 
+@contextmanager
+def _errors_that_name(folder: Path) -> Iterator[None]:
+    """Give errors of the disk a place: a full one names no file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
+
+
 def _words(parameters: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in parameters.items())
 
@@ -118,11 +131,12 @@ def _execute_one(
     console: Console,
 ) -> int:
     bars = _Bars(console, len(lessons))
-    with bars.bars:
-        run = run_lessons(
-            lessons, parameters, folder, quick=plan.quick, cell_timeout_s=plan.cell_timeout_s, listener=bars
-        )
-    _conclude(console, run, write_report(run))
+    options: dict[str, Any] = {"quick": plan.quick, "cell_timeout_s": plan.cell_timeout_s, "listener": bars}
+    with _errors_that_name(folder):
+        with bars.bars:
+            run = run_lessons(lessons, parameters, folder, **options)
+        index = write_report(run)
+    _conclude(console, run, index)
     if any(result.outcome == "interrupted" for result in run.results):
         return EXIT_INTERRUPTED
     return 0 if run.passed else EXIT_FAILED
