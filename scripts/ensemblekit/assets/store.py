@@ -8,6 +8,7 @@ maker holds a lock, so that two runs on one empty cache neither fail nor work tw
 import errno
 import hashlib
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 DOWNLOAD_TRIES = 2  # a cut download heals on the second try; a third would only delay the error
 DOWNLOAD_TIMEOUT_S = 900  # 250 MB at 2.5 Mbit/s
 LOG_TAIL_LINES = 8
-DISK_FULL = "No space left on device"  # as pip ends when there is none
+DISK_FULL = os.strerror(errno.ENOSPC)  # as pip ends then
 DRAFT_MARK = ".draft-"  # after the name of what is being built
 DONE_MARK = ".complete"  # written last into an unpacked tree; a tree without it is made anew
 

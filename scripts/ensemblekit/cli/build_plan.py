@@ -2,12 +2,13 @@
 """`ensemblekit build-plan`: print the plan, check the machine, run the build."""
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ensemblekit.cli.options import EXIT_INTERRUPTED, PATH, WORD, as_json, release
+from ensemblekit.cli.options import COUNT, EXIT_INTERRUPTED, PATH, WORD, as_json, release, say
 from ensemblekit.errors import BuildError, ParameterError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 NEEDED_FOR_DRYRUN = ("git", "source", "Python packages")
-COUNT = click.IntRange(1)
 
 variant = click.option(
     "--variant", type=WORD, default="minimal", help="minimal, or full: NVIDIA's own list of features."
@@ -68,7 +68,7 @@ def command(
     console.print("This machine")
     console.print(rows_table(rows))
     lacking = f"{len(unmet(rows))} of them still to fix, then: " if unmet(rows) else "Next: "
-    console.print(f"{lacking}{_run_command(plan)}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{lacking}{_run_command(plan)}")
 
 
 def _run_command(plan: "BuildPlan") -> str:
@@ -113,11 +113,10 @@ def run(
     folder = work.resolve() if work else work_folder(plan)
     console = Console()
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     status = console.status("")
-    build = Build(plan, folder, say, lambda text: status.update(Text(text, no_wrap=True, overflow="ellipsis")))
+    build = Build(
+        plan, folder, partial(say, console), lambda text: status.update(Text(text, no_wrap=True, overflow="ellipsis"))
+    )
     if not anyway:
         record = None if fresh else read_record(build.record_path)
         begun = record is not None and any(line.attempts for line in record.lines)
@@ -130,11 +129,10 @@ def run(
         click.echo("Stopped. The same command goes on with the line that was interrupted.", err=True)
         context.exit(EXIT_INTERRUPTED)
     if result.probe is not None:
-        say(f"{result.image} knows ensembles, after {result.seconds / 60:.1f} minutes of building")
-    for row in (f"log    {build.log}", f"lines  {build.record_path}", f"build  {build.build}"):
-        say(row)
+        say(console, f"{result.image} knows ensembles, after {result.seconds / 60:.1f} minutes of building")
+    say(console, f"log    {build.log}", f"lines  {build.record_path}", f"build  {build.build}")
     if result.probe is not None:
-        say("use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
+        say(console, "use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
 
 
 def _require(console: "Console", rows: tuple["Row", ...], only: tuple[str, ...], *, but: tuple[str, ...]) -> None:
@@ -155,7 +153,6 @@ def _require(console: "Console", rows: tuple["Row", ...], only: tuple[str, ...],
     if not missing:
         return
     console.print(rows_table(rows))
-    raise BuildError(
-        "begin the build", found="; ".join(f"{row.name}: {row.found}" for row in missing),
-        hint=f"{missing[0].without} (the table above has every fix; --anyway builds all the same)",
-    )  # fmt: skip
+    found = "; ".join(f"{row.name}: {row.found}" for row in missing)
+    hint = f"{missing[0].without} (the table above has every fix; --anyway builds all the same)"
+    raise BuildError("begin the build", found=found, hint=hint)

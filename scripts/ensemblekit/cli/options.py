@@ -5,11 +5,16 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
 __all__ = [
+    "COUNT",
     "EXIT_FAILED",
     "EXIT_INTERRUPTED",
     "EXIT_UNUSABLE",
@@ -23,8 +28,11 @@ __all__ = [
     "device",
     "engine",
     "model",
+    "progress_bars",
     "python",
     "release",
+    "runs_dir",
+    "say",
     "shortened",
 ]
 
@@ -103,6 +111,19 @@ def shortened(text: str, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
 
 
+def say(console: "Console", *lines: str) -> None:
+    """Print lines as they are: a path or a name may look like markup, and is never broken."""
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_bars(console: "Console") -> "Progress":
+    """Return bars for a terminal; elsewhere they show nothing."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
 def _depth(values: Any) -> int:
     """Return how deep lists and objects are nested, without recursion."""
     depth, level = 0, [values]
@@ -113,6 +134,7 @@ def _depth(values: Any) -> int:
     return depth
 
 
+COUNT = click.IntRange(1)
 SECONDS = _Seconds(min=1, max=LONGEST_WAIT_S)
 PATH = _Path(path_type=Path)
 FOLDER = _Path(path_type=Path, file_okay=False)
@@ -129,5 +151,6 @@ model = click.option(
 container_engine = click.option(
     "--container-engine", type=WORD, help="For PROVIDER container: docker or podman; found by itself if left out."
 )
+runs_dir = click.option("--runs-dir", type=FOLDER, help="Where the runs are (default: runs/ of the checkout).")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 python = click.option("--python", type=PROGRAM, help="The interpreter, or its environment, of the Python models.")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 
 from ensemblekit.batch.notebooks import Notebook, choose_notebooks, distribute
 from ensemblekit.batch.report import write_report
 from ensemblekit.batch.runner import LessonResult, Run, RunListener, run_lessons
 from ensemblekit.batch.sweep import RunPlan, read_sets
-from ensemblekit.cli.options import EXIT_FAILED, EXIT_INTERRUPTED
+from ensemblekit.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, progress_bars, say
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import new_run_id
 from ensemblekit.paths import runs_dir as default_runs_dir
@@ -29,8 +29,7 @@ class _Bars(RunListener):
 
     def __init__(self, console: Console, lessons: int) -> None:
         self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.bars = progress_bars(console)
         self.overall = self.bars.add_task("lessons", total=lessons)
         self.current: TaskID | None = None
 
@@ -98,11 +97,11 @@ def execute(
     codes = list[int]()
     for place, each, parameters in runs:
         if plan.sets:
-            console.print(f"\n{place.name} of {len(runs)}: {_words(each)}", highlight=False, markup=False)
+            say(console, f"\n{place.name} of {len(runs)}: {_words(each)}")
         _say_what_stays(console, lessons, each, parameters)
         codes.append(_execute_one(plan, lessons, parameters, place, console))
         if codes[-1] == EXIT_INTERRUPTED:
-            console.print(f"To go on: --resume {folder.name}", highlight=False, markup=False)
+            say(console, f"To go on: --resume {folder.name}")
             break
     if plan.sets:
         console.print(f"\n{codes.count(0)} of {len(runs)} sets passed", highlight=False)
@@ -158,11 +157,9 @@ def _say_what_stays(
 def _conclude(console: Console, run: Run, index: Path) -> None:
     for result in run.results:
         if result.message:
-            console.print()
-            console.print(result.message, markup=False, highlight=False, soft_wrap=True)
+            say(console, "", result.message)
     passed = sum(result.outcome == "passed" for result in run.results)
-    console.print(f"\n{passed} of {len(run.results)} lessons passed in {run.seconds:.0f} s", highlight=False)
-    console.print(f"Report: {_shown(index)}", highlight=False, soft_wrap=True)
+    say(console, f"\n{passed} of {len(run.results)} lessons passed in {run.seconds:.0f} s", f"Report: {_shown(index)}")
 
 
 def _shown(path: Path) -> str:
