@@ -17,6 +17,12 @@ TORCH_HINT = (
     "the CPU build of torch lives on %s; make it reachable, name a mirror of it in %s, or put its wheel in a folder "
     "and name that in PIP_FIND_LINKS" % (CPU_TORCH_INDEX, TORCH_INDEX_VARIABLE)
 )
+DISK_FULL = "No space left on device"
+DISK_FULL_HINT = (
+    "free some disk (`df -h`, also of /tmp and of pip's cache); ENSEMBLEKIT_VENV names another place for the "
+    "environment, TMPDIR for pip's temporary files"
+)
+CHANGED = "THESE PACKAGES DO NOT MATCH THE HASHES"
 CHANGED_HINT = "a mirror or proxy altered a file, or the index has another one under that name: the log has both hashes"
 
 
@@ -50,8 +56,10 @@ class Installer:
         try:
             self.log.run(command + arguments, attempted, hint, watch)
         except SetupError as error:
-            if any("THESE PACKAGES DO NOT MATCH THE HASHES" in line for line in self.log.lines_from(0)):
-                raise SetupError(attempted, error.found, CHANGED_HINT, self.log.path) from None
+            said = "\n".join(self.log.lines_from(0))
+            for words, better in ((DISK_FULL, DISK_FULL_HINT), (CHANGED, CHANGED_HINT)):
+                if words in said:
+                    raise SetupError(attempted, error.found, better, self.log.path) from None
             raise
         phase.end("%d packages installed" % total if total > 1 else "installed")
 

@@ -2,6 +2,7 @@
 """What is asked for: the set-up's own options, and those of `ensemblekit run` that choose the environment."""
 
 import importlib.util
+import json
 import os
 from types import ModuleType
 
@@ -12,6 +13,7 @@ from setup.messages import SetupError
 GRAMMAR = os.path.join(ROOT, "scripts", "ensemblekit", "cli", "run_grammar.py")  # the command itself reads with it too
 FLAGS = ("quick", "lab", "dev", "here")
 HELP = ("-h", "--help")
+PLAN = "plan.json"  # what a run was asked for, in its folder
 
 
 def load_grammar() -> ModuleType:
@@ -47,8 +49,20 @@ def _read_run_options(words: list, options: dict) -> None:
     """Let the options of `ensemblekit run` choose the environment; what is wrong with them the command will say."""
     grammar = load_grammar()
     run = grammar.read_run(words)
-    options["quick"] = options["quick"] or not grammar.needs_vllm(run)
-    options["device"] = grammar.device_of(run, options["device"])
+    runs = _resumed(grammar, run) or [run]
+    options["quick"] = options["quick"] or not any(grammar.needs_vllm(one) for one in runs)
+    options["device"] = grammar.device_of(runs[0], options["device"])
+
+
+def _resumed(grammar: ModuleType, run: tuple) -> list:
+    """Return what the run was asked for that is to go on, nothing if there is none."""
+    name = grammar.value_of(run, "--resume")
+    folder = grammar.value_of(run, "--runs-dir") or os.path.join(ROOT, "runs")
+    try:
+        with open(os.path.join(folder, name, PLAN)) as file:
+            return grammar.planned(json.load(file)) if name else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def choose_engine(options: dict, gpu: bool) -> str:

@@ -84,6 +84,7 @@ def test_every_page_fetches_nothing(a_run: Run) -> None:
         loads.feed(text)
         assert [found for found in loads.found if not found.startswith("data:")] == [], name
         assert not re.search(r"@import|url\(", text), name
+        assert "Content-Security-Policy\" content=\"default-src 'none'; img-src data:;" in text, name
 
 
 def test_quick_run_says_so_on_every_page(a_run: Run) -> None:

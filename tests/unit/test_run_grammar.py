@@ -3,6 +3,7 @@
 
 import ast
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +76,43 @@ def test_device_of_the_set_up_itself_counts_where_the_run_names_none() -> None:
     options, _ = parse(["--device", "cuda", "--exec", "ensemblekit", "run", "--only", "01"])
 
     assert options["device"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("asked", "engine", "device"),
+    [
+        pytest.param(["--quick"], "base", "auto", id="quick"),
+        pytest.param(["-p", "ENGINE=stand-in"], "base", "auto", id="stand-in"),
+        pytest.param(["--device", "cpu"], "cpu", "cpu", id="full-on-the-cpu"),
+        pytest.param(["-p", "ENGINE=stand-in", "--sweep", "sets.yaml"], "base", "auto", id="sweep-of-stand-ins"),
+        pytest.param(["--sweep", "sets.yaml"], "cpu", "auto", id="sweep-of-both"),
+    ],
+)
+@pytest.mark.parametrize("spelling", ["--resume NAME --runs-dir RUNS", "--runs-dir=RUNS --resume=NAME"])
+def test_set_up_of_a_resumed_run_chooses_the_environment_of_its_plan(
+    asked: list[str], engine: str, device: str, spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sets.yaml").write_text("- {RELEASE: 24.08, ENGINE: stand-in}\n- {RELEASE: 24.09}\n")
+    if asked[0] == "-p" and "--sweep" in asked:
+        Path("sets.yaml").write_text("- {RELEASE: 24.08}\n- {RELEASE: 24.09}\n")
+    monkeypatch.setattr("ensemblekit.cli.run_progress._execute_one", lambda *_: 0)
+    assert CliRunner().invoke(app, ["run", "--only", "01", "--runs-dir", "runs", *asked]).exit_code == 0
+    (folder,) = Path("runs").iterdir()
+
+    words = spelling.replace("NAME", folder.name).replace("RUNS", str(tmp_path / "runs")).split()
+    options, _ = parse(["--exec", "ensemblekit", "run", *words])
+
+    assert (choose_engine(options, gpu=False), options["device"]) == (engine, device)
+
+
+def test_set_up_leaves_a_run_without_a_plan_to_the_command(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "plan.json").write_text('{"given": []}')
+
+    for name in ("broken", "absent", ""):
+        options, _ = parse(["--exec", "ensemblekit", "run", "--resume", name, "--runs-dir", str(tmp_path)])
+        assert choose_engine(options, gpu=False) == "cpu"
 
 
 def test_grammar_needs_no_environment_and_no_new_python() -> None:

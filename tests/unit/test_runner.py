@@ -161,6 +161,7 @@ def test_kernel_that_does_not_come_up_is_one_failed_lesson_and_the_next_runs(
         pytest.param(signal.SIGTERM, 1, 0.5, id="terminated-soon-after"),
         pytest.param(signal.SIGTERM, 1, 2.0, id="terminated-cell-runs"),
         pytest.param(signal.SIGHUP, 1, 2.0, id="hung-up"),
+        pytest.param(signal.SIGKILL, 1, 2.0, id="killed"),
     ],
 )
 def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
@@ -186,18 +187,24 @@ def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
         "--runs-dir",
         str(tmp_path),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    runtime = tmp_path / "runtime-of-the-user"
+    environment = os.environ | {"JUPYTER_RUNTIME_DIR": str(runtime)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     kernels = wait_for_kernels(process.pid, settle_s)
 
     for _ in range(times):
         process.send_signal(number)
         time.sleep(0.1 if times > 1 else 0)  # what a hand on Ctrl-C does; signals at once would be one
     _, said = process.communicate(timeout=STOP_TIMEOUT_S)
+    psutil.wait_procs(kernels, timeout=STOP_TIMEOUT_S if number == signal.SIGKILL else 0)
 
+    assert not [kernel for kernel in kernels if kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE]
+    assert [*tmp_path.rglob("kernel-*.json"), *runtime.glob("*")] == []  # they hold a kernel's key
+    if number == signal.SIGKILL:
+        return
     assert process.returncode == 130
     assert "interrupted 05_sleeps" in said
     assert "Traceback" not in said
-    assert not [kernel for kernel in kernels if kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE]
     (index,) = tmp_path.glob("*/report/index.html")
     assert "interrupted" in index.read_text()
     assert "not run" in index.read_text()

@@ -5,8 +5,10 @@ Every entry appears under its final name only when it is whole (built beside it,
 maker holds a lock, so that two runs on one empty cache neither fail nor work twice.
 """
 
+import errno
 import hashlib
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 DOWNLOAD_TRIES = 2  # a cut download heals on the second try; a third would only delay the error
 DOWNLOAD_TIMEOUT_S = 900  # 250 MB at 2.5 Mbit/s
 LOG_TAIL_LINES = 8
+DISK_FULL = os.strerror(errno.ENOSPC)  # as pip ends then
 DRAFT_MARK = ".draft-"  # after the name of what is being built
 DONE_MARK = ".complete"  # written last into an unpacked tree; a tree without it is made anew
 
@@ -106,6 +109,7 @@ def fetch_wheel(project: str, version: str, *, sha256: str, platform: str | None
 
     Raises:
         FetchError: It cannot be downloaded, or what came is not the expected file.
+        OSError: The cache cannot be written.
     """
     folder = cache_dir() / "wheels"
     folder.mkdir(exist_ok=True)
@@ -136,13 +140,16 @@ def _download(folder: Path, project: str, version: str, sha256: str, platform: s
                 if got == sha256:
                     return wheel.replace(folder / wheel.name)
     if got == "nothing":
+        said = log.read_text(errors="replace")
+        if DISK_FULL in said:
+            raise OSError(errno.ENOSPC, DISK_FULL, str(folder))
         raise FetchError(
             f"download {project} {version} from PyPI",
             found=f"pip failed {DOWNLOAD_TRIES} times",
             hint=f"try `pip download --no-deps {project}=={version}` by hand; behind a proxy or mirror, "
             "set pip's own settings",
             log_path=log,
-            log_tail=log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:],
+            log_tail=said.splitlines()[-LOG_TAIL_LINES:],
         )
     raise FetchError(
         f"verify {project} {version}",

@@ -4,13 +4,13 @@
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from nbformat import NotebookNode
 
 from ensemblekit.batch.notebooks import STAND_IN
@@ -30,6 +30,14 @@ CONTEXT_KEYS = ("release", "flavour", "provider", "engine", "device")  # the sam
 KEY_RECORDS = 6  # the index shows so many; all of them stand in records/
 NOTEBOOK_LINK = re.compile(r'<a href="(?:\./)?(\d\d_[^"/#]+)\.ipynb(#[^"]*)?">(.*?)</a>', re.DOTALL)
 UNITS = {"s": "s", "ms": "ms", "gib": "GiB", "mib": "MiB", "tokens": "tokens"}
+SHOWN_TYPES = ("text/plain", "text/html", "text/markdown", "text/latex", "image/png", "image/jpeg")
+PICTURE = re.compile(r"data:image/(?:png|jpeg);base64,[\w+/=\s]*$")
+ATTRIBUTES = ("alt", "class", "id", "title", "style", "open", "start", "colspan", "rowspan", "width", "height")
+CODE_STYLES = ("default", "github-dark")
+TAGS = """
+    a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img ins kbd li
+    ol p pre q s samp small span strong sub summary sup table tbody td tfoot th thead tr u ul var
+"""
 LONG_VALUE = 60  # characters; longer records are for the JSON file
 
 
@@ -42,21 +50,15 @@ def write_report(run: Run) -> Path:
     folder = run.folder / "report"
     folder.mkdir(exist_ok=True)
     pages = [result for result in run.results if (run.folder / "executed" / f"{result.name}.ipynb").is_file()]
-    templates = _templates()
+    templates, records = _templates(), _records(run.folder)
     shared = {"run": run, "quick_text": QUICK_TEXT if _is_quick(run) else "", "machine": run.machine}
     for before, result, after in _neighbours(pages):
-        body, code_style = _body(run.folder / "executed" / f"{result.name}.ipynb", {page.name for page in pages})
-        page = templates.get_template("page.html.j2").render(
-            shared, result=result, before=before, after=after, body=body, code_style=code_style
-        )
-        (folder / f"{result.name}.html").write_text(page)
-    records = _records(run.folder)
+        body = _body(run.folder / "executed" / f"{result.name}.ipynb", {page.name for page in pages})
+        page = templates.get_template("page.html.j2")
+        text = page.render(shared, result=result, before=before, after=after, body=body, code_style=_code_style())
+        (folder / f"{result.name}.html").write_text(text)
     rows = [
-        {
-            "result": r,
-            "page": f"{r.name}.html" if r in pages else "",
-            **_row(records.get(r.name, {}), r.takes),
-        }
+        {"result": r, "page": f"{r.name}.html" if r in pages else ""} | _row(records.get(r.name, {}), r.takes)
         for r in run.results
     ]
     index = folder / "index.html"
@@ -70,9 +72,12 @@ def _is_quick(run: Run) -> bool:
 
 def _templates() -> Environment:
     environment = Environment(
-        loader=PackageLoader("ensemblekit.batch"), autoescape=select_autoescape(["j2"], default=True),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("ensemblekit.batch"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["duration"] = _duration
     environment.filters["label"] = _label
     return environment
@@ -105,23 +110,54 @@ def _neighbours(
     return [(a, b, c) for (a, b), (_, c) in pairwise(pairwise(padded)) if b is not None]
 
 
-def _body(executed: Path, names: Collection[str]) -> tuple[str, str]:
-    """Return an executed notebook as a piece of HTML, and the style sheet of its coloured code.
+def _body(executed: Path, names: Collection[str]) -> str:
+    """Return an executed notebook as a piece of HTML in which nothing runs.
 
     nbconvert's whole pages fetch require.js and MathJax from the web; its `basic` template is the cells only.
     """
     from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter
 
     notebook = nbformat.read(executed, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = _shown_outputs(cell)
-    # embed_images would have each piece of HTML "repaired" by itself, so that <details> closes before its answer
+    # embed_images would have each piece of HTML "repaired" by itself, so that <details> closes before its answer;
+    # nbconvert's own sanitising does the same, so the finished page is cleaned, as a whole
     exporter = HTMLExporter(template_name="basic", embed_images=False, anchor_link_text="")
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(repo_root() / "notebooks")}})
-    body = NOTEBOOK_LINK.sub(partial(_page_link, names), body)
-    return body, HtmlFormatter(style="default", nobackground=True).get_style_defs(".highlight")
+    text: str = _cleaner().clean(NOTEBOOK_LINK.sub(partial(_page_link, names), body))
+    return text
+
+
+def _code_style() -> str:
+    """Return the style sheet of coloured code, for light and dark."""
+    from pygments.formatters import HtmlFormatter
+
+    light, dark = (HtmlFormatter(style=name, nobackground=True).get_style_defs(".highlight") for name in CODE_STYLES)
+    return f"{light} @media (prefers-color-scheme: dark) {{ {dark} }}"
+
+
+@cache
+def _cleaner() -> Any:
+    """Return what takes scripts, handlers and foreign addresses out of a page.
+
+    A model's answer, a log line or a name is part of a notebook's outputs, and may be HTML or Markdown there.
+    """
+    from bleach import Cleaner
+    from bleach.css_sanitizer import CSSSanitizer
+
+    styles = CSSSanitizer(allowed_css_properties=["text-align", "color", "background-color", "font-weight"])
+    return Cleaner(
+        tags=TAGS.split(), attributes=_is_harmless, protocols=["http", "https", "data"], css_sanitizer=styles
+    )
+
+
+def _is_harmless(tag: str, name: str, value: str) -> bool:
+    if name == "src":
+        return tag == "img" and bool(PICTURE.match(value))
+    if name == "href":
+        return tag == "a" and not value.strip().lower().startswith("data:")
+    return name in ATTRIBUTES
 
 
 def _page_link(names: Collection[str], link: re.Match[str]) -> str:
@@ -136,7 +172,11 @@ def _shown_outputs(cell: NotebookNode) -> list[NotebookNode]:
         return [nbformat.v4.new_output("stream", name="stdout", text=WIDGET_TEXT)]
     if "hide-output" in tags:
         return []
-    return [output for output in cell.outputs if WIDGET_TYPE not in output.get("data", {})]
+    for output in cell.outputs:
+        if "data" in output:  # a widget's data has a text too, which only names it
+            kinds = SHOWN_TYPES if WIDGET_TYPE not in output.data else ()
+            output.data = {kind: value for kind, value in output.data.items() if kind in kinds}
+    return [output for output in cell.outputs if output.get("data", True)]
 
 
 def _records(folder: Path) -> Mapping[str, Mapping[str, Any]]:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executes lessons one after the other, each in a kernel of this environment, and says how each ended."""
 
+import errno
 import json
 import logging
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +34,8 @@ ERROR_LINES = 60  # the message of a KitError with its log tail fits
 TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")
 # what a kernel itself says on the terminal would tear the progress bar; exec keeps its process id
 TO_LOG = 'exec "$0" "$@" >>"$ENSEMBLEKIT_KERNEL_LOG" 2>&1'
+KERNEL_LOG_HINT = "the kernel's own words stand in jupyter/kernels.log of the run's folder"
+FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 SKIP_TAG = "skip-execution"
 
 
@@ -172,6 +176,7 @@ def _kernel_environment(folder: Path) -> Iterator[None]:
     from ipykernel.kernelspec import get_kernel_dict
 
     private = folder / "jupyter"
+    runtime = private / "runtime"
     specification = dict(get_kernel_dict())
     specification["argv"] = ["/bin/sh", "-c", TO_LOG, sys.executable, *specification["argv"][1:]]
     specification["env"] = {"ENSEMBLEKIT_KERNEL_LOG": str(private / "kernels.log")}
@@ -182,6 +187,7 @@ def _kernel_environment(folder: Path) -> Iterator[None]:
     changes = {
         "JUPYTER_PATH": path,
         "IPYTHONDIR": str(private / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(runtime),  # for the files that hold a kernel's ports and key
         RUN_DIR_VARIABLE: str(folder),
         BATCH_VARIABLE: "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the kernel's debugger warns on stderr
@@ -193,6 +199,7 @@ def _kernel_environment(folder: Path) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+        shutil.rmtree(runtime, ignore_errors=True)
 
 
 def _run_one(
@@ -203,14 +210,21 @@ def _run_one(
     listener.lesson_begins(lesson, cells)
     began = time.monotonic()
     outcome, message = _execute(lesson, values, target, cell_timeout_s, listener.cell_begins)
-    executed = nbformat.read(target, as_version=4) if target.is_file() else lesson.content
+    executed = _as_executed(target) or lesson.content
     unrun = [cell for cell in _cells_to_run(executed) if cell.execution_count is None]
     if outcome == "passed" and unrun:
         outcome, message = "incomplete", _unrun_message(lesson, len(unrun), cells)
-    return LessonResult(
-        lesson.name, lesson.title, outcome, round(time.monotonic() - began, 2), cells,
-        max(0, cells - len(unrun)), message, values, tuple(lesson.parameters),
-    )  # fmt: skip
+    seconds, done = round(time.monotonic() - began, 2), max(0, cells - len(unrun))
+    takes = tuple(lesson.parameters)
+    return LessonResult(lesson.name, lesson.title, outcome, seconds, cells, done, message, values, takes)
+
+
+def _as_executed(notebook: Path) -> NotebookNode | None:
+    """Return an executed notebook, nothing if it was not written, or not to its end."""
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except (OSError, ValueError):
+        return None
 
 
 def _cells_to_run(notebook: NotebookNode) -> list[NotebookNode]:
@@ -244,10 +258,13 @@ def _execute(
     except DeadKernelError:
         hint = "out of memory is the usual cause (`dmesg | tail`); close other programs, or use --quick"
         return "failed", _message(lesson, "its Jupyter kernel died", hint)
+    except OSError as error:
+        if error.errno not in FULL_OR_READ_ONLY:
+            return "failed", _message(lesson, str(error), KERNEL_LOG_HINT)
+        error.filename = error.filename or str(target.parent)
+        raise  # the next lesson could not be written either
     except Exception as error:  # what keeps a kernel from coming up has a dozen types
-        found = f"{type(error).__name__}: {error}"
-        hint = "the kernel's own words stand in jupyter/kernels.log of the run's folder"
-        return "failed", _message(lesson, found, hint)
+        return "failed", _message(lesson, f"{type(error).__name__}: {error}", KERNEL_LOG_HINT)
     except KeyboardInterrupt:
         # nobody waits any more for the cell whose kernel dies now; asyncio would print that as an error
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -294,6 +311,8 @@ def _papermill(
             def cell_start(cell: NotebookNode, cell_index: int | None = None, **more: Any) -> None:
                 nonlocal count
                 if cell.cell_type == "code" and cell.source.strip():
+                    if not count:  # the kernel has read its key; a run that is killed now leaves none behind
+                        shutil.rmtree(os.environ["JUPYTER_RUNTIME_DIR"], ignore_errors=True)
                     count += 1
                     cell_begins(count)
                 start(cell, cell_index, **more)
@@ -304,11 +323,17 @@ def _papermill(
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns about comments that hold a "="
     papermill_engines.register("ensemblekit", WatchedEngine)
     papermill.execute_notebook(
-        str(lesson.path), str(target), parameters=values, engine_name="ensemblekit", kernel_name="python3",
-        progress_bar=False, cwd=str(lesson.path.parent), start_timeout=KERNEL_START_TIMEOUT_S,
+        str(lesson.path),
+        str(target),
+        parameters=values,
+        engine_name="ensemblekit",
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=str(lesson.path.parent),
+        start_timeout=KERNEL_START_TIMEOUT_S,
         execution_timeout=int(cell_timeout_s) if cell_timeout_s else None,
         config=Config(KernelManager={"transport_encryption": "auto"}),  # the default makes kernels warn
-    )  # fmt: skip
+    )
 
 
 def _failure_message(lesson: Notebook, error: Any) -> str:
@@ -316,14 +341,11 @@ def _failure_message(lesson: Notebook, error: Any) -> str:
     text = TERMINAL_CODES.sub("", str(error.evalue))
     if "Hint:" in text:
         return f"Lesson {lesson.name} failed in cell [{error.exec_count}] ({error.ename}).\n{text}"
-    trace = TERMINAL_CODES.sub("", "\n".join(error.traceback)).splitlines()[-ERROR_LINES:]
-    return "\n".join(
-        [
-            f"Lesson {lesson.name} failed in cell [{error.exec_count}]: {error.ename}: {text}",
-            "```", *trace, "```",
-            "Hint: open the executed notebook to see the cell in its place; server logs lie under servers/",
-        ]
-    )  # fmt: skip
+    trace = "\n".join(TERMINAL_CODES.sub("", "\n".join(error.traceback)).splitlines()[-ERROR_LINES:])
+    return (
+        f"Lesson {lesson.name} failed in cell [{error.exec_count}]: {error.ename}: {text}\n```\n{trace}\n```\n"
+        "Hint: open the executed notebook to see the cell in its place; server logs lie under servers/"
+    )
 
 
 def _message(lesson: Notebook, found: str, hint: str) -> str:

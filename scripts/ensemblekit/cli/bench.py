@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemblekit.cli.options import FOLDER, WORD, release
+from ensemblekit.cli.options import COUNT, FOLDER, WORD, progress_bars, release, say
 from ensemblekit.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-COUNT = click.IntRange(1)
 TARGET_HELP = "engine, vllm-serve, llm, ensemble, bls; with --gpus also replicas, tensor-parallel. May be given again."
 LOAD_HELP = (
     "Kind of request: http or grpc, whole or streamed, greedy or sampled, and varied for answers of different length, "
@@ -80,22 +79,19 @@ def command(
 
 def _show_all(measure: Callable[["Progress"], "BenchResult"], folder: Path) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
 
-    from ensemblekit.bench.report import save_picture
+    from ensemblekit.bench.report import cross_check_text, save_picture
     from ensemblekit.bench.run import RECORD
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with progress_bars(console) as bars:
         result = measure(_progress(console, bars))
     picture = save_picture(result, folder / "bench.png")
     for name in result.workloads:
         _show(result, name)
     if result.cross_check:
-        _show_cross_check(result)
-    console.print(f"Record: {folder / RECORD}\nPicture: {picture}", highlight=False, soft_wrap=True)
+        click.echo(cross_check_text(result))
+    say(console, f"Record: {folder / RECORD}", f"Picture: {picture}")
 
 
 def _progress(console: "Console", bars: "Bars") -> "Progress":
@@ -128,9 +124,3 @@ def _show(result: "BenchResult", workload: str) -> None:
     for row in body:
         table.add_row(*row)
     Console().print(table)
-
-
-def _show_cross_check(result: "BenchResult") -> None:
-    from ensemblekit.bench.report import cross_check_text
-
-    click.echo(cross_check_text(result))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemblekit.cli.options import EXIT_INTERRUPTED, PATH, WORD, as_json, release, rows_table
+from ensemblekit.cli.options import COUNT, EXIT_INTERRUPTED, PATH, WORD, as_json, release, rows_table, say
 from ensemblekit.errors import BuildError, ParameterError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 NEEDED_FOR_DRYRUN = ("git", "source", "Python packages")
-COUNT = click.IntRange(1)
 
 variant = click.option(
     "--variant", type=WORD, default="minimal", help="minimal, or full: NVIDIA's own list of features."
@@ -68,11 +67,7 @@ def command(
     console.print("This machine")
     console.print(rows_table(rows))
     lacking = f"{len(unmet(rows))} of them still to fix, then: " if unmet(rows) else "Next: "
-    _say(console, f"{lacking}{_run_command(plan)}")
-
-
-def _say(console: "Console", text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{lacking}{_run_command(plan)}")
 
 
 def _print_plan(console: "Console", plan: "BuildPlan") -> None:
@@ -87,14 +82,14 @@ def _print_plan(console: "Console", plan: "BuildPlan") -> None:
         table.add_row(without, with_flag, style="" if without == with_flag else "bold green")
     source = f"The source\n\n{shlex.join(plan.clone)}" if plan.clone else "The source is here\n"
     title = f"Triton {plan.release.name} with vLLM and ensembles, {plan.variant} build, upstream's branch"
-    _say(console, f"{title} {plan.branch}\n\n1. {source}\ncd {shlex.quote(plan.folder)}")
-    _say(console, "\n2. The options of build.py: one of them matters\n")
+    say(console, f"{title} {plan.branch}\n\n1. {source}\ncd {shlex.quote(plan.folder)}")
+    say(console, "\n2. The options of build.py: one of them matters\n")
     console.print(table)
-    _say(console, f"The same through the core's own switch: {CORE_SWITCH} instead of {FLAG}.")
-    _say(console, f"\n3. The dry run writes the scripts to build/ and stops\n\n{joined(plan.command(dryrun=True))}")
-    _say(console, f"\n4. The build\n\n{joined(plan.command())}")
+    say(console, f"The same through the core's own switch: {CORE_SWITCH} instead of {FLAG}.")
+    say(console, f"\n3. The dry run writes the scripts to build/ and stops\n\n{joined(plan.command(dryrun=True))}")
+    say(console, f"\n4. The build\n\n{joined(plan.command())}")
     name = "The name by which FLAVOUR custom-build with PROVIDER container finds it"
-    _say(console, f"\n5. {name}\n\n{shlex.join(plan.tag)}\n")
+    say(console, f"\n5. {name}\n\n{shlex.join(plan.tag)}\n")
 
 
 def _run_command(plan: "BuildPlan") -> str:
@@ -136,13 +131,13 @@ def run(
 
     plan = make_plan(release, variant, source=source, jobs=jobs)
     console = Console()
-    say = partial(_say, console)
+    tell = partial(say, console)
     status = console.status("")
 
     def live(text: str) -> None:
         status.update(Text(text, no_wrap=True, overflow="ellipsis"))
 
-    build = Build(plan, work.resolve() if work else None, say, live)
+    build = Build(plan, work.resolve() if work else None, tell, live)
     if not anyway:
         record = None if fresh else read_record(build.record_path)
         begun = record is not None and any(line.attempts for line in record.lines)
@@ -156,11 +151,11 @@ def run(
         context.exit(EXIT_INTERRUPTED)
     if probe:
         minutes = sum(line.seconds for line in build.record.lines) / 60
-        say(f"{plan.image} knows ensembles, after {minutes:.1f} minutes of building")
+        tell(f"{plan.image} knows ensembles, after {minutes:.1f} minutes of building")
     for row in (f"log    {build.log}", f"lines  {build.record_path}", f"build  {build.build}"):
-        say(row)
+        tell(row)
     if probe:
-        say("use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
+        tell("use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
 
 
 def _require(console: "Console", rows: tuple["Row", ...], only: tuple[str, ...], *, but: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from ensemblekit.cli.options import PATH, WORD
+from ensemblekit.cli.options import PATH, WORD, say
 from ensemblekit.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -71,11 +71,8 @@ def create(
         )
     size = parse_size(part_size)
     console = Console(stderr=True)
-    console.print(
-        f"{len(plan.choice.carried)} packages to carry, {len(plan.choice.present)} are there already, "
-        f"{len(plan.choice.left_out)} left out",
-        highlight=False,
-    )
+    carried, present, left = (len(names) for names in (plan.choice.carried, plan.choice.present, plan.choice.left_out))
+    say(console, f"{carried} packages to carry, {present} are there already, {left} left out")
     columns = (TextColumn("{task.description:<10}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("packages")
@@ -85,12 +82,12 @@ def create(
             size,
             lambda what, done, total: bars.update(task, description=what, completed=done, total=total),
         )
-    console.print(
-        f"{bundle.size / 1e6:.0f} MB in {bundle.parts} parts after {bundle.seconds:.0f} s: {folder}\n"
-        f"There: copy the folder, then `python3 unpack.py TARGET` with Python "
-        f"{'3.6 or newer' if python_archive else python}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    version = "3.6 or newer" if python_archive else python
+    say(
+        console,
+        f"{bundle.size / 1e6:.0f} MB in {bundle.parts} parts after {bundle.seconds:.0f} s: {folder}",
+        f"There: copy the folder, then `python3 unpack.py TARGET` with Python {version}",
+    )
 
 
 def _plan(

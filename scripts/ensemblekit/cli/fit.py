@@ -2,7 +2,7 @@
 """`ensemblekit fit`: will a model fit on a GPU, before anything is loaded?"""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,14 +29,7 @@ GIB = 1 << 30
 @as_json
 @click.pass_context
 def command(
-    context: click.Context,
-    model: str,
-    gpu_memory: str,
-    max_model_len: int | None,
-    share: float,
-    gpus: int,
-    fp8_cache: bool,
-    as_json: bool,
+    context: click.Context, /, model: str, gpu_memory: str, fp8_cache: bool, as_json: bool, **options: Any
 ) -> None:
     """Will this model fit? Weights, cache per token, requests at once; exit code 0: yes, 1: no.
 
@@ -46,14 +39,7 @@ def command(
     from ensemblekit.repository.gpu_memory import read_shape
 
     shape = read_shape(model)
-    found = estimate(
-        shape,
-        _bytes(gpu_memory),
-        max_model_len=max_model_len,
-        share=share,
-        gpus=gpus,
-        cache_value_bytes=1.0 if fp8_cache else None,
-    )
+    found = estimate(shape, _bytes(gpu_memory), cache_value_bytes=1.0 if fp8_cache else None, **options)
     click.echo(json.dumps(_numbers(shape, found), indent=2) if as_json else _text(shape, found))
     context.exit(0 if found.fits else EXIT_FAILED)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemblekit.cli.options import PATH, as_json, python
+from ensemblekit.cli.options import PATH, as_json, python, say
 from ensemblekit.errors import KitError, ParameterError
 
 if TYPE_CHECKING:
@@ -32,16 +32,15 @@ __all__ = ["command"]
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     repository: Path,
-    release: str | None,
     flavour: str | None,
-    python: Path | None,
-    gpus: int | None,
     fix: bool,
     yes: bool,
     notes: bool,
     as_json: bool,
     sarif: bool,
+    **options: Any,
 ) -> None:
     """Say what a server will refuse in a model repository, and what will load and break later.
 
@@ -51,9 +50,9 @@ def command(
 
     from ensemblekit.diagnose.lint import output
 
-    report = _lint(repository, release, flavour, python, gpus)
+    report = _lint(repository, flavour, options)
     if fix and _correct(report, ask=not yes):
-        report = _lint(repository, release, flavour, python, gpus)
+        report = _lint(repository, flavour, options)
     if as_json:
         _print(output.as_json(report))
     elif sarif:
@@ -63,13 +62,10 @@ def command(
     context.exit(report.exit_code)
 
 
-def _lint(
-    repository: Path, release: str | None, flavour: str | None, python: Path | None, gpus: int | None
-) -> "LintReport":
+def _lint(repository: Path, flavour: str | None, options: dict[str, Any]) -> "LintReport":
     from ensemblekit.diagnose.lint.run import lint_repository
 
-    build = _flavour(flavour)
-    return lint_repository(repository, release=release, flavour=build, python=python, gpus=gpus)
+    return lint_repository(repository, flavour=_flavour(flavour), **options)
 
 
 def _flavour(name: str | None) -> "Flavour | None":
@@ -101,9 +97,9 @@ def _correct(report: "LintReport", *, ask: bool) -> bool:
     made = corrections(report)
     status = Console(stderr=True)
     for correction in made:
-        status.print(without_controls(correction.diff), markup=False, highlight=False, soft_wrap=True)
+        say(status, without_controls(correction.diff))
     for words in obstacles(report):
-        status.print(without_controls(words), markup=False, highlight=False, soft_wrap=True)
+        say(status, without_controls(words))
     if not made:
         status.print("Nothing here can be corrected without knowing what was meant.")
         return False

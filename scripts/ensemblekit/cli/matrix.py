@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemblekit.cli.options import EXIT_FAILED, WORD, container_engine
+from ensemblekit.cli.options import EXIT_FAILED, WORD, container_engine, progress_bars, say
 from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, runs_dir
 
 if TYPE_CHECKING:
@@ -49,15 +49,13 @@ def _run(releases: Sequence[str], flavours: Sequence[str], providers: Sequence[s
         ParameterError: A release, flavour, provider or engine is unknown.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ensemblekit.matrix.picture import save_picture
     from ensemblekit.matrix.run import run_matrix
 
     os.environ.setdefault(RUN_DIR_VARIABLE, str(runs_dir() / new_run_id("matrix")))
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, transient=True)
+    bar = progress_bars(console)
     with bar:
         task = bar.add_task("release matrix", total=None)
 
@@ -68,8 +66,7 @@ def _run(releases: Sequence[str], flavours: Sequence[str], providers: Sequence[s
         result = run_matrix(releases=releases, flavours=flavours, providers=providers, engine=engine, on_cell=on_cell)
     _show(console, result)
     picture = save_picture(result, current_run_dir() / "matrix.png")
-    for file in (current_run_dir() / "matrix.json", picture):
-        console.print(f"  {file}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"  {current_run_dir() / 'matrix.json'}", f"  {picture}")
     return 0 if result.ran and not result.unexpected else EXIT_FAILED
 
 
@@ -86,8 +83,8 @@ def _show(console: "Console", result: "MatrixResult") -> None:
         table.add_row(cell.release, cell.flavour, cell.provider, cell.state, seconds, verdict)
     console.print(table)
     for text in dict.fromkeys(_reason(cell) for cell in result.cells if cell.state != "answered"):
-        console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"  {len(result.ran)} of {len(result.cells)} cells run, {result.seconds:.0f} s", highlight=False)
+        say(console, f"  {text}")
+    say(console, f"  {len(result.ran)} of {len(result.cells)} cells run, {result.seconds:.0f} s")
 
 
 def _reason(cell: "Cell") -> str:

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
 
     from ensemblekit.diagnose.preflight import Row
 
 __all__ = [
+    "COUNT",
     "EXIT_FAILED",
     "EXIT_INTERRUPTED",
     "EXIT_UNUSABLE",
@@ -29,9 +32,12 @@ __all__ = [
     "device",
     "engine",
     "model",
+    "progress_bars",
     "python",
     "release",
     "rows_table",
+    "runs_dir",
+    "say",
     "shortened",
 ]
 
@@ -126,6 +132,19 @@ def rows_table(rows: Iterable["Row"], title: str = "") -> "Table":
     return table
 
 
+def say(console: "Console", *lines: str) -> None:
+    """Print lines as they are: a path or a name may look like markup, and is never broken."""
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_bars(console: "Console") -> "Progress":
+    """Return bars for a terminal; elsewhere they show nothing."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
 def _depth(values: Any) -> int:
     """Return how deep lists and objects are nested, without recursion."""
     depth, level = 0, [values]
@@ -136,6 +155,7 @@ def _depth(values: Any) -> int:
     return depth
 
 
+COUNT = click.IntRange(1)
 SECONDS = _Seconds(min=1, max=LONGEST_WAIT_S)
 PATH = _Path(path_type=Path)
 FOLDER = _Path(path_type=Path, file_okay=False)
@@ -152,5 +172,6 @@ model = click.option(
 container_engine = click.option(
     "--container-engine", type=WORD, help="For PROVIDER container: docker or podman; found by itself if left out."
 )
+runs_dir = click.option("--runs-dir", type=FOLDER, help="Where the runs are (default: runs/ of the checkout).")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 python = click.option("--python", type=PROGRAM, help="The interpreter, or its environment, of the Python models.")

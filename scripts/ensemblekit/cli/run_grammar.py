@@ -6,7 +6,7 @@ alone and of Python 3.6, imports nothing of the kit, and is loaded by its path (
 Nothing is refused here: what is incomplete or unknown stays in `rest`, for the command to say so.
 """
 
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 PAIR_OPTIONS = ("-p", "--parameter")
 SHORTCUTS = {"--release": "RELEASE", "--provider": "PROVIDER", "--device": "DEVICE", "--model": "MODEL"}
@@ -96,6 +96,22 @@ def merged(parameters: List[Tuple[str, str]]) -> Dict[str, str]:
 def needs_vllm(words: RunWords) -> bool:
     """Return whether the run wants the real vLLM: neither its help, nor --quick, nor the stand-in engine."""
     return not words.help and not words.quick and ("ENGINE", STAND_IN) not in words.parameters
+
+
+def value_of(words: RunWords, option: str) -> str:
+    """Return the value of an option such as --resume, empty if it is not given."""
+    found = ""
+    for at, word in enumerate(words.rest):
+        name, _, value = word.partition("=")
+        if name == option:
+            found = value or "".join(words.rest[at + 1 : at + 2])
+    return found
+
+
+def planned(plan: Dict[str, Any]) -> List[RunWords]:
+    """Return what a run was asked for, and each set of a sweep, from the plan that its folder keeps."""
+    given, quick = dict(plan["given"]), bool(plan["quick"])
+    return [RunWords(list(dict(given, **one).items()), quick, False, []) for one in plan["sets"] or [{}]]
 
 
 def device_of(words: RunWords, default: str = "auto") -> str:

@@ -2,17 +2,19 @@
 """What `ensemblekit run` does: chooses, executes, reports, and shows all that to the person who waits."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 
 from ensemblekit.batch.notebooks import Notebook, choose_notebooks, distribute
 from ensemblekit.batch.report import write_report
 from ensemblekit.batch.runner import LessonResult, Run, RunListener, run_lessons
 from ensemblekit.batch.sweep import RunPlan, read_sets
-from ensemblekit.cli.options import EXIT_FAILED, EXIT_INTERRUPTED
+from ensemblekit.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, progress_bars, say
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import new_run_id
 from ensemblekit.paths import runs_dir as default_runs_dir
@@ -27,8 +29,7 @@ class _Bars(RunListener):
 
     def __init__(self, console: Console, lessons: int) -> None:
         self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.bars = progress_bars(console)
         self.overall = self.bars.add_task("lessons", total=lessons)
         self.current: TaskID | None = None
 
@@ -88,22 +89,33 @@ def execute(
     lessons = choose_notebooks(plan.only)
     runs = [(place, each, distribute(lessons, each, quick=plan.quick)) for place, each in plan.runs(folder)]
     if not resume:
-        plan.save(folder)
+        with _errors_that_name(folder):
+            plan.save(folder)
     console = Console(stderr=True)
     if plan.quick:
         console.print("Quick mode: llm is a Python stand-in, no vLLM runs.", style="yellow")
     codes = list[int]()
     for place, each, parameters in runs:
         if plan.sets:
-            console.print(f"\n{place.name} of {len(runs)}: {_words(each)}", highlight=False, markup=False)
+            say(console, f"\n{place.name} of {len(runs)}: {_words(each)}")
         _say_what_stays(console, lessons, each, parameters)
         codes.append(_execute_one(plan, lessons, parameters, place, console))
         if codes[-1] == EXIT_INTERRUPTED:
-            console.print(f"To go on: --resume {folder.name}", highlight=False, markup=False)
+            say(console, f"To go on: --resume {folder.name}")
             break
     if plan.sets:
         console.print(f"\n{codes.count(0)} of {len(runs)} sets passed", highlight=False)
     return max(codes)
+
+
+@contextmanager
+def _errors_that_name(folder: Path) -> Iterator[None]:
+    """Give errors of the disk a place: a full one names no file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
 
 
 def _words(parameters: Mapping[str, str]) -> str:
@@ -118,11 +130,12 @@ def _execute_one(
     console: Console,
 ) -> int:
     bars = _Bars(console, len(lessons))
-    with bars.bars:
-        run = run_lessons(
-            lessons, parameters, folder, quick=plan.quick, cell_timeout_s=plan.cell_timeout_s, listener=bars
-        )
-    _conclude(console, run, write_report(run))
+    options: dict[str, Any] = {"quick": plan.quick, "cell_timeout_s": plan.cell_timeout_s, "listener": bars}
+    with _errors_that_name(folder):
+        with bars.bars:
+            run = run_lessons(lessons, parameters, folder, **options)
+        index = write_report(run)
+    _conclude(console, run, index)
     if any(result.outcome == "interrupted" for result in run.results):
         return EXIT_INTERRUPTED
     return 0 if run.passed else EXIT_FAILED
@@ -144,11 +157,9 @@ def _say_what_stays(
 def _conclude(console: Console, run: Run, index: Path) -> None:
     for result in run.results:
         if result.message:
-            console.print()
-            console.print(result.message, markup=False, highlight=False, soft_wrap=True)
+            say(console, "", result.message)
     passed = sum(result.outcome == "passed" for result in run.results)
-    console.print(f"\n{passed} of {len(run.results)} lessons passed in {run.seconds:.0f} s", highlight=False)
-    console.print(f"Report: {_shown(index)}", highlight=False, soft_wrap=True)
+    say(console, f"\n{passed} of {len(run.results)} lessons passed in {run.seconds:.0f} s", f"Report: {_shown(index)}")
 
 
 def _shown(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ensemblekit.cli.options import FOLDER
+from ensemblekit.cli.options import COUNT, runs_dir
 
 __all__ = ["command"]
 
@@ -16,8 +16,8 @@ RUN_NAME = re.compile(r"\d{8}-\d{6}-[\w-]+")  # nothing else is ever removed
 
 
 @click.command()
-@click.option("--keep", type=click.IntRange(1), metavar="N", help="Remove all but the newest N.", show_default=False)
-@click.option("--runs-dir", type=FOLDER, help="Where the runs are (default: runs/ of the checkout).")
+@click.option("--keep", type=COUNT, metavar="N", help="Remove all but the newest N.", show_default=False)
+@runs_dir
 def command(keep: int | None, runs_dir: Path | None) -> None:
     """List the runs, oldest first, with their outcome and size."""
     from ensemblekit.paths import runs_dir as default_runs_dir

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from ensemblekit.cli.options import EXIT_FAILED, container_engine, release
+from ensemblekit.cli.options import EXIT_FAILED, container_engine, release, say
 from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, runs_dir
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def build(release: str, base: str | None, backend: str, vllm: str | None, contai
         )
     rows = {name: getattr(built, name) for name in ("image", "digest", "base", "backend", "vllm")}
     rows |= {"size": f"{built.gb:.2f} GB", "built in": f"{built.seconds:.0f} s", "log": str(built.log_path)}
-    for name, value in rows.items():
-        console.print(f"  {name:<9} {value}", markup=False, highlight=False, soft_wrap=True)
+    say(console, *(f"  {name:<9} {value}" for name, value in rows.items()))
 
 
 @command.command()
@@ -66,7 +65,7 @@ def probe(context: click.Context, release: str, container_engine: str | None) ->
     folder = current_run_dir()
     installation = install_container(get_release(release), "base-plus-vllm", folder.name)
     found = probe_installation(installation, folder / "probe")
-    console.print(f"{found}\n{found.elapsed_s:.1f} s, {installation.image}", markup=False, highlight=False)
+    say(console, str(found), f"{found.elapsed_s:.1f} s, {installation.image}")
     context.exit(0 if found.ensembles else EXIT_FAILED)
 
 
@@ -79,4 +78,4 @@ def remove(release: str, container_engine: str | None) -> None:
     from ensemblekit.workarounds.base_image import remove_image
 
     console = _begin(container_engine)
-    console.print(f"removed: {remove_image(get_release(release))}", highlight=False)
+    say(console, f"removed: {remove_image(get_release(release))}")

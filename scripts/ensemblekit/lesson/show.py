@@ -2,6 +2,7 @@
 """What readers see besides values: a status line, banners, tables. Nothing here stays in checked outputs."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,9 @@ from ensemblekit.paths import BATCH_VARIABLE
 
 __all__ = ["StatusLine", "alternative_text", "quick_banner", "show_figures_in_kernel", "show_lines", "table"]
 
+SCRIPT_LINK = re.compile(
+    r"\]\((?!https?://|[\w./#-]*\))"
+)  # links of Markdown that lead neither to the web nor to a file
 REFRESH_S = 0.5  # a progress line need not move faster than a reader's eye
 
 
@@ -116,16 +120,23 @@ def alternative_text(figure: Figure) -> str:
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> Markdown:
-    """Return rows as a Markdown table.
+    r"""Return rows as a Markdown table; HTML and links to scripts in a cell stay text.
 
     >>> print(table([("a", 1)], ("name", "value")).data)
     | name | value |
     | --- | --- |
     | a | 1 |
+    >>> print(table([("<b>", "[x](javascript:f())")], ("name", "value")).data.splitlines()[-1])
+    | &lt;b> | [x]\(javascript:f()) |
     """
     lines = [header, ["---"] * len(header), *rows]
-    cells = ([str(cell).replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines)
+    cells = ([_as_text(cell) for cell in line] for line in lines)
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in cells))
+
+
+def _as_text(cell: object) -> str:
+    text = SCRIPT_LINK.sub(r"]\(", str(cell).replace("<", "&lt;"))
+    return text.replace("|", "\\|").replace("\n", "<br>")
 
 
 def show_lines(lines: Iterable[str]) -> None:

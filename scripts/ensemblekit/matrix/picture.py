@@ -12,10 +12,10 @@ from ensemblekit.matrix.run import Cell, MatrixResult, State
 
 __all__ = ["plot_matrix", "save_picture"]
 
-# Okabe and Ito's green and vermillion stay apart for every kind of colour vision
+# Okabe and Ito's green and vermillion stay apart for every kind of colour vision; darker, so that white is readable
 STYLE: dict[State, tuple[str, str]] = {
-    "answered": ("#009e73", "ensemble answers"),
-    "refused": ("#d55e00", "ensemble refused"),
+    "answered": ("#00795a", "ensemble answers"),
+    "refused": ("#b84d00", "ensemble refused"),
     "failed": ("#5b5f66", "failed"),
     "not run": ("#e4e6ea", "not run"),
 }

@@ -151,11 +151,11 @@ def write_page(found: DoctorReport) -> Path:
     Raises:
         OSError: It cannot be written.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
         loader=PackageLoader("ensemblekit.batch"),
-        autoescape=select_autoescape(["j2"], default=True),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
