@@ -27,7 +27,7 @@ class SharedLesson(Lesson):
     def __init__(self, name: str, flavour: str) -> None:
         super().__init__(name, check_settings(RELEASE="24.08", FLAVOUR=flavour, ENGINE="stand-in"))
         self._outcomes: dict[str, Any] = {}
-        self._served, self._count = "", 0
+        self._served, self._count, self._explicit = "", 0, False
 
     def attempt_start(self, server: Any) -> Any:
         """Return the outcome of the first attempt."""
@@ -35,6 +35,12 @@ class SharedLesson(Lesson):
         if key not in self._outcomes:
             self._outcomes[key] = super().attempt_start(server)
         return self._outcomes[key]
+
+    def repository(self, *given: Any, **more: Any) -> Any:
+        """Return a fresh copy; a server that loads by request keeps its own, or it would load every model again."""
+        if not self._explicit:
+            self._staged = super().repository(*given, **more)
+        return self._staged
 
     def server(self, repository: Any, **choice: Any) -> Any:
         """Return a server; the files of one that runs stay untouched."""
@@ -45,12 +51,12 @@ class SharedLesson(Lesson):
         """Return the server that runs, if it serves the same content."""
         if self._served != (content := _content(server)):
             super().start(server)
-            self._served = content
+            self._served, self._explicit = content, server.options.explicit
         return self._current
 
     def serve(self, **_options: Any) -> Any:
         """Return the server that runs; it is never another here."""
-        return self.start(self.server(self.repository()))
+        return self._current or self.start(self.server(self.repository()))
 
     def probe(self, **_choice: Any) -> str:
         """Return nothing worth waiting for: the probe has tests of its own."""
