@@ -194,5 +194,5 @@ def test_exercise_shows_no_answer_before_it_is_asked() -> None:
     for path in SOLUTIONS:
         exercise = nbformat.read(exercises_dir() / path.name, as_version=4)
         text = "\n".join(cell.source for cell in exercise.cells)
-        for answer in ("JSONDecodeError", "TYPE_STRING", "max_tokens\": 6", "\"seed\"", "data_type = 13"):
+        for answer in ("JSONDecodeError", "TYPE_STRING", 'max_tokens": 6', '"seed"', "data_type = 13"):
             assert answer not in text, f"{path.name}: {answer}"

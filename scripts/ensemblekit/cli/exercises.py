@@ -17,13 +17,19 @@ CELL_TIMEOUT_S = 600.0  # a start of a server with weights on a slow disk
 @click.option("--fresh", multiple=True, metavar="NUMBER", help="Begin an exercise anew; its answers get another name.")
 @click.pass_context
 def command(context: click.Context, check: bool, fresh: tuple[str, ...]) -> None:
-    """Make the workshop's exercises from their solutions; an exercise with answers in it is never overwritten."""
+    """Make the workshop's exercises from their solutions, and the Chinese lessons from their texts.
+
+    An exercise with answers in it is never overwritten.
+    """
     from ensemblekit.batch.exercises import exercises_dir, outdated_exercises, solutions_dir, write_exercises
+    from ensemblekit.batch.translate import LANGUAGE, outdated_translations, write_translations
 
     if context.invoked_subcommand:
         return
+    lessons = solutions_dir().parent
     if check:
         outdated = outdated_exercises(solutions_dir(), exercises_dir())
+        outdated += [f"{LANGUAGE}/{name}" for name in outdated_translations(lessons, LANGUAGE)]
         click.echo("\n".join(f"outdated: {name}" for name in outdated) or "Every exercise is current.")
         context.exit(EXIT_FAILED if outdated else 0)
     done = write_exercises(solutions_dir(), exercises_dir(), fresh=fresh)
@@ -31,6 +37,7 @@ def command(context: click.Context, check: bool, fresh: tuple[str, ...]) -> None
         f"written: {path.name}" for path in done.written
     ]
     rows += [f"kept, it holds answers: {path.name} (--fresh {path.name[:2]} begins it anew)" for path in done.kept]
+    rows += [f"written: {LANGUAGE}/{name}" for name in write_translations(lessons, LANGUAGE)]
     click.echo("\n".join(rows) or "Every exercise is current.")
 
 
