@@ -13,7 +13,7 @@ from ensemblekit.repository.stage import StagedRepository
 __all__ = ["answered", "capitals", "start", "wiring"]
 
 STEPS_BEFORE, NEW = 3, "capitals"
-PLAIN, ACCENTED, PIECE = b"The sea, 3 km", "é".encode(), b" sea"
+PLAIN, ACCENTED, PIECE = b"the Sea, 3 km", "é".encode(), b" sea"
 
 
 @task("the function writes capital letters, accents too")
@@ -40,7 +40,10 @@ def capitals(change: Callable[[bytes], Any]) -> Iterator[Mistake]:
         yield Mistake(f"{PLAIN!r} becomes {plain!r}", "only the letters change: nothing is added, nothing left out")
     accented = change(ACCENTED)
     if accented == ACCENTED:
-        yield Mistake("é stays é", "upper() of bytes knows ASCII only: decode to a text first, and encode afterwards")
+        hint = (
+            "upper() of bytes knows ASCII only, and another code than UTF-8 sees other letters: decode as UTF-8 first"
+        )
+        yield Mistake("é stays é", hint)
     if accented in (b"", b"?", "\N{REPLACEMENT CHARACTER}".encode()):
         yield Mistake(
             f"é becomes {accented!r}", "the bytes are UTF-8: ASCII has no é, and ignoring errors loses letters"
