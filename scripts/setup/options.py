@@ -24,7 +24,7 @@ def load_grammar() -> ModuleType:
 
 def parse(arguments: list) -> tuple:
     """Return the options of the set-up as a dictionary, and the command to start afterwards."""
-    options = dict(dict.fromkeys(FLAGS, False), device="auto", help=False)
+    options = dict(dict.fromkeys(FLAGS, False), device="auto", help=False, as_it_is=False)
     at = arguments.index("--exec") if "--exec" in arguments else len(arguments)
     rest, command = arguments[:at], arguments[at + 1 :]
     while rest:
@@ -39,6 +39,7 @@ def parse(arguments: list) -> tuple:
             raise SetupError("understand %r" % word, "an unknown option", "python3 scripts/bootstrap.py --help")
     if command[:1] == ["ensemblekit"]:
         _read_run_options(command[1:], options)
+        options["as_it_is"] = command[1:2] == ["lab"]
     return options, command
 
 
@@ -78,7 +79,7 @@ def wanted_layers(engine: str, options: dict) -> list:
     if engine != "base":
         layers.append(engine)
     if options["dev"]:
-        layers.append("dev")
+        layers += ["hub", "dev"]  # the tests start a JupyterHub
     brought = read_bundle().get("layers", layers)
     missing = [layer for layer in layers if layer not in brought and (layer != "lab" or options["lab"])]
     if missing:

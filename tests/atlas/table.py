@@ -52,7 +52,7 @@ def _load_row(case: Case, answers: Mapping[str, Answer]) -> str:
     words = _words(case, answer) if answer else case.fault.message
     status = f"{case.fault.status}, hidden" if case.fault.hidden else str(case.fault.status)
     if case.how == "start":
-        status = "server hangs" if answer and answer.kind == "timeout" else "server exits"
+        status = "server hangs" if answer and answer.kind == "stuck" else "server exits"
     elif not answer:
         status = f"not shown: {case.why}"
     cells = (_link(case.fault, case), case.fault.title, status, f"`{words}`", _cell(case.fault.fix))

@@ -70,5 +70,5 @@ def test_blank_in_the_name_of_a_python_model_ends_its_stub_and_the_start_hangs(t
     server.stop()
 
     assert [finding.code for finding in lint_repository(repository).errors] == ["S456"]
-    assert outcome.kind == "timeout"
+    assert outcome.kind == "stuck"
     assert fault("S456").match(read_log(outcome.log_path))

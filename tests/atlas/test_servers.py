@@ -96,7 +96,7 @@ def _unplaced(text: str) -> str:
 def test_start_fails_with_the_catalogue_s_words(case: Case, starts: Loads) -> None:
     answer = starts[case.folder]
 
-    assert answer.kind == ("timeout" if case.code == "E215" else "exited")
+    assert answer.kind == ("stuck" if case.code == "E215" else "exited")
     assert spoken(case, answer), answer.log
 
 

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from ensemblekit.batch.notebooks import choose_notebooks
 from ensemblekit.clients.grpc import REQUEST_TIMEOUT_S
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from ensemblekit.servers.ports import free_ports
 

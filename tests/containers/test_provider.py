@@ -14,7 +14,7 @@ import pytest
 
 from ensemblekit.clients.grpc import ask
 from ensemblekit.diagnose.preflight import preflight
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.lesson.lesson import open_lesson
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import install_container

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.faults.refusals import GENUINE_REFUSAL
+from ensemblekit.faults.poll import GENUINE_REFUSAL
 from ensemblekit.servers import emulation
 from ensemblekit.workarounds.attempts import try_configurations
 

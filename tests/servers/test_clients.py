@@ -12,7 +12,7 @@ import pytest
 
 from ensemblekit.clients.grpc import ask, ask_many, stream
 from ensemblekit.clients.http import ask_http, curl_command, stream_http
-from ensemblekit.clients.statistics import metric_value, model_statistics
+from ensemblekit.clients.statistics import model_statistics
 from ensemblekit.errors import RequestError
 from ensemblekit.faults.log import read_log
 from ensemblekit.releases import get_release
@@ -219,18 +219,3 @@ def test_model_statistics_after_a_request_count_it(server: TritonServer) -> None
 def test_model_statistics_server_gone_says_refused() -> None:
     with pytest.raises(RequestError, match="Connection refused"):
         model_statistics(NOWHERE)
-
-
-def test_metric_value_known_metric_is_summed_over_models(server: TritonServer) -> None:
-    ask(server, "Hi")
-
-    assert (metric_value(server, "nv_inference_request_success") or 0) >= 2
-
-
-def test_metric_value_unknown_metric_is_none(server: TritonServer) -> None:
-    assert metric_value(server, "nv_inference") is None
-
-
-def test_metric_value_server_gone_says_so() -> None:
-    with pytest.raises(RequestError, match="Connection refused"):
-        metric_value(NOWHERE, "nv_inference_count")

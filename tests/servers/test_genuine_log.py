@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from ensemblekit.faults.log import normalise, read_log
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.log import read_log
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
+from tests.normal_log import normalise
 
 GENUINE = DATA / "logs" / "genuine-24.08-ensemble-off.log"
 # lines that say something of the machine, not of the build: no GPU driver here, none was asked for there

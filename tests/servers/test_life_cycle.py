@@ -25,7 +25,7 @@ from ensemblekit.errors import (
     ServerStuck,
     UnsupportedMachine,
 )
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.releases import Flavour, get_release
 from ensemblekit.servers.embedded import GLIBC_TEST_VARIABLE, install_embedded
 from ensemblekit.servers.ports import is_free

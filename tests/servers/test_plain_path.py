@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkout whose path a shell would take apart: Triton quotes no path when it starts a Python model's process."""
 
+import os
 import sys
 import sysconfig
 import venv
@@ -12,9 +13,8 @@ from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import stage_repository
-from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.embedded import PLAIN, install_embedded, plain_path
 from ensemblekit.servers.process import TritonServer
-from ensemblekit.servers.shell_safe_path import PLAIN, plain_path
 
 ODD = ["with blanks", "Übung", "it's $HOME & (more)"]
 
@@ -44,9 +44,8 @@ def test_python_model_runs_in_an_environment_with_an_odd_name(
     (packages / "more.pth").write_text(sysconfig.get_path("purelib"))
     monkeypatch.setattr(sys, "executable", str(environment / "bin" / "python3"))
     repository = stage_repository(tmp_path / "models", source=None, device="cpu")
-    server = TritonServer(
-        install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path), repository.path, tmp_path
-    )  # fmt: skip
+    installation = install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path)
+    server = TritonServer(installation, repository.path, tmp_path)
     try:
         server.start(60.0)
         assert ask(server, "Hello?").text == "(stand-in) You asked: Hello?"
@@ -94,3 +93,39 @@ def test_plain_path_of_a_cache_with_an_odd_name_is_among_the_temporary_files(
 
 def test_plain_path_leaves_a_plain_one_as_it_is(tmp_path: Path) -> None:
     assert plain_path(tmp_path) == tmp_path
+
+
+@pytest.fixture
+def a_temporary_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder among the temporary files where links go, which is not there yet."""
+    monkeypatch.setenv("ENSEMBLEKIT_CACHE", str(tmp_path / "my cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path / f"ensemblekit-{os.getuid()}"
+
+
+def test_link_that_another_user_laid_is_not_followed(tmp_path: Path, a_temporary_place: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    a_temporary_place.symlink_to(tmp_path / "theirs")
+
+    with pytest.raises(PermissionError, match="is a link, or belongs to another user"):
+        plain_path(tmp_path / "my cache")
+
+    assert list((tmp_path / "theirs").iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
+def test_folder_of_another_user_is_not_used(tmp_path: Path, a_temporary_place: Path) -> None:
+    a_temporary_place.mkdir()
+    os.chown(a_temporary_place, 65534, 65534)
+
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        plain_path(tmp_path / "my cache")
+
+
+def test_own_folder_that_others_could_write_to_is_closed_to_them(tmp_path: Path, a_temporary_place: Path) -> None:
+    a_temporary_place.mkdir(mode=0o777)
+    a_temporary_place.chmod(0o777)
+
+    plain_path(tmp_path / "my cache")
+
+    assert a_temporary_place.stat().st_mode & 0o777 == 0o700

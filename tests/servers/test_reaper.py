@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nothing outlives the kernel: the process that started a server is killed, and all that came of it ends."""
 
+import contextlib
 import os
 import random
 import signal
@@ -20,6 +21,8 @@ GONE_S = 15.0  # grace of the reaper, twice, and what the kernel takes
 MOMENTS_S = (0.0, 0.25, 0.45, 0.7, 1.0, 1.6)  # after the parent begins to start: before the launch ... ready
 READY_S = 30.0
 SHARED_MEMORY = Path("/dev/shm")
+KEEPER_AND_WORKER, STUB = 2, "triton_python_backend_stub"
+STORMS = 6  # of which one or two ended the old reaper before it removed anything
 PARENT = """
 import sys, time
 from pathlib import Path
@@ -114,14 +117,84 @@ def _other_servers() -> bool:
     return any(process.info["name"] == "tritonserver" for process in psutil.process_iter(["name"]))
 
 
-def test_reaper_killed_with_a_ready_server_ends_the_server(kernel: Kernel) -> None:
-    kernel.wait_for("ready")
-    reaper = next(child for child in psutil.Process(kernel.process.pid).children() if "_reaper" in str(child.cmdline()))
+def _reapers(kernel: Kernel) -> list[psutil.Process]:
+    """Return the keeper and its worker, once the server is there or beyond."""
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psutil.NoSuchProcess):  # and zombies
+            below = psutil.Process(kernel.process.pid).children(recursive=True)
+            found = [child for child in below if _reaper.__file__ in child.cmdline()]
+            if len(found) == KEEPER_AND_WORKER and any(STUB in child.name() for child in below):
+                return found
+        time.sleep(0.01)
+    pytest.fail("no reaper with a server whose models load")
 
-    reaper.kill()
+
+@pytest.mark.parametrize("moment", ["loading", "ready"])
+@pytest.mark.parametrize("number", range(KEEPER_AND_WORKER), ids=["keeper", "worker"])
+def test_reaper_killed_ends_the_server_and_its_models(kernel: Kernel, number: int, moment: str) -> None:
+    if moment == "ready":
+        kernel.wait_for("ready")
+
+    _reapers(kernel)[number].kill()
     kernel.kill()
 
     assert _wait_until_gone(kernel) == []
+
+
+def test_next_start_removes_what_a_run_left_whose_reaper_was_killed_too(kernel: Kernel, tmp_path: Path) -> None:
+    reapers = _reapers(kernel)
+    for reaper in reapers:  # none can come to the other's help
+        reaper.suspend()
+    for reaper in reversed(reapers):
+        reaper.kill()
+    kernel.kill()
+    assert kernel.left()
+
+    after = Kernel(tmp_path / "after", DATA / "report_repository")
+    after.wait_for("starting")
+    after.wait_for("ready")
+    try:
+        assert kernel.left() == []
+    finally:
+        after.kill()
+    assert _wait_until_gone(after) == []
+
+
+def test_sweep_keeps_what_a_living_process_goes_by() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    region = SHARED_MEMORY / f"ensemblekit-{_reaper.namespace()}.{ended.pid}-0123abcd-region"
+    elsewhere = SHARED_MEMORY / f"ensemblekit-1.{ended.pid}-0123abcd-of-another-container"
+    region.touch()
+    elsewhere.touch()
+    try:
+        with subprocess.Popen([sys.executable, "-c", "input()", region.name], stdin=subprocess.PIPE) as living:
+            _run_reaper("true").communicate(timeout=GONE_S)
+            assert region.exists()
+            living.kill()
+        _run_reaper("true").communicate(timeout=GONE_S)
+
+        assert not region.exists()
+        assert elsewhere.exists()
+    finally:
+        region.unlink(missing_ok=True)
+        elsewhere.unlink()
+
+
+def test_processes_that_come_and_go_while_the_reaper_ends_them_leave_nothing() -> None:
+    prefix = f"ensemblekit-storm-{os.getpid()}-"
+    forks = f"while :; do (echo > {SHARED_MEMORY}/{prefix}$n; sleep 0.00$n) & sleep 0.001; done"
+    storm = f"for n in 1 2 3; do ({forks}) & done; echo up; wait"
+    for _ in range(STORMS):
+        reaper = _run_reaper("sh", "-c", storm, prefix=prefix)
+        assert reaper.stdout
+        reaper.stdout.readline()
+        time.sleep(0.1)
+
+        reaper.communicate(timeout=GONE_S)
+
+        assert list(SHARED_MEMORY.glob(f"{prefix}*")) == []
 
 
 @pytest.mark.slow
@@ -138,9 +211,9 @@ def test_twenty_kernels_killed_at_random_moments_leave_nothing(tmp_path: Path) -
     assert [line for kernel in kernels for line in _wait_until_gone(kernel)] == []
 
 
-def _run_reaper(*command: str) -> "subprocess.Popen[bytes]":
+def _run_reaper(*command: str, prefix: str = "ensemblekit-test-none-") -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-P", _reaper.__file__, "ensemblekit-test-none-", *command],
+        [sys.executable, "-P", _reaper.__file__, prefix, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

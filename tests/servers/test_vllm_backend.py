@@ -21,10 +21,12 @@ from safetensors.numpy import save_file
 from ensemblekit.assets.weights import ensure_checkpoint
 from ensemblekit.clients.grpc import ask, ask_many, stream
 from ensemblekit.clients.http import ask_http, stream_http
-from ensemblekit.clients.statistics import metric_value
+from ensemblekit.diagnose.alive import DEADLINE_S, ask_alive
+from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.errors import RequestError
 from ensemblekit.releases import get_release
-from ensemblekit.repository.config import read_config, set_parameter, write_config
+from ensemblekit.repository.config import set_parameter, write_config
+from ensemblekit.repository.read import read_config
 from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import TritonServer
@@ -47,6 +49,13 @@ START_TIMEOUT_S = 240.0  # 25 s alone on two cores; other tests may run beside
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 both = pytest.mark.parametrize("model", ["llm", "ensemble"])
+
+
+def metric_value(server: TritonServer, name: str) -> float | None:
+    """Return the sum of a metric over its labels, None if the server has no such metric."""
+    text = httpx.get(f"http://{server.metrics_url}/metrics", timeout=5.0, trust_env=False).text
+    values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
+    return sum(values) if values else None
 
 
 @pytest.fixture(scope="module", params=["yes", "no"], ids=["fast-path", "generate"])
@@ -344,6 +353,27 @@ def test_stopping_ends_every_process_and_the_log_is_clean(a_real_vllm_server: Tr
     assert "llm: engine stopped" in log
     assert "Traceback" not in log
     assert "force killing" not in log
+
+
+def test_dead_engine_is_not_alive_while_ready_says_200(a_real_vllm_server: TritonServer) -> None:
+    """The last test of each server, which it may have to start anew: it kills its EngineCore."""
+    server = a_real_vllm_server if a_real_vllm_server.running else a_real_vllm_server.start(START_TIMEOUT_S)
+    healthy = ask_alive(server.http_url)
+    engines = [one for one in psutil.Process(server.pid).children(recursive=True) if "EngineCore" in one.name()]
+    for engine in engines:
+        engine.kill()
+    psutil.wait_procs(engines)
+    verdicts = [ask_alive(server.http_url) for _ in range(2)]
+    ready = httpx.get(f"http://{server.http_url}/v2/health/ready", trust_env=False).status_code
+    server.kill()
+    explained = explain_log(server.log_path)
+
+    assert (healthy.alive, healthy.model, len(engines)) == (True, "ensemble", 1)
+    assert [found.alive for found in verdicts] == [False, False]
+    assert all(found.elapsed_s < DEADLINE_S + 1 for found in verdicts)
+    assert ready == httpx.codes.OK
+    assert "S443" in {cause.code for cause in explained.causes}
+    print(f"{healthy}; {'; '.join(map(str, verdicts))}")
 
 
 def make_adapters(folder: Path, checkpoint: Path) -> None:

@@ -2,19 +2,23 @@
 """The bench: how figures come about, what is asked, and the load generator against a small fake server."""
 
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ensemblekit.assets.weights import ModelSource
 from ensemblekit.bench.plan import WORKLOADS, BenchPlan, Workload, check_targets, check_workloads, prompts, request_body
 from ensemblekit.bench.report import HEADER, cross_check_text, describe, plot_bench, plot_latency, rows
 from ensemblekit.bench.results import BenchResult, Round, percentile
+from ensemblekit.bench.targets import EngineAlone
 from ensemblekit.bench.workers import LoadGenerator
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import ParameterError, ServerExited
 from ensemblekit.paths import repo_root
 
 RECORDS = tuple(sorted((repo_root() / "notebooks" / "records").glob("*.json")))
@@ -250,3 +254,99 @@ def test_load_generator_sends_all_with_so_many_at_once_to_a_fake_server(a_fake_s
     assert sum(answer[3] == 0 for answer in answers) == 1
     assert sorted(answer[4] for answer in answers) == list(range(13))
     assert all(answer[2] - answer[0] >= 0.05 for answer in answers)
+
+
+MUTATIONS = 300
+ODD: tuple[Any, ...] = (None, "", "x", -1, 1e308, True, [], {}, [[]], {"a": 1}, float("nan"), 10**400)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every place of a JSON value: the container and the key."""
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(min(3, len(value))):
+            yield value, key
+            yield from _places(value[key])
+
+
+def test_broken_record_is_a_value_error_and_a_good_one_can_be_described(tmp_path: Path) -> None:
+    dice, file = random.Random(12), tmp_path / "record.json"
+    good = RECORDS[-1].read_text()
+    refused = 0
+    for _ in range(MUTATIONS):
+        record = json.loads(good)
+        container, key = dice.choice(list(_places(record)))
+        if dice.random() < 0.2:
+            del container[key]
+        else:
+            container[key] = dice.choice(ODD)
+        file.write_text(json.dumps(record))
+        try:
+            result = BenchResult.load(file)
+        except ValueError:
+            refused += 1
+            continue
+        describe(result)
+        rows(result)
+
+    assert refused > MUTATIONS / 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"[", b"[]", b"7", b"null", b'"x"', b"\xff\xfe", b"[" * 200_000, b'{"a":' * 200_000, b'{"rounds": 5}', b"{}"],
+    ids=["empty", "cut", "list", "number", "null", "text", "bytes", "deep", "deeper", "no-rounds", "no-plan"],
+)
+def test_file_that_is_no_record_is_a_value_error(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "record.json").write_bytes(text)
+
+    with pytest.raises(ValueError, match=r"."):
+        BenchResult.load(tmp_path / "record.json")
+
+
+def test_half_a_record_is_a_value_error_wherever_it_was_cut(tmp_path: Path) -> None:
+    text = RECORDS[-1].read_bytes()
+    for end in range(0, len(text) - 2, 997):
+        (tmp_path / "record.json").write_bytes(text[:end])
+        with pytest.raises(ValueError, match=r"."):
+            BenchResult.load(tmp_path / "record.json")
+
+
+FAKE_VLLM = """
+import os, time
+class SamplingParams:
+    def __init__(self, **given):
+        self.given = given
+class LLM:
+    def __init__(self, **given):
+        print("loading", given["model"], flush=True)
+    def generate(self, prompts, sampling, use_tqdm):
+        if prompts == ["die"]:
+            os._exit(3)
+        time.sleep(0.01 * sampling.given["max_tokens"])
+"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineAlone]:
+    """The engine alone, in its own process, with a fake in vLLM's place."""
+    (tmp_path / "fakes").mkdir()
+    (tmp_path / "fakes" / "vllm.py").write_text(FAKE_VLLM)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fakes"))
+    made = EngineAlone(ModelSource("model", "model", local=True), {}, "cpu", tmp_path)
+    made.start()
+    yield made
+    made.stop()
+    made.stop()
+
+
+def test_engine_alone_answers_batch_by_batch_however_long_the_job(engine: EngineAlone) -> None:
+    times = engine.generate([["x" * 50_000] * 4, ["b"]], {"max_tokens": 5})
+    again = engine.generate([["c"]], {"max_tokens": 5})
+
+    assert [end - begin >= 0.05 for begin, end in times] == [True, True]
+    assert times[1][1] <= again[0][0]
+
+
+def test_engine_alone_that_dies_is_one_clear_error(engine: EngineAlone) -> None:
+    with pytest.raises(ServerExited, match="exit code 3"):
+        engine.generate([["die"]], {"max_tokens": 1})

@@ -2,9 +2,11 @@
 """The fault catalogue holds together."""
 
 import re
+from typing import NamedTuple
 
 import pytest
 
+from ensemblekit.diagnose.explain.events import plain
 from ensemblekit.diagnose.explain.explainer import explain_lines
 from ensemblekit.faults.catalogue import (
     CATALOGUE,
@@ -14,9 +16,14 @@ from ensemblekit.faults.catalogue import (
     fault,
     may_be_known,
     recognise,
+    release_of,
+    resolve,
 )
 from ensemblekit.faults.container import BUILD_FAULTS
-from ensemblekit.faults.fault import Context, Fault
+from ensemblekit.faults.engine import ENGINE_FAULTS
+from ensemblekit.faults.fault import Context, Doc, Fault
+from ensemblekit.faults.server import SERVER_FAULTS
+from tests.conftest import DATA
 
 SAMPLE = {
     "model": "chat", "empty_model": "chat", "platform": "ensembel", "tensor": "text", "field": "model_name",
@@ -80,9 +87,39 @@ STAMP = "0301 07:00:01.100000 1"
 POLL = f"E{STAMP} model_repository_manager.cc:1460] \"Poll failed for model directory 'chat': {{}}\""
 FAIL = f"E{STAMP} model_lifecycle.cc:642] \"failed to load 'chat' version 1: {{}}\""
 SERVE = f'E{STAMP} infer_handler.cc:702] "{{}}"'
+FIRST = f'I{STAMP} pinned_memory_manager.cc:277] "Pinned memory pool is created"'
 GIVES_UP = "error: creating server: Internal - {}"
-BACKEND = r"\n\nAt:\n  /opt/tritonserver/backends/vllm/model.py(301): _run_llm_engine\n"
-# what an entry of Triton's catalogue says, and in which kind of line; from captured logs and upstream's issues
+KINDS = {
+    "load": FAIL,
+    "poll": POLL,
+    "serve": SERVE,
+    "entry": f'E{STAMP} x.cc:1] "{{}}"',
+    "info": f'I{STAMP} pb_stub.cc:736] "{{}}"',
+    "end": GIVES_UP,
+    "print": "{}",
+}
+
+
+class Quoted(NamedTuple):
+    """A line of a log whose words a source has."""
+
+    code: str
+    kind: str
+    source: str
+    words: str
+
+    @property
+    def line(self) -> str:
+        return KINDS[self.kind].format(self.words)
+
+
+QUOTED = [
+    Quoted(*row.split("\t"))
+    for row in (DATA / "fault_lines.tsv").read_text().splitlines()
+    if row and not row.startswith("#")
+]
+# what an entry says, and in which kind of line, where the message alone does not tell; the words of the server's and
+# the engines' faults stand in fault_lines.tsv with their sources
 LINES = {
     "E109": POLL.format("instance group should not be specified for ensemble 'chat'"),
     "E117": "[libprotobuf ERROR /x/text_format.cc:337] Error parsing text-format inference.ModelConfig: 3:17: Expected "
@@ -107,120 +144,6 @@ LINES = {
     ),
     "T308": "",  # decided by the number of engines
     "T309": "AssertionError: Error in memory profiling. Initial free memory 40.2 GiB, current free memory 55.1 GiB. x",
-    "S401": FAIL.format("Internal: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."),
-    "S402": "/b/triton_python_backend_stub: error while loading shared libraries: libb64.so.0: cannot open shared",
-    "S403": f"E{STAMP} main.cc:1] \"failed to start HTTP service: Unavailable - Socket '0.0.0.0:8000' already in use\"",
-    "S404": FAIL.format(
-        "Internal: Unable to initialize shared memory key 'triton_x' to requested size (67108864 bytes)"
-    ),
-    "S405": GIVES_UP.format("failed to stat file /models"),
-    "S406": FAIL.format("Unsupported: Triton backend API version does not support this backend"),
-    "S407": FAIL.format("Internal: ModuleNotFoundError: No module named 'lxml'"),
-    "S408": FAIL.format("Internal: ImportError: cannot import name 'x' from 'transformers' (/a/__init__.py)"),
-    "S409": FAIL.format("Internal: Stub process 'chat_0_0' is not healthy."),
-    "S410": FAIL.format("Internal: Timed out occurred while waiting for the stub process. chat_0_0"),
-    "S411": "[node:1:0:55] Caught signal 11 (Segmentation fault: address not mapped to object at address 0x8)",
-    "S412": FAIL.format("Internal: OSError: We couldn't connect to 'https://huggingface.co' to load this file"),
-    "S413": "tritonserver: unrecognized option '--allow-foo=false'",
-    "S414": "Killed",
-    "S415": "A module that was compiled using NumPy 1.x cannot be run in NumPy 2.1.0 as it may crash.",
-    "S416": FAIL.format("Internal: RuntimeError: The NVIDIA driver on your system is too old (found version 12020)."),
-    "S417": FAIL.format(
-        "Internal: ValueError: The model's max seq len (4096) is larger than the maximum number of tokens that can be "
-        "stored in KV cache (3664)."
-    ),
-    "S418": FAIL.format("Internal: RuntimeError: No CUDA GPUs are available"),
-    "S419": FAIL.format(
-        "Internal: torch.AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable"
-    ),
-    "S420": FAIL.format("Internal: ValueError: No available memory for the cache blocks. Try increasing"),
-    "S421": FAIL.format(
-        "Internal: ValueError: Free memory on device cuda:0 (12.5/79.18 GiB) on startup is less than desired GPU "
-        "memory utilization (0.5, 39.59 GiB)."
-    ),
-    "S422": FAIL.format("Unavailable: unable to find '/models/enc/1/model.onnx' for model instance 'enc_0'"),
-    "S423": FAIL.format(
-        "Internal: failed to open text file for read /models/det/labels.txt: No such file or directory"
-    ),
-    "S424": FAIL.format("Internal: Failed to get the canonical path for env.tar.gz."),
-    "S425": FAIL.format(
-        "Internal: Path /tmp/python_env_x/0/bin/activate does not exist. The Python environment should contain an "
-        "'activate' script."
-    ),
-    "S426": f"E{STAMP} m.cc:1] \"failed to poll model 'chat': model not found in any model repository.\"",
-    "S427": FAIL.format("Internal: RuntimeError: CUDA error: no kernel image is available for execution on the device"),
-    "S428": FAIL.format(
-        "Internal: unable to create TensorRT engine: The engine plan file is not compatible with this version of "
-        "TensorRT, expecting library version 8.5.1.7 got 8.4.2.4, please rebuild."
-    ),
-    "S429": FAIL.format("Internal: getPluginCreator could not find plugin: EfficientNMS_TRT version: 1"),
-    "S430": FAIL.format(
-        "Internal: unexpected error when creating modelInstanceState: [json.exception.parse_error.101] parse error at "
-        "line 1, column 1: syntax error while parsing value"
-    ),
-    "S431": FAIL.format(
-        "Internal: unexpected error when creating modelInstanceState: [json.exception.out_of_range.403] key "
-        "'lora_config' not found"
-    ),
-    "S432": FAIL.format(
-        "Internal: unexpected error when creating modelInstanceState: maxTokensInPagedKvCache must be large enough to "
-        "process at least 1 sequence"
-    ),
-    "S434": FAIL.format(
-        "Internal: onnx runtime error 1: Load model from /models/m/1/model.onnx failed:/x/model.cc:46 "
-        "Unsupported model IR version: 10, max supported IR version: 9"
-    ),
-    "S435": FAIL.format(
-        "Internal: failed to load model 'chat': PytorchStreamReader failed locating file constants.pkl"
-    ),
-    "S437": FAIL.format("Invalid argument: unexpected inference input 'x', allowed inputs are: input"),
-    "S438": FAIL.format(
-        "Invalid argument: model 'chat', tensor 'input': the model expects 3 dimensions (shape [-1,3,224]) but "
-        "the model configuration specifies 4 dimensions"
-    ),
-    "S439": FAIL.format("Unknown: DALI Backend error: No schema registered for operator foo"),
-    "S440": GIVES_UP.format("Unable to create S3 filesystem client. Check account credentials. Exception: ''"),
-    "S441": GIVES_UP.format("gs:// file-system not supported. To enable, build with -DTRITON_ENABLE_GCS=ON."),
-    "S442": f"E{STAMP} m.cc:1] \"failed to poll model 'chat': not unique across all model repositories.\"",
-    "S443": "ERROR 03-01 07:05:51 async_llm_engine.py:45] Engine background task failed",
-    "S444": FAIL.format(
-        f"Internal: TypeError: AsyncEngineArgs.__init__() got an unexpected keyword argument "
-        f"'disable_log_requests'{BACKEND}"
-    ),
-    "S445": FAIL.format(
-        "Internal: TypeError: build_async_engine_client_from_engine_args() got an unexpected keyword argument "
-        f"'stat_loggers'{BACKEND}"
-    ),
-    "S446": FAIL.format(
-        "Internal: ValueError: User-specified max_model_len (8192) is greater than the derived max_model_len (2048)"
-    ),
-    "S447": FAIL.format(
-        "Internal: ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your "
-        "Tesla T4"
-    ),
-    "S448": FAIL.format("Internal: ValueError: Please pass the argument `trust_remote_code=True` to allow custom code"),
-    "S449": FAIL.format(
-        "Internal: ValueError: Total number of attention heads (9) must be divisible by tensor parallel size (2)."
-    ),
-    "S450": FAIL.format("Internal: ValueError: Model architectures ['FooForCausalLM'] are not supported for now."),
-    "S451": GIVES_UP.format("failed to stat file  s3://https://store.example:9000/models"),
-    "S452": FAIL.format("Internal: RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO)"),
-    "S454": "",  # decided by the backend table
-    "S455": "",
-    "S456": "  what():  stol",
-    "S457": "Failed to import the site module",
-    "S458": "tritonserver: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.38' not found (required by tritonserver)",
-    "S459": "bash: line 1: tritonserver: command not found",
-    "S460": POLL.format(
-        "Invalid model name: Could not determine backend for model '1' with no backend in model configuration. "
-        "Expected model name of the form 'model.<backend_name>'."
-    ),
-    "S461": SERVE.format(
-        "in ensemble 'pipe', [request id: <id_unknown>] unexpected shape for input 'IMG' for model 'net'. Expected "
-        "[-1,224], got [3,7]. NOTE"
-    ),
-    "S463": f"I{STAMP} pb_stub.cc:736] \"Failed to process the request(s) for model 'chat_0_0', message: boom\"",
-    "S462": FAIL.format("Internal: OSError: [Errno 28] No space left on device"),
     "C501": 'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]].',
     "C502": "Error: runc: error setting rlimit type 7: operation not permitted",
     "C503": 'Error: could not find "netavark" in one of [/usr/lib/podman]',
@@ -241,7 +164,12 @@ LINES = {
 }
 
 
+UNDECIDED = {"T308", "S454", "S455"}  # by the words alone
+
+
 def _line_of(entry: Fault) -> str:
+    if quoted := [each.line for each in QUOTED if each.code == entry.code and entry.code not in UNDECIDED]:
+        return quoted[0]
     if entry.code in LINES or not entry.message or entry.silent:
         return LINES.get(entry.code, "")
     said = entry.says(**(SAMPLE | ({"platform": "python"} if entry.code == "E103" else {})))
@@ -254,9 +182,50 @@ BUILD_ONLY = {entry.code for entry in BUILD_FAULTS}
 
 def test_every_fault_that_a_server_speaks_of_has_a_line() -> None:
     silent = {entry.code for entry in CATALOGUE if not entry.expressions}
-    undecided = {"T308", "S454", "S455"}
 
-    assert {entry.code for entry in CATALOGUE} - {entry.code for entry in SPOKEN} == silent | undecided
+    assert {entry.code for entry in CATALOGUE} - {entry.code for entry in SPOKEN} == silent | UNDECIDED
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """Return the alternatives of a pattern at its top level."""
+    found, depth, in_class, escaped = [""], 0, False, False
+    for sign in pattern:
+        special = not escaped and not in_class
+        if special and sign == "|" and depth == 0:
+            found.append("")
+            continue
+        depth += special * ((sign == "(") - (sign == ")"))
+        in_class = not escaped and (sign == "[" or (in_class and sign != "]"))
+        escaped = sign == "\\" and not escaped
+        found[-1] += sign
+    return found
+
+
+WITH_SOURCES = [*ENGINE_FAULTS, *SERVER_FAULTS]
+
+
+@pytest.mark.parametrize("entry", WITH_SOURCES, ids=lambda entry: entry.code)
+def test_every_alternative_of_a_pattern_has_a_line_with_its_source(entry: Fault) -> None:
+    lines = [plain(text) for each in QUOTED if each.code == entry.code for text in (each.words, each.line)]
+    alternatives = [
+        one for pattern in (entry.pattern, *(old.pattern for old in entry.also)) for one in _alternatives(pattern)
+    ]
+    without = [one for one in alternatives if not any(re.search(one, line, re.MULTILINE) for line in lines)]
+
+    assert not without
+
+
+@pytest.mark.parametrize("quoted", QUOTED, ids=lambda quoted: quoted.code)
+def test_a_quoted_line_is_known_and_nothing_else(quoted: Quoted) -> None:
+    right = {quoted.code, *fault(quoted.code).same_words}
+    found = recognise(quoted.line, Context(engines=1))
+    explained = explain_lines([FIRST, f'I{STAMP} model_lifecycle.cc:472] "loading: chat:1"', quoted.line])
+
+    assert len(quoted.source) > 3
+    assert found
+    assert found.code in right
+    assert {cause.code for cause in (*explained.causes, *explained.notices)} <= right
+    assert explained.exit_code == 1
 
 
 @pytest.mark.parametrize("entry", SPOKEN, ids=lambda entry: entry.code)
@@ -271,8 +240,7 @@ def test_everybody_who_asks_says_the_same_of_a_line(entry: Fault, monkeypatch: p
     context = Context(engines=1)
     by_start = recognise(f'I{STAMP} server.cc:1] "first"\n{line}\nlater\n', context)
     by_doctor = recognise(line, context)
-    first = f'I{STAMP} pinned_memory_manager.cc:277] "Pinned memory pool is created"'
-    explained = explain_lines([first, f'I{STAMP} model_lifecycle.cc:472] "loading: chat:1"', line])
+    explained = explain_lines([FIRST, f'I{STAMP} model_lifecycle.cc:472] "loading: chat:1"', line])
     by_explain = [*explained.causes, *explained.notices]
 
     assert by_start
@@ -311,6 +279,10 @@ def test_codes_are_unique_in_the_whole_catalogue() -> None:
 # --- one message, several causes
 
 
+def _quoted(code: str) -> str:
+    return next(each.line for each in QUOTED if each.code == code)
+
+
 NO_BACKEND = POLL.format(
     "Invalid model name: Could not determine backend for model 'chat' with no backend in model configuration. Expected "
     "model name of the form 'model.<backend_name>'."
@@ -325,7 +297,7 @@ SLASH = {"python": '/b/libtriton_python.so {"cmdline":{"backend-directory":"/srv
     [
         (NO_CACHE, Context(engines=1), "S420"),
         (NO_CACHE, Context(engines=2), "T308"),
-        (LINES["S421"], Context(engines=2), "T308"),
+        (_quoted("S421"), Context(engines=2), "T308"),
         (NO_BACKEND, Context(findings=frozenset({("chat", "E106")})), "E106"),
         (NO_BACKEND, Context(findings=frozenset({("chat", "E119")})), "E119"),
         (NO_BACKEND.replace("'chat' with", "'1' with"), Context(), "S460"),
@@ -385,7 +357,7 @@ def test_words_of_other_releases_are_known_with_the_releases(line: str, code: st
 
 def test_links_are_those_of_the_release_at_hand() -> None:
     found = recognise(NO_MODEL, Context(release="25.03", backends=SLASH))
-    other = recognise(LINES["S420"], Context(release="25.03", engines=1))
+    other = recognise(_quoted("S420"), Context(release="25.03", engines=1))
 
     assert found
     assert other
@@ -393,8 +365,55 @@ def test_links_are_those_of_the_release_at_hand() -> None:
     assert "/blob/r25.03/" in other.link
 
 
-def test_backend_that_is_missing_names_the_image_that_has_it() -> None:
-    found = recognise("unable to find backend library for backend 'tensorrtllm', try", Context(release="24.08"))
+@pytest.mark.parametrize(
+    ("release", "link", "branch"),
+    [
+        ("25.08", Doc.CONFIGURATION, "r25.08"),
+        ("21.05", Doc.CONFIGURATION, "r22.09"),  # docs/user_guide is younger
+        ("26.08", Doc.ENSEMBLES, "r26.01"),  # the heading went to another page
+        ("23.05", Doc.ENSEMBLE_CHECKS, "r23.12"),
+        ("22.05", Doc.VLLM_BACKEND, "r23.10"),
+        ("", Doc.CONFIGURATION, "r24.08"),
+    ],
+)
+def test_a_link_leads_to_a_branch_that_has_the_page(release: str, link: Doc, branch: str) -> None:
+    entry = next(each for each in CATALOGUE if each.link == link)
+
+    assert f"/blob/{branch}/" in resolve(entry, {}, "", Context(release=release)).link
+
+
+# what TRITON_VERSION in the branches of triton-inference-server/server says
+VERSIONS = {
+    **{"2.0.0": "20.06", "2.6.0": "20.12", "2.7.0": "21.02", "2.8.0": "21.03", "2.49.0": "24.08", "2.59.0": "25.06"},
+    **{"2.59.1": "25.07", "2.60.0": "25.08", "2.64.0": "25.12", "2.65.0": "26.01", "2.72.0": "26.08"},
+    **{"2.99.0": "", "1.12.0": "", "dev": ""},
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_release_of_a_server_s_version(version: str) -> None:
+    assert release_of(version) == VERSIONS[version]
+
+
+@pytest.mark.parametrize(
+    ("backend", "release", "image"),
+    [
+        ("tensorrtllm", "24.08", "24.08-trtllm-python-py3"),
+        ("vllm", "23.08", "23.10-vllm-python-py3 (23.10 is the first release that has it)"),
+        ("tensorflow", "25.06", "25.02-py3 (25.02 is the last release that has it)"),
+        ("tensorflow", "24.08", "24.08-py3"),
+        ("onnxruntime", "", "<release>-py3"),
+    ],
+)
+def test_backend_that_is_missing_names_the_image_that_has_it(backend: str, release: str, image: str) -> None:
+    found = recognise(f"unable to find backend library for backend '{backend}', try", Context(release=release))
 
     assert found
-    assert "24.08-trtllm-python-py3" in found.fix
+    assert image in found.fix
+
+
+def test_backend_that_no_image_has_is_named_without_one() -> None:
+    found = recognise("unable to find backend library for backend 'pyton', try", Context(release="24.08"))
+
+    assert found
+    assert "nvcr.io" not in found.fix

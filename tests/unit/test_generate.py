@@ -9,8 +9,8 @@ from ensemblekit.clients.grpc import Answer, request_inputs
 @pytest.mark.parametrize(
     ("model", "names"),
     [
-        ("ensemble", ["chat_input", "sampling_parameters", "stream"]),
-        ("llm", ["text_input", "sampling_parameters", "stream", "exclude_input_in_output"]),
+        ("ensemble", ["chat_input", "stream", "sampling_parameters"]),
+        ("llm", ["text_input", "stream", "sampling_parameters", "exclude_input_in_output"]),
     ],
 )
 def test_request_inputs_are_those_of_the_model(model: str, names: list[str]) -> None:

@@ -4,14 +4,15 @@
 import json
 import shlex
 
-from ensemblekit.clients.http import LoadAnswer, curl_command, generate_body
+from ensemblekit.clients.grpc import request_body
+from ensemblekit.clients.http import LoadAnswer, curl_command
 from ensemblekit.servers.attach import AttachedServer
 
 SERVER = AttachedServer.at("127.0.0.1:8000")
 
 
-def test_generate_body_of_llm_asks_for_the_answer_alone() -> None:
-    assert generate_body("Hi", model="llm") == {
+def test_request_body_of_llm_asks_for_the_answer_alone() -> None:
+    assert request_body("Hi", model="llm") == {
         "text_input": "Hi", "stream": False, "exclude_input_in_output": True
     }  # fmt: skip
 

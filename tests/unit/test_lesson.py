@@ -10,7 +10,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from ensemblekit.errors import ParameterError
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.lesson import lesson as lesson_module
 from ensemblekit.lesson.lesson import GENUINE_LOG, Lesson, log_lines, open_lesson, parameters
 from ensemblekit.paths import RUN_DIR_VARIABLE

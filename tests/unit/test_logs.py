@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ensemblekit.faults.log import (
@@ -10,16 +11,16 @@ from ensemblekit.faults.log import (
     LogReader,
     missing_library,
     model_loads,
-    normalise,
     parse_log,
     poll_errors,
     read_log,
     stub_without_library,
     tail,
 )
-from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.servers.outcome import outcome_of
 from tests.conftest import DATA
+from tests.normal_log import normalise
 
 GENUINE = DATA / "logs" / "genuine-24.08-ensemble-off.log"
 STAMP = "1124 01:19:21.672113 29385"
@@ -133,6 +134,16 @@ def test_log_reader_of_a_log_that_was_replaced_or_cut_begins_anew(tmp_path: Path
 
     assert reader.read_new() == ["3"]
     reader.close()
+
+
+def test_log_reader_keeps_no_file_open_after_its_block(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("one\n")
+    with LogReader(log) as reader:
+        assert reader.read_new() == ["one"]
+        assert str(log) in {file.path for file in psutil.Process().open_files()}
+
+    assert str(log) not in {file.path for file in psutil.Process().open_files()}
 
 
 def test_log_reader_of_a_line_without_an_end_gives_it_in_pieces(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from ensemblekit.errors import FetchError
 from ensemblekit.paths import cache_dir, repo_root
 
-__all__ = ["build_once", "fetch_wheel", "locked", "sha256_of", "unpack_wheel"]
+__all__ = ["build_once", "fetch_wheel", "is_whole", "locked", "sha256_of", "unpack_wheel"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,11 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
+def is_whole(target: Path) -> bool:
+    """Return whether a folder of the cache is there whole."""
+    return (target / DONE_MARK).is_file()
+
+
 def build_once(target: Path, make: Callable[[Path], None]) -> Path:
     """Return `target`, a folder that `make` fills; made only if it is not there whole.
 
@@ -66,10 +72,10 @@ def build_once(target: Path, make: Callable[[Path], None]) -> Path:
         OSError: The cache cannot be written.
         Exception: Whatever `make` raises; nothing is left behind then.
     """
-    if (target / DONE_MARK).is_file():
+    if is_whole(target):
         return target
     with locked(f"{target.parent.name}-{target.name}"):
-        if (target / DONE_MARK).is_file():
+        if is_whole(target):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name}{DRAFT_MARK}"
@@ -147,32 +153,17 @@ def _download(folder: Path, project: str, version: str, sha256: str, platform: s
 
 
 def _run_pip(project: str, version: str, into: Path, platform: str | None, log: Path, extra: tuple[str, ...]) -> int:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(into),
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(into)]
     command += ["--disable-pip-version-check", "--progress-bar=off", *extra]
     if platform:
         command += ["--platform", platform]
     if (brought := repo_root() / "bundle" / "wheels").is_dir():  # the kit came as a bundle, without a network
         command += ["--no-index", "--find-links", str(brought)]
     command.append(f"{project}=={version}")
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     with log.open("w") as output:
         try:
-            return subprocess.run(
-                command,
-                check=False,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                timeout=DOWNLOAD_TIMEOUT_S,
-            ).returncode
+            return subprocess.run(command, stdout=output, timeout=DOWNLOAD_TIMEOUT_S, **streams).returncode
         except subprocess.TimeoutExpired:
             output.write(f"pip was stopped after {DOWNLOAD_TIMEOUT_S} s\n")
             return -1

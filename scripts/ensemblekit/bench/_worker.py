@@ -4,6 +4,10 @@
 A job: `{"url", "protocol", "model", "bodies", "lengths", "concurrency", "stream", "begin_s"}`. Its answer: a list of
 [begin, first piece, end, pieces, tokens] for each body, in seconds of the machine's monotonic clock; 0 pieces: failed.
 Run by path, so that it starts quickly.
+
+`_worker.py FIFO` is the engine alone instead, without any server: the limit of all targets. The FIFO names files, one a
+line: first one with the engine's arguments, answered by `READY`; then ones with `{"sampling", "batches"}`, a list of
+lists of prompts, answered by `TIMES ` and a list of [begin, end] for each batch.
 """
 
 import asyncio
@@ -12,7 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import aiohttp
 
@@ -40,27 +44,12 @@ async def ask_http(session: aiohttp.ClientSession, url: str, stream: bool, body:
 
 async def ask_grpc(client: Any, model: str, body: dict[str, Any]) -> Answer:
     """The same over gRPC; a decoupled model needs a stream of its own for each request."""
-    import numpy as np
-    from tritonclient.grpc import InferInput
-    from tritonclient.grpc._utils import _get_inference_request
+    from ensemblekit.clients.grpc import input_tensor, stream_responses
 
-    def tensor(name: str, value: Any) -> Any:
-        kind, dtype = ("BOOL", np.bool_) if isinstance(value, bool) else ("BYTES", np.object_)
-        given = InferInput(name, [1], kind)
-        given.set_data_from_numpy(np.array([value if kind == "BOOL" else value.encode()], dtype=dtype))
-        return given
-
-    inputs = [tensor(name, value) for name, value in body.items()]
-    request = _get_inference_request(model, inputs, "", "", None, 0, False, False, 0, None, None)
-    # the asynchronous client cannot ask for it; without it a stream may never end
-    request.parameters["triton_enable_empty_final_response"].bool_param = True
-
-    async def once() -> AsyncIterator[Any]:
-        yield request
-
+    inputs = [input_tensor(name, value) for name, value in body.items()]
     begin, end, first, pieces, failed = time.monotonic(), 0.0, 0.0, 0, False
     # to its end: Triton keeps a request for ever whose client leaves at the last response
-    async for response in client._client_stub.ModelStreamInfer(once()):
+    async for response in stream_responses(client, model, inputs):
         failed = failed or bool(response.error_message)
         if response.infer_response.outputs:
             pieces += 1
@@ -105,8 +94,34 @@ async def _asker(job: dict[str, Any]) -> AsyncIterator[Ask]:
         yield lambda body: ask_http(session, job["url"], job["stream"], body)
 
 
+def serve_engine(jobs: TextIO) -> None:
+    """Let the engine alone answer batches until the input ends."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(**_job(jobs.readline()))
+    print("READY", flush=True)
+    for line in jobs:
+        job = _job(line)
+        sampling, times = SamplingParams(**job["sampling"]), []
+        for batch in job["batches"]:
+            begin = time.monotonic()
+            llm.generate(batch, sampling, use_tqdm=False)
+            times.append([begin, time.monotonic()])
+        print("TIMES " + json.dumps(times), flush=True)
+
+
+def _job(line: str) -> dict[str, Any]:
+    with open(line.rstrip("\n")) as file:
+        job: dict[str, Any] = json.load(file)
+    return job
+
+
 def main() -> None:
     """Serve jobs until the input ends."""
+    if sys.argv[1:]:
+        with open(sys.argv[1]) as jobs:
+            serve_engine(jobs)
+        return
     with asyncio.Runner() as runner:  # one loop for all jobs: gRPC's poller stays with the first it sees
         for line in sys.stdin:
             print(json.dumps(runner.run(run(json.loads(line)))), flush=True)

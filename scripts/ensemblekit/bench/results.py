@@ -7,7 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic_core import from_json
 
 from ensemblekit.bench.plan import USUAL_WORKLOAD
 
@@ -16,6 +19,25 @@ __all__ = ["BenchResult", "Round", "percentile"]
 # what records of 2026 call it
 NAMES_BEFORE = {"first_ms": "ttft_ms", "first_p99_ms": "ttft_p99_ms", "between_ms": "itl_ms", "whole_ms": "e2e_ms"}
 NAMES_BEFORE |= {"whole_p99_ms": "e2e_p99_ms", "load": "workload", "loads": "workloads"}
+
+
+class _Machine(BaseModel):
+    """What readers of a record need of its machine."""
+
+    device: str
+    cores: int
+    triton: str
+
+
+class _Plan(BaseModel):
+    """What readers of a record need of its plan."""
+
+    gpus: int = 1
+    targets: list[str] = []
+    workloads: list[str] = Field(min_length=1)
+    concurrencies: list[PositiveInt] = Field(min_length=1)
+    rounds: NonNegativeInt
+    max_tokens: PositiveInt
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -46,6 +68,8 @@ class Round:
         itl_ms: Median over the requests of the mean inter-token latency; 0 if nothing is streamed.
         workload: The kind of request.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False, extra="forbid")
 
     target: str
     concurrency: int
@@ -111,6 +135,8 @@ class BenchResult:
         profile: Where the time of the backend's process went, by py-spy, in the records that have it.
         began: Date and time.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False, extra="forbid")
 
     plan: dict[str, Any]
     machine: dict[str, Any]
@@ -189,10 +215,16 @@ class BenchResult:
             OSError: The file cannot be read.
             ValueError: It is no such record.
         """
-        values = json.loads(path.read_text())
-        rounds = tuple(Round(**_renamed(entry)) for entry in values.pop("rounds"))
-        return cls(**values | {"plan": _renamed(values["plan"])}, rounds=rounds)
+        values = TypeAdapter(dict[str, JsonValue]).validate_python(from_json(path.read_bytes(), allow_inf_nan=False))
+        rounds = values.get("rounds")
+        values |= {"plan": _renamed(values.get("plan"))}
+        values |= {"rounds": [_renamed(entry) for entry in rounds] if isinstance(rounds, list) else None}
+        _Plan.model_validate(values["plan"])
+        _Machine.model_validate(values.get("machine"))
+        return TypeAdapter(cls).validate_python(values)
 
 
-def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
+def _renamed(entry: JsonValue) -> JsonValue:
+    if not isinstance(entry, dict):
+        return entry
     return {NAMES_BEFORE.get(name, name): value for name, value in entry.items()}

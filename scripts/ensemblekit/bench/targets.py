@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a bench compares Triton with: `vllm serve` and the engine alone; same model, same arguments."""
 
-import contextlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,16 +13,17 @@ from typing import Any, Self
 import httpx
 
 from ensemblekit.assets.weights import ModelSource
-from ensemblekit.bench import _engine
+from ensemblekit.bench import _worker
 from ensemblekit.errors import ServerExited, ServerNotReady
-from ensemblekit.faults.log import tail
+from ensemblekit.faults.log import LogReader, tail
 from ensemblekit.repository.stage import engine_environment
 from ensemblekit.servers.ports import LOOPBACK, free_ports
-from ensemblekit.servers.supervised import STOP_GRACE_S, SupervisedProcess, new_prefix, wait_until
+from ensemblekit.servers.supervised import SupervisedProcess, new_prefix, wait_until
 
 __all__ = ["EngineAlone", "VllmServe", "engine_arguments"]
 
 POLL_S = 0.25
+ANSWER_POLL_S = 0.02
 ASK_TIMEOUT_S = 2.0
 # Said to both servers, since vLLM's defaults for them differ between `vllm serve` and its library.
 ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -154,10 +153,10 @@ class EngineAlone:
             device: `cpu` or `cuda`.
             folder: Where its log goes.
         """
-        self._first = {"arguments": arguments | {"model": source.engine_model}}
+        self._arguments = arguments | {"model": source.engine_model}
         self._environment = os.environ | engine_environment(device, offline=source.local)
-        self.log_path = folder / "engine.log"
-        self._process: subprocess.Popen[str] | None = None
+        self.log_path, self._fifo, self._job = (folder / f"engine.{end}" for end in ("log", "fifo", "json"))
+        self._process: SupervisedProcess | None = None
 
     def start(self) -> float:
         """Start the engine and return after how many seconds it was ready.
@@ -166,12 +165,17 @@ class EngineAlone:
             ServerExited: It ended before that.
         """
         begin = time.monotonic()
-        with self.log_path.open("w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", _engine.__file__],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=self._environment,
-            )  # fmt: skip
-        self._ask(self._first, "READY")
+        self._fifo.unlink(missing_ok=True)
+        os.mkfifo(self._fifo)
+        self._jobs = os.open(self._fifo, os.O_RDWR)  # to open it for writing alone would wait for the engine
+        self._process = SupervisedProcess(
+            [sys.executable, "-P", _worker.__file__, str(self._fifo)],
+            self.log_path,
+            environment=self._environment,
+            folder=self.log_path.parent,
+        )
+        self._log = LogReader(self.log_path)
+        self._ask(self._arguments, "READY")
         return time.monotonic() - begin
 
     def generate(self, batches: list[list[str]], sampling: dict[str, Any]) -> list[list[float]]:
@@ -183,33 +187,32 @@ class EngineAlone:
         answer = self._ask({"sampling": sampling, "batches": batches}, "TIMES ")
         return [[float(begin), float(end)] for begin, end in json.loads(answer)]
 
-    def _ask(self, line: dict[str, Any], mark: str) -> str:
-        """Send a line and return what follows the mark in the answer; vLLM prints too."""
+    def _ask(self, job: dict[str, Any], mark: str) -> str:
+        """Give it a job and return what follows the mark in the answer; vLLM prints too."""
         process = self._process
-        if process is not None and process.stdin is not None and process.stdout is not None:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(line) + "\n")
-                process.stdin.flush()
-            for answer in process.stdout:
-                if answer.startswith(mark):
-                    return answer.removeprefix(mark).strip()
+        self._job.write_text(json.dumps(job))
+        os.write(self._jobs, f"{self._job}\n".encode())
+
+        def answer() -> str | None:
+            ended = process is None or process.exit_code is not None  # before the look at its last words
+            found = [each for each in self._log.read_new() if each.startswith(mark)]
+            return found[0] if found else ("" if ended else None)
+
+        found = wait_until(answer, interval_s=ANSWER_POLL_S)
+        if found:
+            return found.removeprefix(mark).strip()
         raise ServerExited(
             "measure the engine alone",
-            found=f"it ended with exit code {process.wait() if process else None}",
+            found=f"it ended with exit code {process.exit_code if process else None}",
             hint="read the log's end; the same arguments are given to Triton's engine",
             log_path=self.log_path,
             log_tail=tail(self.log_path),
         )
 
     def stop(self) -> None:
-        """End it; its end of input tells it so."""
+        """End it and all that came of it; stopping a stopped one does nothing."""
         process, self._process = self._process, None
-        if process is None or process.stdin is None:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        try:
-            process.wait(STOP_GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            process.stop(at_once=True)
+            os.close(self._jobs)
+            self._fifo.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "serve_forever"]
 
-WATCH_S = 0.5  # how soon a server that dies is noticed
+WATCH_S = 0.2  # how soon a server that dies is noticed
 
 
 @click.command()
@@ -61,15 +61,17 @@ def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float) -> N
     try:
         lesson.start(server)
         _say(server)
-        while server.running:
+        while server.running and not server.why_ended:
             time.sleep(WATCH_S)
         code = server.exit_code
+        if server.why_ended:
+            click.echo(f"{server.why_ended}: the server is ended", err=True)
     finally:
         lesson.stop()
-    refused = container_refusal(code, "")
+    refused = None if server.why_ended else container_refusal(code, "")
     raise ServerExited(
         "keep the server running",
-        found=f"it ended by itself with exit code {code}",
+        found=server.why_ended or f"it ended by itself with exit code {code}",
         hint=refused.hint if refused else "read its log",
         log_path=server.log_path,
     )

@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from ensemblekit.errors import RequestError
 
-__all__ = ["Answer", "Served", "ask", "ask_many", "request_inputs", "stream", "stream_results"]
+__all__ = ["Answer", "Served", "ask", "ask_many", "ended", "request_inputs", "stream", "stream_results"]
 
 REQUEST_TIMEOUT_S = 120.0  # a long answer on two cores
 ENSEMBLE = "ensemble"
@@ -107,18 +107,35 @@ def request_inputs(
     Raises:
         TypeError: The sampling parameters cannot be written as JSON.
     """
-    inputs = [_tensor(TEXT_INPUT.get(model, DEFAULT_TEXT_INPUT), text.encode(), "BYTES", np.object_)]
+    body = request_body(text, model=model, sampling_parameters=sampling_parameters, stream=stream)
+    return [input_tensor(name, value) for name, value in body.items()]
+
+
+def request_body(
+    text: str,
+    *,
+    model: str = ENSEMBLE,
+    sampling_parameters: Mapping[str, Any] | None = None,
+    stream: bool = False,
+) -> dict[str, str | bool]:
+    """Return the inputs of one request by name: the body of a generate request, or the values of the tensors.
+
+    >>> request_body("Hi", sampling_parameters={"max_tokens": 5})
+    {'chat_input': 'Hi', 'stream': False, 'sampling_parameters': '{"max_tokens": 5}'}
+    """
+    body: dict[str, str | bool] = {TEXT_INPUT.get(model, DEFAULT_TEXT_INPUT): text, "stream": stream}
     if sampling_parameters is not None:
-        inputs.append(_tensor("sampling_parameters", json.dumps(sampling_parameters).encode(), "BYTES", np.object_))
-    inputs.append(_tensor("stream", stream, "BOOL", np.bool_))
+        body["sampling_parameters"] = json.dumps(sampling_parameters)
     if model not in TEXT_INPUT:
-        inputs.append(_tensor("exclude_input_in_output", True, "BOOL", np.bool_))
-    return inputs
+        body["exclude_input_in_output"] = True
+    return body
 
 
-def _tensor(name: str, value: bytes | bool, datatype: str, dtype: type[np.generic]) -> triton.InferInput:
+def input_tensor(name: str, value: str | bool) -> triton.InferInput:
+    """Return an input of one element, a text or a truth."""
+    datatype, dtype = ("BOOL", np.bool_) if isinstance(value, bool) else ("BYTES", np.object_)
     tensor = triton.InferInput(name, [1], datatype)
-    tensor.set_data_from_numpy(np.array([value], dtype=dtype))
+    tensor.set_data_from_numpy(np.array([value if isinstance(value, bool) else value.encode()], dtype=dtype))
     return tensor
 
 
@@ -175,8 +192,7 @@ def ask(
 def _responses(server: Served, model: str, inputs: list[triton.InferInput], timeout_s: float) -> Iterator[str]:
     try:
         for result in stream_results(server, model, inputs, timeout_s):
-            piece, _final = _piece(result)
-            if piece is not None:
+            if (piece := _piece(result)) is not None:
                 yield piece
     except TimeoutError:
         raise _no_answer(server, model, timeout_s) from None
@@ -215,18 +231,13 @@ def stream_results(
             client.stop_stream(cancel_requests=not final)
 
 
-def _piece(result: triton.InferResult) -> tuple[str | None, bool]:
-    """Return the text of a response (None: it has no output) and whether it is the last."""
-    response = result.get_response()
-    final = response.parameters["triton_final_response"].bool_param
-    if not response.outputs:
-        return None, final
-    name = (
-        "text_output" if any(output.name == "text_output" for output in response.outputs) else response.outputs[0].name
-    )
-    values = result.as_numpy(name)
-    text = "".join(value.decode(errors="replace") for value in values.reshape(-1))
-    return text, final
+def _piece(result: triton.InferResult) -> str | None:
+    """Return the text of a response, None if it has no output."""
+    names = [output.name for output in result.get_response().outputs]
+    if not names:
+        return None
+    values = result.as_numpy("text_output" if "text_output" in names else names[0])
+    return "".join(value.decode(errors="replace") for value in values.reshape(-1))
 
 
 def stream_responses(
@@ -261,8 +272,7 @@ async def _ask_one(
         if response.error_message:
             failed = failed or InferenceServerException(response.error_message)
             continue
-        piece, _final = _piece(triton.InferResult(response.infer_response))
-        if piece is not None:
+        if (piece := _piece(triton.InferResult(response.infer_response))) is not None:
             pieces.append(piece)
             times.append(time.perf_counter() - begin)
     if failed:
@@ -313,7 +323,21 @@ def _answer_of(server: Served, model: str, answer: Answer | BaseException) -> An
     return answer
 
 
+def ended(server: Served, model: str) -> RequestError | None:
+    """Return the error of a request to a server that the kit ended by itself; None if it did not."""
+    reason = getattr(server, "why_ended", None)  # of a server that this process started
+    if not reason:
+        return None
+    return RequestError(
+        f"get an answer from model {model!r}",
+        found=f"{reason}, and the server was ended",
+        hint="start the server again; what the process printed before its end is in the server's log",
+    )
+
+
 def _refused(server: Served, model: str, error: InferenceServerException) -> RequestError:
+    if end := ended(server, model):
+        return end
     if "failed to connect" in error.message():
         return RequestError(
             f"reach the server at {server.grpc_url}",

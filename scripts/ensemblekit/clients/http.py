@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from ensemblekit.clients.grpc import DEFAULT_TEXT_INPUT, ENSEMBLE, REQUEST_TIMEOUT_S, TEXT_INPUT, Controlled, Served
+from ensemblekit.clients.grpc import ENSEMBLE, REQUEST_TIMEOUT_S, Controlled, Served, ended, request_body
 from ensemblekit.errors import RequestError
 
 __all__ = ["LoadAnswer", "ask_http", "curl_command", "load_model", "model_states", "stream_http"]
@@ -31,31 +31,11 @@ class LoadAnswer:
     __repr__ = __str__
 
 
-def generate_body(
-    text: str,
-    *,
-    model: str = ENSEMBLE,
-    sampling_parameters: Mapping[str, Any] | None = None,
-    stream: bool = False,
-) -> dict[str, Any]:
-    """Return the JSON body of a generate request: input names to values.
-
-    >>> generate_body("Hi", sampling_parameters={"max_tokens": 5})
-    {'chat_input': 'Hi', 'stream': False, 'sampling_parameters': '{"max_tokens": 5}'}
-    """
-    body: dict[str, Any] = {TEXT_INPUT.get(model, DEFAULT_TEXT_INPUT): text, "stream": stream}
-    if sampling_parameters is not None:
-        body["sampling_parameters"] = json.dumps(sampling_parameters)
-    if model not in TEXT_INPUT:
-        body["exclude_input_in_output"] = True
-    return body
-
-
 def curl_command(
     server: Served, text: str, *, model: str = ENSEMBLE, sampling_parameters: Mapping[str, Any] | None = None
 ) -> str:
     """Return the command with which a reader asks the same in a shell."""
-    body = json.dumps(generate_body(text, model=model, sampling_parameters=sampling_parameters))
+    body = json.dumps(request_body(text, model=model, sampling_parameters=sampling_parameters))
     return f"curl -s http://{server.http_url}/v2/models/{model}/generate -d {shlex.quote(body)}"
 
 
@@ -73,8 +53,11 @@ def ask_http(
         RequestError: The server refused, failed or did not answer within `timeout_s` seconds.
     """
     url = f"http://{server.http_url}/v2/models/{model}/generate"
-    body = generate_body(text, model=model, sampling_parameters=sampling_parameters)
-    answer = _post(url, body, timeout_s)
+    body = request_body(text, model=model, sampling_parameters=sampling_parameters)
+    try:
+        answer = _post(url, body, timeout_s)
+    except RequestError as error:
+        raise (ended(server, model) or error) from error
     content = _json(answer)
     # Triton answers 200 with an error in the body when a decoupled model fails late
     if answer.status_code != httpx.codes.OK or "text_output" not in content:
@@ -96,7 +79,7 @@ def stream_http(
         RequestError: The server refused, failed or sent nothing for `timeout_s` seconds.
     """
     url = f"http://{server.http_url}/v2/models/{model}/generate_stream"
-    body = generate_body(text, model=model, sampling_parameters=sampling_parameters, stream=True)
+    body = request_body(text, model=model, sampling_parameters=sampling_parameters, stream=True)
     try:
         with httpx.stream("POST", url, json=body, timeout=timeout_s, trust_env=False) as answer:
             if answer.status_code != httpx.codes.OK:
@@ -109,7 +92,7 @@ def stream_http(
                         raise _failed(url, str(content["error"]))
                     yield str(content["text_output"])
     except httpx.TransportError as error:
-        raise _failed(url, _why(error, timeout_s)) from error
+        raise (ended(server, model) or _failed(url, _why(error, timeout_s))) from error
 
 
 def load_model(server: Controlled, model: str, *, timeout_s: float = CONTROL_TIMEOUT_S) -> LoadAnswer:

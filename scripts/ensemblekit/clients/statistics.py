@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton's own statistics and metrics: where the time of a request goes."""
+"""Triton's own statistics: where the time of a request goes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import httpx
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from ensemblekit.clients.grpc import Served
 from ensemblekit.errors import RequestError
 
-__all__ = ["ModelStatistics", "metric_value", "model_statistics", "time_by_step"]
+__all__ = ["ModelStatistics", "model_statistics", "time_by_step"]
 
 NANOSECONDS = 1e9
-METRICS_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -79,26 +77,3 @@ def time_by_step(
     mean = {name: (row.total_s - before[name].total_s) / requests for name, row in after.items()}
     whole = mean.pop(ensemble)
     return mean | {"generating": max(0.0, whole - sum(mean.values()))}
-
-
-def metric_value(server: Served, name: str) -> float | None:
-    """Return the sum of a Prometheus metric over its labels, None if the server has no such metric.
-
-    Raises:
-        RequestError: The metrics endpoint does not answer.
-    """
-    url = f"http://{server.metrics_url}/metrics"
-    try:
-        text = httpx.get(url, timeout=METRICS_TIMEOUT_S, trust_env=False).text
-    except httpx.TransportError as error:
-        raise RequestError(
-            f"read {url}",
-            found=f"{type(error).__name__}: {error}",
-            hint="was the server started with metrics on?",
-        ) from error
-    values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if _names(line, name)]
-    return sum(values) if values else None
-
-
-def _names(line: str, name: str) -> bool:
-    return line.startswith((f"{name}{{", f"{name} "))

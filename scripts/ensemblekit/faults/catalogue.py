@@ -16,7 +16,6 @@ from ensemblekit.faults.log import FAILED, parse_log
 from ensemblekit.faults.poll import POLL_FAULTS
 from ensemblekit.faults.serve import SERVE_FAULTS
 from ensemblekit.faults.server import SERVER_FAULTS
-from ensemblekit.releases import list_releases
 
 __all__ = [
     "CATALOGUE",
@@ -57,10 +56,9 @@ HARMLESS = (
 # one of these stands in every line, printed by whatever program, that could say one of the faults
 _SIGNS = re.compile(
     r"rror|emory|ailed|No space|Killed|137|np\.string_|NumPy|[Ss]ignal|unrecognized|healthy|fault|driver|Serialized"
-    r"|Unable|must be |undefined symbol|not found|terminate called|stol|core dumped|abort|Abort|not "
-    r"supported|capability|Exception|larger than|greater than|DeadError|died|not compatible|does not|No "
-    r"module|Version tag|Magic tag|NCCL|cannot |Cannot |trust|json\.exception|not running|HTTPException|unable to|No "
-    r"schema|No Op|no kernel|incompatible"
+    r"|Unable|must be |undefined symbol|not found|terminate called|stol|core dumped|[Aa]bort|not supported|capability"
+    r"|Exception|larger than|greater than|died|not compatible|does not|No module|Version tag|Magic tag|NCCL|[Cc]annot "
+    r"|trust|json\.exception|not running|unable to|compatibility|No schema|No Op|no kernel|incompatible"
 )
 _DIGITS = re.compile(r"\d+")
 _NUMBERS_THAT_SPEAK = ("137", "401", "403", "101", "ignal", "sm_")  # an exit code, a status, a signal: words of a fault
@@ -68,11 +66,23 @@ _NUMBERS_THAT_SPEAK = ("137", "401", "403", "101", "ignal", "sm_")  # an exit co
 ENGINE_STARTS = re.compile(r"Initializing an? (?:V\d )?LLM engine")
 OF_ENGINES = frozenset({"S401", "S417", "S420", "S421", "T308", "T309"})  # said by a model with an engine on the GPU
 _VERSION = re.compile(r"^\| server_version +\| ([\w.]+) ", re.MULTILINE)
-FIRST_MINOR, LAST_MINOR = 8, 59  # 2.8.0 is 21.03, 2.59.0 is 25.06: one a month in between
+FIRST_MONTH, LAST_MINOR = 20 * 12 + 5, 72  # 2.0.0 is 20.06, 2.72.0 is 26.08, the newest that was seen
 SHAPES = 4096
 LONGEST = 6000  # characters of a text that is no log; a traceback through a framework has about as many
 _unknown_shapes: set[tuple[str, bool]] = set()
 _BRANCH = re.compile(r"/blob/r\d\d\.\d\d/")
+# The first and the last release whose branch was seen to have a page, by a part of its address.
+_PAGES = (
+    ("extension_generate", ("23.10", "26.08")),
+    ("architecture.md", ("22.09", "26.01")),
+    ("/server/", ("22.09", "26.08")),
+    ("ensemble_utils", ("23.12", "26.06")),
+    ("/core/", ("22.04", "26.06")),
+    ("vllm_backend", ("23.10", "26.01")),
+    ("tensorrtllm_backend", ("24.08", "24.10")),
+    ("tensorrt_backend", ("21.09", "26.07")),
+    ("", ("20.12", "26.05")),
+)
 
 
 def fault(code: str) -> Fault:
@@ -143,8 +153,8 @@ def resolve(entry: Fault, values: Mapping[str, str], text: str, context: Context
     """Return what an entry says of a text: of several causes the one that the context decides for, else "one of"."""
     possible = _possible(entry, values, context)
     first = possible[0]
-    detail = first.detail(values, text, context) if first.detail and len(possible) == 1 else None
     one = len(possible) == 1
+    detail = first.tell(values, text, context) if one else None
     title = first.title if one else "one of: " + "; ".join(each.title for each in possible)
     fix = first.fix if one else " ".join(f"If {each.title}: {each.fix}" for each in possible)
     if detail and detail.hint:
@@ -176,8 +186,11 @@ def _possible(entry: Fault, values: Mapping[str, str], context: Context) -> list
 
 
 def _link(link: str, context: Context) -> str:
-    """Return a link to upstream's documentation of the release at hand."""
-    return _BRANCH.sub(f"/blob/r{context.release}/", link) if context.release else link
+    """Return a link to upstream's documentation of the release at hand, or of the nearest one that has the page."""
+    if not context.release:
+        return link
+    first, last = next(span for part, span in _PAGES if part in link)
+    return _BRANCH.sub(f"/blob/r{min(max(context.release, first), last)}/", link)
 
 
 def _note(first: Fault, possible: Sequence[Fault], text: str) -> str:
@@ -191,19 +204,18 @@ def _note(first: Fault, possible: Sequence[Fault], text: str) -> str:
 
 
 def release_of(triton: str) -> str:
-    """Return the release of a server's version: of the kit's table, else by counting; empty if it is not known.
+    """Return the release of a server's version, empty if it is not known.
 
-    >>> release_of("2.49.0"), release_of("2.59.0"), release_of("")
-    ('24.08', '25.06', '')
+    >>> release_of("2.49.0"), release_of("2.59.1"), release_of("")
+    ('24.08', '25.07', '')
     """
-    for release in list_releases():
-        if release.triton == triton:
-            return release.name
-    match = re.match(r"2\.(\d+)\.", triton)
-    minor = int(match[1]) if match else 0
-    if not FIRST_MINOR <= minor <= LAST_MINOR:
+    match = re.match(r"2\.(\d+)\.(\d+)", triton)
+    if match is None or int(match[1]) > LAST_MINOR:
         return ""
-    months = 21 * 12 + 2 + minor - FIRST_MINOR
+    minor, patch = int(match[1]), int(match[2])
+    # as TRITON_VERSION in the branches of triton-inference-server/server says: one a month since 20.06, but for 21.01,
+    # which was none, and for 25.07, which was 2.59.1
+    months = FIRST_MONTH + minor + (minor > 6) + (minor > 59 or (minor, patch) == (59, 1))
     return f"{months // 12}.{months % 12 + 1:02}"
 
 

@@ -4,8 +4,7 @@
 A fix may hold the fields {engine} and {registry}, which the caller knows.
 """
 
-from ensemblekit.faults import links
-from ensemblekit.faults.fault import Fault
+from ensemblekit.faults.fault import Doc, Fault
 
 __all__ = ["BUILD_FAULTS", "CODE_FAULTS", "ENGINE_REFUSALS", "KILLED", "REFUSED", "REGISTRY_FAULTS"]
 
@@ -22,7 +21,7 @@ ENGINE_REFUSALS = (
         pattern=_SAYS + r"(?:no such device|cdi|nvidia|could not select device driver))",
         cause="The engine was asked for a GPU and does not know how to give one.",
         fix="is NVIDIA's container toolkit installed and set up for this engine?",
-        link=links.TOOLKIT,
+        link=Doc.TOOLKIT,
     ),
     Fault(
         "C502",
@@ -30,7 +29,7 @@ ENGINE_REFUSALS = (
         pattern=_SAYS + r"(?:rlimit))",
         cause="The engine asks for more open files or processes than this user may have.",
         fix="lower the limits, for example ENSEMBLEKIT_CONTAINER_ARGS='--ulimit=nofile=1024 --ulimit=nproc=1024'",
-        link=links.PODMAN,
+        link=Doc.PODMAN,
     ),
     Fault(
         "C503",
@@ -38,7 +37,7 @@ ENGINE_REFUSALS = (
         pattern=_SAYS + r"(?:netavark|cni|iptables|nftables|bridge|aardvark))",
         cause="The host lacks what the engine needs for a network of its own.",
         fix="this host's engine cannot publish ports: set ENSEMBLEKIT_CONTAINER_NETWORK=host",
-        link=links.PODMAN,
+        link=Doc.PODMAN,
     ),
     Fault(
         "C504",
@@ -46,7 +45,7 @@ ENGINE_REFUSALS = (
         pattern=_SAYS + r"(?:cgroup|systemd|dbus))",
         cause="The engine is set up for a host that runs systemd.",
         fix="env/containers/README.md tells what podman needs without systemd",
-        link=links.PODMAN,
+        link=Doc.PODMAN,
     ),
     Fault(
         "C505",
@@ -54,7 +53,7 @@ ENGINE_REFUSALS = (
         pattern=_SAYS + r"(?:address already in use|port is already allocated))",
         cause="Another process or container listens on a port that was to be published.",
         fix="stop what listens there, or leave the port out",
-        link=links.SERVER_OPTIONS,
+        link=Doc.SERVER_OPTIONS,
     ),
 )
 # what an exit code alone says
@@ -64,14 +63,14 @@ CODE_FAULTS = (
         "the container engine refused to run the container",
         cause="The engine, its runtime or the image did not let it start.",
         fix="the engine itself refused to run the container; the log's last line says why",
-        link=links.PODMAN,
+        link=Doc.PODMAN,
     ),
     Fault(
         "C507",
         "the container was killed",
         cause="Somebody, or the kernel for want of memory, ended it with SIGKILL.",
         fix="the container was killed from outside, or for want of memory (`dmesg | tail`); start it again",
-        link=links.PODMAN,
+        link=Doc.PODMAN,
     ),
 )
 REGISTRY_FAULTS = (
@@ -83,7 +82,6 @@ REGISTRY_FAULTS = (
         cause="No network from here to the registry, or a proxy that the engine does not know.",
         fix="is the registry reachable from here? It could not be reached; behind a proxy, the engine has its own "
         "setting",
-        link=links.IMAGES,
     ),
     Fault(
         "C512",
@@ -92,7 +90,6 @@ REGISTRY_FAULTS = (
         r"|tag .*not found",
         cause="The registry has no image of this name and tag.",
         fix="is the tag right? `ensemblekit releases` lists the releases; ENSEMBLEKIT_IMAGES names the repository",
-        link=links.IMAGES,
     ),
     Fault(
         "C513",
@@ -100,7 +97,6 @@ REGISTRY_FAULTS = (
         pattern=r"(?i)toomanyrequests|unauthorized|authentication required|access (?:.{0,40})denied|denied:",
         cause="The registry gives this image only to those who have logged in, or has seen too many requests.",
         fix="log in first: `{engine} login {registry}`",
-        link=links.IMAGES,
     ),
     Fault(
         "C514",
@@ -108,7 +104,6 @@ REGISTRY_FAULTS = (
         pattern=r"(?i)no space left",
         cause="Images, layers or a build's files have filled the disk.",
         fix="free some disk with `{engine} system prune`, then run the same command again",
-        link=links.IMAGES,
     ),
 )
 BUILD_FAULTS = (
@@ -118,7 +113,6 @@ BUILD_FAULTS = (
         pattern=r"Killed signal terminated|: Killed$|signal 9\b",
         cause="Too many compilers ran at once for this machine's memory.",
         fix="the compiler was killed for want of memory: run the same command with fewer --jobs",
-        link=links.IMAGES,
     ),
     Fault(
         "C522",
@@ -126,7 +120,6 @@ BUILD_FAULTS = (
         pattern=r"Cannot connect to the Docker daemon",
         cause="The build asks docker, and its daemon is not there or may not be used.",
         fix="`sudo systemctl start docker`, then run the same command again",
-        link=links.IMAGES,
     ),
     Fault(
         "C523",
@@ -134,7 +127,6 @@ BUILD_FAULTS = (
         pattern=r"Remote branch \S+ not found",
         cause="The repository that was cloned has no branch of this name.",
         fix="see that the release's branch can be fetched, or give a checkout with --source",
-        link=links.IMAGES,
     ),
     Fault(
         "C524",
@@ -142,7 +134,6 @@ BUILD_FAULTS = (
         pattern=r"(?i)No such (?:container|image)",
         cause="A container or image of an earlier line was removed.",
         fix="what an earlier line made is gone: begin anew with --fresh",
-        link=links.IMAGES,
     ),
     *REGISTRY_FAULTS,
 )

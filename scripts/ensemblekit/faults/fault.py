@@ -4,10 +4,45 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-__all__ = ["NO_CONTEXT", "Also", "Context", "Detail", "Fault", "Phase", "Recognised", "Severity"]
+__all__ = ["NO_CONTEXT", "Also", "Context", "Detail", "Doc", "Fault", "Phase", "Recognised", "Severity"]
+
+_GITHUB = "https://github.com/triton-inference-server"
+_SERVER = f"{_GITHUB}/server/blob/r24.08/docs"
+_CORE = f"{_GITHUB}/core/blob/r24.08/src"
+
+
+class Doc(StrEnum):
+    """Where upstream documents what faults are about, at release 24.08."""
+
+    REPORT = f"{_GITHUB}/server/issues/7632"
+    ISSUES = f"{_GITHUB}/server/issues"
+    ENSEMBLES = f"{_SERVER}/user_guide/architecture.md#ensemble-models"
+    CONFIGURATION = f"{_SERVER}/user_guide/model_configuration.md"
+    BATCHING = f"{_SERVER}/user_guide/model_configuration.md#maximum-batch-size"
+    VERSION_POLICY = f"{_SERVER}/user_guide/model_configuration.md#version-policy"
+    REPOSITORY = f"{_SERVER}/user_guide/model_repository.md#repository-layout"
+    STORES = f"{_SERVER}/user_guide/model_repository.md#cloud-storage-with-credential-as-environment-variables"
+    DECOUPLED = f"{_SERVER}/user_guide/decoupled_models.md"
+    GENERATE = f"{_SERVER}/protocol/extension_generate.md"
+    SERVER_OPTIONS = f"{_SERVER}/user_guide/model_management.md"
+    CORE_CHECKS = f"{_CORE}/model_config_utils.cc"
+    ENSEMBLE_CHECKS = f"{_CORE}/ensemble_scheduler/ensemble_utils.cc"
+    PYTHON_BACKEND = f"{_GITHUB}/python_backend/blob/r24.08/README.md"
+    VLLM_BACKEND = f"{_GITHUB}/vllm_backend/blob/r24.08/README.md"
+    ONNX_BACKEND = f"{_GITHUB}/onnxruntime_backend/blob/r24.08/README.md"
+    PYTORCH_BACKEND = f"{_GITHUB}/pytorch_backend/blob/r24.08/README.md"
+    TENSORRT_BACKEND = f"{_GITHUB}/tensorrt_backend/blob/r24.08/README.md"
+    DALI_BACKEND = f"{_GITHUB}/dali_backend/blob/r24.08/README.md"
+    TRTLLM_BACKEND = f"{_GITHUB}/tensorrtllm_backend/blob/r24.08/README.md"
+    SUPPORT = "https://docs.nvidia.com/deeplearning/frameworks/support-matrix/index.html"
+    IMAGES = "https://catalog.ngc.nvidia.com/orgs/nvidia/containers/tritonserver"
+    PODMAN = "https://github.com/containers/podman/blob/main/troubleshooting.md"
+    TOOLKIT = "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html"
+
 
 Severity = Literal["error", "warning", "note"]
 # poll: refused when its config is read; load: refused when it is loaded; serve: loads, and breaks later;
@@ -15,9 +50,11 @@ Severity = Literal["error", "warning", "note"]
 Phase = Literal["poll", "load", "serve", "start", "container"]
 PHASES: dict[str, Phase] = {"E1": "poll", "E2": "load", "T3": "serve", "S4": "start", "C5": "container"}
 STATUS: dict[Phase, int] = {"poll": 500, "load": 400}
+PAGES = {"poll": Doc.CONFIGURATION, "load": Doc.ENSEMBLE_CHECKS, "container": Doc.IMAGES}
 NO_STATUS = -1
 # a field of a message: within quotation marks anything but them, else one word
 _FIELDS = re.compile(r"'\{(\w+)\}'|\{(\w+)\}")
+_TEMPLATE_FIELDS = re.compile(r"\{(\w+)")
 
 
 @dataclass(frozen=True)
@@ -66,7 +103,7 @@ class Fault:
         title: A few words.
         cause: Why, in plain words.
         fix: What to change.
-        link: Upstream's issue, documentation or source.
+        link: Upstream's issue, documentation or source; by default the phase's own page.
         message: What the server says: in the log, and unless `hidden` in the answer of its load API. A template
             whose fields are the named groups of `pattern`; empty if it says nothing, or not always the same.
         pattern: A regular expression for those words, to be searched in a log message or an answer's body; made from
@@ -76,7 +113,9 @@ class Fault:
         status: HTTP status: of the load API for E faults, of the request for T faults; None if there is none.
         same_words: Codes of faults of which the server says the same, the likeliest first.
         holds: Whether it is this one of them, from the values and the context; None if that does not decide it.
-        detail: What is special in one message, from its values, the whole text and the context.
+        found: What one message says, with its values in it; the first of these whose fields are all there counts.
+        hint: What to do about it, as the end of a sentence.
+        detail: The same where it must be reckoned, from the values, the whole text and the context.
         silent: Whether the words of `message` belong to another fault, so that they are not looked for.
         consequence: Whether this only follows from another model's fault, which is the root cause.
         general: Whether its words are true of other faults as well, which say more.
@@ -86,7 +125,7 @@ class Fault:
     title: str
     cause: str
     fix: str
-    link: str
+    link: str = ""
     message: str = ""
     pattern: str = ""
     also: tuple[Also, ...] = ()
@@ -94,6 +133,8 @@ class Fault:
     status: int | None = NO_STATUS
     same_words: tuple[str, ...] = ()
     holds: Callable[[Values, Context], bool | None] | None = None
+    found: tuple[str, ...] = ()
+    hint: str = ""
     detail: Callable[[Values, str, Context], Detail | None] | None = None
     silent: bool = False
     consequence: bool = False
@@ -103,6 +144,8 @@ class Fault:
         """Fill in what follows from the rest."""
         if not self.pattern and not self.silent:
             object.__setattr__(self, "pattern", _pattern_of(self.message))
+        if not self.link:
+            object.__setattr__(self, "link", PAGES[self.phase])
         if self.status == NO_STATUS:
             object.__setattr__(self, "status", STATUS.get(self.phase))
 
@@ -126,10 +169,18 @@ class Fault:
         """Return where a text says this fault, None if it does not."""
         return next((match for each in self.expressions if (match := each.search(text))), None)
 
+    def tell(self, values: Values, text: str, context: Context) -> Detail | None:
+        """Return what is special in one message, None if nothing is."""
+        if self.detail:
+            return self.detail(values, text, context)
+        for template in self.found:
+            if set(_TEMPLATE_FIELDS.findall(template)) <= set(values):
+                return Detail(template.format(**values), self.hint)
+        return None
+
     def says(self, **values: object) -> str:
         """Return the server's words with these values; a value that is not given stands as `…`."""
-        fields = re.findall(r"{(\w+)}", self.message)
-        return self.message.format(**{name: values.get(name, "…") for name in fields})
+        return self.message.format(**{name: values.get(name, "…") for name in _TEMPLATE_FIELDS.findall(self.message)})
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """E2xx: the config is read, and the model refused when it is loaded. The load API says why (HTTP 400)."""
 
-from ensemblekit.faults import links
-from ensemblekit.faults.fault import Also, Context, Detail, Fault, Values
+from ensemblekit.faults.fault import Also, Context, Detail, Doc, Fault, Values
 
-__all__ = ["LOAD_FAULTS"]
-
-# which of NVIDIA's images has a backend, by the end of its tag
-IMAGES = {"vllm": "-vllm-python-py3", "tensorrtllm": "-trtllm-python-py3"}
-BASE_BACKENDS = ("onnxruntime", "tensorrt", "pytorch", "tensorflow", "openvino", "dali", "fil", "python")
+# Triton's and the vLLM backend's sentences that lint predicts
+BAD_DIMENSION = "dimension must be integer >= 1, or -1 to indicate a variable-size dimension"
+BAD_RESHAPE = "reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension"
+EMPTY_RESHAPE = "cannot have empty reshape for non-batching model as scalar tensors are not supported"
+BATCHES_OF_VLLM = (
+    "configuration specified max_batch_size {size}, but in auto-complete-config function for model '{model}' specified "
+    "max_batch_size 0"
+)
+DECOUPLED_OF_VLLM = (
+    "trying to change decoupled property in auto-complete-config for model '{model}', which is already set to 'False'."
+)
+# Which of NVIDIA's images has a backend: the end of its tag, the first and the last release, empty if it goes on.
+# From `enable_all` and the parts for vLLM and TensorRT-LLM in build.py of triton-inference-server/server, by branch.
+IMAGES = {
+    "vllm": ("-vllm-python-py3", "23.10", ""),
+    "tensorrtllm": ("-trtllm-python-py3", "23.10", ""),
+    "tensorflow": ("-py3", "", "25.02"),
+    **dict.fromkeys(("onnxruntime", "tensorrt", "pytorch", "openvino", "dali", "fil", "python"), ("-py3", "", "")),
+}
 
 
 def _image(values: Values, _text: str, context: Context) -> Detail | None:
     """Return where a backend is that this server lacks."""
     backend = values.get("backend") or values.get("library", "")
-    tag = IMAGES.get(backend) or ("-py3" if backend in BASE_BACKENDS else "")
-    if not tag:
+    if backend not in IMAGES:
         return None
-    release = context.release or "<release>"
-    hint = f"use an image that has the backend {backend}: nvcr.io/nvidia/tritonserver:{release}{tag}"
-    if backend == "tensorflow":
-        hint += " (the last releases with it are those of early 2025)"
+    tag, first, last = IMAGES[backend]
+    release, span = context.release or "<release>", ""
+    if last and (not context.release or release > last):
+        release, span = last, f" ({last} is the last release that has it)"
+    elif context.release and release < first:
+        release, span = first, f" ({first} is the first release that has it)"
+    hint = f"use an image that has the backend {backend}: nvcr.io/nvidia/tritonserver:{release}{tag}{span}"
     return Detail(f"this server has no backend {backend}", hint)
 
 
@@ -36,64 +51,48 @@ LOAD_FAULTS = (
         ),
         cause="The repository has no model folder of this name, or its own config was refused.",
         fix="Correct `model_name` in the step, or add the model to the repository.",
-        link=links.ENSEMBLES,
+        link=Doc.ENSEMBLES,
     ),
     Fault(
         "E202",
         "a step maps an input that its model does not have",
         message="in ensemble {model}, ensemble tensor {tensor} is mapping to non-existing input {input} in model "
         "{step}",
-        pattern=r"in ensemble (?P<model>\S+), ensemble tensor (?P<tensor>\S+) is mapping to non-existing input"
-        r" (?P<input>\S+) in model (?P<step>[^\s\"\\;]+)",
         cause="In input_map the key is the name of the model's tensor, the value the name within the ensemble; they "
         "may be swapped, or one is misspelt.",
         fix="Use one of the model's own inputs as key.",
-        link=links.ENSEMBLE_CHECKS,
     ),
     Fault(
         "E203",
         "a step maps an output that its model does not have",
         message="in ensemble {model}, ensemble tensor {tensor} is mapped from non-existing output {output} "
         "in model {step}",
-        pattern=r"in ensemble (?P<model>\S+), ensemble tensor (?P<tensor>\S+) is mapped from non-existing output"
-        r" (?P<output>\S+) in model (?P<step>[^\s\"\\;]+)",
         cause="In output_map the key is the name of the model's tensor, the value the name within the ensemble.",
         fix="Use one of the model's own outputs as key.",
-        link=links.ENSEMBLE_CHECKS,
     ),
     Fault(
         "E204",
         "a required input of a step is left unmapped",
         message="in ensemble {model}, input {input} in model {step} is not mapped to any ensemble tensors",
-        pattern=r"in ensemble (?P<model>\S+), input (?P<input>\S+) in model (?P<step>\S+) is not mapped to any ensemble"
-        r" tensors",
         cause="The model of the step needs this input, and the step's input_map does not give it.",
         fix="Add an input_map for it, or declare it `optional: true` in the model if it can do without.",
-        link=links.ENSEMBLE_CHECKS,
     ),
     Fault(
         "E205",
         "the two ends of a tensor have different types",
         message="in ensemble {model}, ensemble tensor {tensor}: inconsistent data type: {here} is inferred from model "
         "{origin} while {there} is inferred from model {step}",
-        pattern=r"in ensemble (?P<model>\S+), ensemble tensor (?P<tensor>\S+): inconsistent data type: (?P<here>\S+)"
-        r" is inferred from model (?P<origin>\S+) while (?P<there>\S+) is inferred from model (?P<step>[^\s\"\\;]+)",
         cause="A tensor has one data type everywhere in an ensemble.",
         fix="Write the same data_type on both sides.",
-        link=links.ENSEMBLE_CHECKS,
     ),
     Fault(
         "E206",
         "the two ends of a tensor have different shapes",
         message="in ensemble {model}, ensemble tensor {tensor}: inconsistent shape: {here} is inferred from model "
         "{origin} while {there} is inferred from model {step}",
-        pattern=r"in ensemble (?P<model>\S+), ensemble tensor (?P<tensor>\S+): inconsistent shape: (?P<here>\[[^\]]*\])"
-        r" is inferred from model (?P<origin>\S+) while (?P<there>\[[^\]]*\]) is inferred from model"
-        r" (?P<step>[^\s\"\\;]+)",
         cause="A tensor has one shape everywhere in an ensemble; -1 fits any size. A model with max_batch_size above 0 "
         "has a batch dimension before its dims.",
         fix="Write the same dims on both sides, or -1 where the size varies.",
-        link=links.ENSEMBLE_CHECKS,
     ),
     Fault(
         "E207",
@@ -104,7 +103,7 @@ LOAD_FAULTS = (
         "needs as well, empty. Git keeps no empty folders, so it is often lost in a clone. A version_policy that "
         "names only absent versions does the same.",
         fix="Make the folder `1` beside config.pbtxt, for an ensemble with a `.gitkeep` in it.",
-        link=links.VERSION_POLICY,
+        link=Doc.VERSION_POLICY,
     ),
     Fault(
         "E208",
@@ -116,7 +115,7 @@ LOAD_FAULTS = (
         cause="A decoupled model (vLLM is one) answers any number of times, the prompt comes once: a step that takes "
         "both could not be told which belong together. The message names the ensemble, not the step.",
         fix="Give the step only tensors from behind the decoupled model; what else it needs, that model must pass on.",
-        link=links.DECOUPLED,
+        link=Doc.DECOUPLED,
     ),
     Fault(
         "E209",
@@ -126,39 +125,33 @@ LOAD_FAULTS = (
         r" which (?:has no loaded version|is not valid)",
         cause="Only a consequence: the model of a step did not load, so the ensemble cannot.",
         fix="Correct the model of the step; the ensemble needs no change for this.",
-        link=links.ENSEMBLES,
+        link=Doc.ENSEMBLES,
         consequence=True,
     ),
     Fault(
         "E210",
         "ensembles that contain each other",
         message="circular dependency between ensembles: {model} -> ... -> {step} -> {model}",
-        pattern=r"circular dependency between ensembles: (?P<model>\S+) -> \.\.\. -> (?P<step>\S+) -> ",
         cause="A step of the ensemble is the ensemble itself, or one that contains it.",
         fix="Break the circle: a step can only name a model or an ensemble that does not lead back.",
-        link=links.ENSEMBLE_CHECKS,
     ),
     Fault(
         "E211",
         "an ensemble that batches more than a step can",
         message="ensemble {model} allows maximum batch size {size}, but it contains model {step} which only allows "
         "maximum batch size to be {step_size}",
-        pattern=r"ensemble (?P<model>\S+) allows maximum batch size (?P<size>\d+), but it contains model (?P<step>\S+)"
-        r" which only allows maximum batch size to be (?P<step_size>\d+)",
         cause="The ensemble's max_batch_size is above that of a step.",
         fix="Lower the ensemble's max_batch_size, or raise the step's.",
-        link=links.BATCHING,
+        link=Doc.BATCHING,
     ),
     Fault(
         "E212",
         "a step asks for a version that is not loaded",
         message="ensemble '{model}' depends on '{step}' whose required version {version} is not loaded.",
-        pattern=r"ensemble '(?P<model>[^']*)' depends on '(?P<step>[^']*)' whose required version (?P<version>-?\d+)"
-        r" is not loaded",
         cause="`model_version` in the step names a version without a folder, or one that the model's version_policy "
         "leaves out (by default only the latest is loaded).",
         fix="Write `model_version: -1` for the latest, or have the model load that version.",
-        link=links.VERSION_POLICY,
+        link=Doc.VERSION_POLICY,
     ),
     Fault(
         "E213",
@@ -170,7 +163,7 @@ LOAD_FAULTS = (
         r" for (?P<model>[^\s\";]+)",
         cause="Every tensor needs a name, a data_type and dims of at least 1, or -1 where the size varies.",
         fix="Add what the message names.",
-        link=links.CONFIGURATION,
+        link=Doc.CONFIGURATION,
     ),
     Fault(
         "E214",
@@ -182,7 +175,7 @@ LOAD_FAULTS = (
         detail=_image,
         cause="Each image carries only some backends: NVIDIA's vLLM image python and vllm, the base image no vllm.",
         fix="Correct the backend's name, or use a server that has it.",
-        link=links.CONFIGURATION,
+        link=Doc.CONFIGURATION,
     ),
     Fault(
         "E215",
@@ -192,7 +185,7 @@ LOAD_FAULTS = (
         cause="The version folder has no model.py. The stub process ends, and Triton 24.07 to 24.10 waits for it "
         "without limit: the load never answers and the server is never ready.",
         fix="Put model.py into the version folder, or name the file in `default_model_filename`.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
         status=None,
     ),
     Fault(
@@ -206,7 +199,7 @@ LOAD_FAULTS = (
         cause="model.py raised while it was imported or initialised: a syntax error, a package that is not installed "
         "in the Python of the server, or an error of its own.",
         fix="Read the Python traceback in the log; the last line names the cause.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
         general=True,
     ),
     Fault(
@@ -217,17 +210,16 @@ LOAD_FAULTS = (
         r"(?:no GPUs are available|server does not support GPUs)",
         cause="`KIND_GPU` was asked for by name, and the server sees no GPU.",
         fix="Write `kind: KIND_AUTO` (a GPU if there is one) or `KIND_CPU`, or give the container its GPUs.",
-        link=links.CONFIGURATION,
+        link=Doc.CONFIGURATION,
     ),
     Fault(
         "E218",
         "tensor parallelism in an instance of one GPU",
         message="KIND_GPU is currently for single-GPU models, please specify KIND_MODEL in the model's config.pbtxt "
         "for multi-GPU models",
-        pattern=r"KIND_GPU is currently for single-GPU models, please specify KIND_MODEL",
         cause="KIND_GPU gives an instance one GPU, and model.json asks vLLM for more (tensor_parallel_size above 1).",
         fix="Write `instance_group [ { count: 1 kind: KIND_MODEL } ]`: vLLM then chooses the devices itself.",
-        link=links.VLLM_BACKEND,
+        link=Doc.VLLM_BACKEND,
     ),
     Fault(
         "E219",
@@ -237,7 +229,7 @@ LOAD_FAULTS = (
         cause="A model of the vLLM backend has its engine arguments in <version>/model.json, one JSON object that "
         "names at least `model`.",
         fix='Write the file, for example { "model": "HuggingFaceTB/SmolLM2-135M-Instruct" }.',
-        link=links.VLLM_BACKEND,
+        link=Doc.VLLM_BACKEND,
     ),
     Fault(
         "E220",
@@ -250,16 +242,13 @@ LOAD_FAULTS = (
         cause="The vLLM backend sets max_batch_size 0 and decoupled answers itself, and refuses a config that says "
         "otherwise: vLLM forms its own batches.",
         fix="Remove max_batch_size and model_transaction_policy from the model's config.",
-        link=links.VLLM_BACKEND,
+        link=Doc.VLLM_BACKEND,
     ),
     Fault(
         "E221",
         "a model declares an output twice",
         message="in ensemble {model}, multiple outputs in model {step} are mapped to the same ensemble tensor {tensor}",
-        pattern=r"in ensemble (?P<model>\S+), multiple outputs in model (?P<step>\S+) are mapped to the same ensemble"
-        r" tensor (?P<tensor>[^\s\"\\;]+)",
         cause="The model of the step has two outputs of one name. By itself it loads; in an ensemble it is refused.",
         fix="Remove one of them from the model's config.",
-        link=links.ENSEMBLE_CHECKS,
     ),
 )

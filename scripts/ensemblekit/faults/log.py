@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 __all__ = [
     "ENTRY",
@@ -23,13 +23,13 @@ __all__ = [
     "LogReader",
     "ModelLoad",
     "Printed",
+    "dead_process",
+    "is_ending",
     "last_line",
     "missing_library",
     "model_loads",
-    "normalise",
     "parse_log",
     "poll_errors",
-    "read_entries",
     "read_log",
     "tail",
     "without_controls",
@@ -56,6 +56,10 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u
 # the dynamic linker's words, of the server itself or of the stub of a Python model
 _LIBRARY = re.compile(r"^(\S+): error while loading shared libraries: ([^:\s]+): ", re.MULTILINE)
 STUB_NAME = "triton_python_backend_stub"
+# the reaper's words of a Python model's process, of which Triton says nothing
+_DEAD = re.compile(r"ensemblekit: (the process of .+ ended \(.+\));")
+# what Triton says when it ends, a failed start too: first that it begins to, then that it unloads
+_ENDING = ("Waiting for in-flight requests to complete", "All models are stopped, unloading models")
 LONGEST_MESSAGE = 400  # lines of one quoted message; a traceback through a framework has about 100
 DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 LONGEST_LINE = 64 * 1024  # bytes; what is longer is cut into pieces
@@ -126,7 +130,7 @@ def tail(path: Path, lines: int = TAIL_LINES) -> tuple[str, ...]:
 
 
 class LogReader:
-    """Reads a log that is being written, each time from where the last look ended.
+    """Reads a log that is being written, each time from where the last look ended; a `with` closes it.
 
     A log that was cut or replaced by a new one (rotation, a restart) is read from its beginning.
     """
@@ -176,6 +180,14 @@ class LogReader:
             self._file.close()
         self._file, self._rest = None, b""
 
+    def __enter__(self) -> Self:
+        """Read for as long as the block runs."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close the file."""
+        self.close()
+
 
 def last_line(path: Path) -> str:
     """Return the last line of a log that says something, empty without one; such a log may be long.
@@ -198,18 +210,9 @@ def parse_log(text: str) -> tuple[LogLine, ...]:
     >>> line.level, line.file, line.message
     ('E', 'server.cc', 'no')
     """
-    return tuple(entry for entry in read_entries(text.splitlines()) if isinstance(entry, LogLine))
-
-
-def read_entries(lines: Iterable[str]) -> Iterator[LogLine | Printed]:
-    """Yield the entries of a log and what stands between them, line by line, holding one entry at a time.
-
-    Text before an entry on its line (a print without a line's end, a container engine's prefix) is no part of it.
-    """
     reader = EntryReader()
-    for number, raw in enumerate(lines, 1):
-        yield from reader.push(raw, number)
-    yield from reader.flush()
+    items = [item for number, raw in enumerate(text.splitlines(), 1) for item in reader.push(raw, number)]
+    return tuple(item for item in (*items, *reader.flush()) if isinstance(item, LogLine))
 
 
 class EntryReader:
@@ -234,7 +237,8 @@ class EntryReader:
                 return
             message = f"{self._held.message}\n{raw}"
             self._held = replace(self._held, message=message)
-            if raw.endswith('"') or number - self._held.number > LONGEST_MESSAGE:
+            over = not message.startswith('"') or number - self._held.number > LONGEST_MESSAGE
+            if raw.endswith('"') or over:
                 yield from self.flush()
             return
         yield from self.flush()
@@ -243,9 +247,12 @@ class EntryReader:
         when = _seconds(match[2] or match[4], match[3] or match[5])
         self._start_s = when if self._start_s is None else self._start_s
         message = match[10]
+        level = match[1] or match[6]
         goes_on = message.startswith('"') and not (len(message) > 1 and message.endswith('"'))
+        # to 24.05 messages are not quoted: of an error that ends with a colon the reason stands in the next line
+        goes_on = goes_on or (level == "E" and message.rstrip().endswith(":"))
         entry = LogLine(
-            level=match[1] or match[6],
+            level=level,
             time_s=when - self._start_s,
             pid=int(match[7]),
             file=match[8],
@@ -294,11 +301,9 @@ def model_loads(lines: Iterable[LogLine]) -> tuple[ModelLoad, ...]:
         elif (match := LOADED.match(line.message)) and match[1] in loads:
             loads[match[1]] = ModelLoad(match[1], loads[match[1]].loading_s, line.time_s)
         elif (match := UNLOADED.match(line.message)) and match[1] in loads:
-            old = loads[match[1]]
-            loads[match[1]] = ModelLoad(match[1], old.loading_s, old.loaded_s, line.time_s, old.failure)
+            loads[match[1]] = replace(loads[match[1]], unloaded_s=line.time_s)
         elif (match := FAILED.match(line.message)) and match[1] in loads:
-            old = loads[match[1]]
-            loads[match[1]] = ModelLoad(match[1], old.loading_s, old.loaded_s, old.unloaded_s, match[2])
+            loads[match[1]] = replace(loads[match[1]], failure=match[2])
     return tuple(loads.values())
 
 
@@ -317,19 +322,16 @@ def stub_without_library(text: str) -> bool:
     return any(match[1].endswith(STUB_NAME) for match in _LIBRARY.finditer(text))
 
 
-_NORMAL = (
-    (re.compile(r"^([IWEF])\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ ", re.MULTILINE), r"\1 "),
-    (re.compile(r"\b(127\.0\.0\.1|0\.0\.0\.0|localhost):\d+"), r"\1:PORT"),
-    (re.compile(r"(model_repository_path\[\d+\]\s*\| )\S+"), r"\1/models"),
-    (re.compile(r"/[^\s\"|]*?/backends(?=[/\"])"), "/opt/tritonserver/backends"),
-    (re.compile(r"Timeout \d+: Found (\d+) (live models|model versions)"), r"Timeout N: Found \1 \2"),
-    (re.compile(r"[-+]{4,}"), "----"),
-    (re.compile(r" {2,}"), " "),
-)
+def dead_process(text: str) -> str | None:
+    """Return what the reaper says of a model's process that died, None if none did.
+
+    >>> dead_process("ensemblekit: the process of model llm ended (signal 9); Triton does not notice")
+    'the process of model llm ended (signal 9)'
+    """
+    match = _DEAD.search(text)
+    return match[1] if match else None
 
 
-def normalise(text: str) -> str:
-    """Return a log without what differs from run to run: times, pids, ports, folders, the width of tables."""
-    for pattern, replacement in _NORMAL:
-        text = pattern.sub(replacement, text)
-    return text
+def is_ending(text: str) -> bool:
+    """Return whether the server had begun to end when the log stopped."""
+    return any(words in text for words in _ENDING)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """T3xx: loads without a word, and breaks later: at a request, under load, or with a certain client."""
 
-from ensemblekit.faults import links
-from ensemblekit.faults.fault import Context, Detail, Fault, Values
+from ensemblekit.faults.fault import Context, Doc, Fault, Values
 
 __all__ = ["SERVE_FAULTS", "is_of_another_batch"]
 
@@ -20,14 +19,6 @@ def _several(_values: Values, context: Context) -> bool | None:
     return None if context.engines is None else context.engines > 1
 
 
-def _changed(values: Values, _text: str, _context: Context) -> Detail | None:
-    if "before" not in values:
-        return None
-    found = "another process gave GPU memory back while vLLM measured it: "
-    found += f"{values['before']} GiB were free, then {values['now']}"
-    return Detail(found, "start again; load engines of one GPU one after the other (--model-load-thread-count=1)")
-
-
 SERVE_FAULTS = (
     Fault(
         "T301",
@@ -37,7 +28,7 @@ SERVE_FAULTS = (
         "parameter, and reaches vLLM as a sampling parameter: refused if vLLM does not know it, silently without "
         "effect as input.",
         fix="Declare it as an optional input of the ensemble and map it in the step, or let an earlier step write it.",
-        link=links.VLLM_BACKEND,
+        link=Doc.VLLM_BACKEND,
     ),
     Fault(
         "T302",
@@ -48,7 +39,7 @@ SERVE_FAULTS = (
         status=501,
         cause="Any number of responses to one request do not fit into one HTTP answer.",
         fix="Use /generate or /generate_stream over HTTP, or a stream over gRPC (ModelStreamInfer).",
-        link=links.DECOUPLED,
+        link=Doc.DECOUPLED,
     ),
     Fault(
         "T303",
@@ -56,12 +47,11 @@ SERVE_FAULTS = (
         severity="note",
         message="generate expects model to produce exactly 1 response, use generate stream for model that generates "
         "various number of responses",
-        pattern=r"generate expects model to produce exactly 1 response, use generate stream",
         status=200,
         cause="The status line is sent before the second response arrives, so that the error can only come in the "
         "body: a client that looks at the status takes it for an answer.",
         fix="Send `stream: true` to /generate_stream only, and look for `error` in every body.",
-        link=links.GENERATE,
+        link=Doc.GENERATE,
     ),
     Fault(
         "T304",
@@ -72,7 +62,7 @@ SERVE_FAULTS = (
         cause="Stubs up to 24.10 cannot read string tensors with numpy 2, and their process ends: on 24.08 the request "
         "hangs for ever while ready stays 200, on 24.10 it is answered with an error.",
         fix="Install `numpy<2` (1.26.4) in the Python that the models run in.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "T305",
@@ -87,7 +77,7 @@ SERVE_FAULTS = (
         cause="The ensemble has max_batch_size above 0, a step has 0, and their dims agree, so that it loads without a "
         "word. Requests of batch 1 work; every larger batch is refused by the step.",
         fix="Give both the same max_batch_size; with a vLLM step that is 0, since vLLM forms its own batches.",
-        link=links.BATCHING,
+        link=Doc.BATCHING,
     ),
     Fault(
         "T306",
@@ -99,7 +89,7 @@ SERVE_FAULTS = (
         cause="With that option Triton starts although a model failed: /v2/health/ready is 200, the model has no "
         'state in the index, and its requests are answered with "unknown model".',
         fix="Ask /v2/models/<model>/ready for each model, not the server as a whole.",
-        link=links.SERVER_OPTIONS,
+        link=Doc.SERVER_OPTIONS,
     ),
     Fault(
         "T307",
@@ -108,7 +98,7 @@ SERVE_FAULTS = (
         cause="Without streaming, Triton's HTTP endpoint does not see that a client is gone: vLLM generates to the "
         "end.",
         fix="Stream (gRPC, or /generate_stream), or keep max_tokens small.",
-        link=links.GENERATE,
+        link=Doc.GENERATE,
     ),
     Fault(
         "T308",
@@ -120,7 +110,7 @@ SERVE_FAULTS = (
         cause="Each engine takes the share gpu_memory_utilization of the whole GPU, 0.9 unless model.json says "
         "otherwise; together they ask for more than 1.",
         fix="Let the shares add up to less than 1, and load one after the other: --model-load-thread-count=1.",
-        link=links.VLLM_BACKEND,
+        link=Doc.VLLM_BACKEND,
         same_words=("S420", "S421"),
         holds=_several,
         general=True,
@@ -132,10 +122,11 @@ SERVE_FAULTS = (
         message="No available memory for the cache blocks",
         pattern=r"(?:Error in memory profiling\. )?Initial free memory (?P<before>[\d.]+) GiB, current free memory "
         r"(?P<now>[\d.]+) GiB|Error in memory profiling|Initial free memory .* current free memory",
-        detail=_changed,
+        found=("another process gave GPU memory back while vLLM measured it: {before} GiB were free, then {now}",),
+        hint="start again; load engines of one GPU one after the other (--model-load-thread-count=1)",
         cause="While an engine starts it measures free memory, and takes another engine's for its own.",
         fix="Start Triton with --model-load-thread-count=1.",
-        link=links.VLLM_BACKEND,
+        link=Doc.VLLM_BACKEND,
     ),
     Fault(
         "T310",
@@ -144,7 +135,7 @@ SERVE_FAULTS = (
         cause="The metrics need both: the parameter REPORT_CUSTOM_METRICS in config.pbtxt, and statistics in the "
         "engine (disable_log_stats not true in model.json). With one of them nothing is reported, and nothing said.",
         fix='Set REPORT_CUSTOM_METRICS to "yes" and remove disable_log_stats, or remove the parameter.',
-        link=links.VLLM_BACKEND,
+        link=Doc.VLLM_BACKEND,
     ),
     Fault(
         "T311",
@@ -152,7 +143,7 @@ SERVE_FAULTS = (
         severity="warning",
         cause="`${...}` is a placeholder; Triton passes it on as it stands, and the backend takes it for the value.",
         fix="Fill it in, or remove the parameter.",
-        link=links.CONFIGURATION,
+        link=Doc.CONFIGURATION,
     ),
     Fault(
         "T312",
@@ -163,16 +154,16 @@ SERVE_FAULTS = (
         cause="Triton reads only folders whose name is a number without a leading zero, and by default only the "
         "highest.",
         fix="Rename the folder to its plain number, for example `1`.",
-        link=links.VERSION_POLICY,
+        link=Doc.VERSION_POLICY,
     ),
     Fault(
         "T313",
         "a model that this image has no backend for",
         severity="warning",
         message="unable to find backend library for backend '{backend}'",
-        cause="NVIDIA's vLLM image carries the backends python and vllm only.",
+        cause="Each of NVIDIA's images carries some backends only, the vLLM image python and vllm.",
         fix="Use an image that has this backend, or keep this model in another repository.",
-        link=links.VLLM_BACKEND,
+        link=Doc.VLLM_BACKEND,
         silent=True,
     ),
     Fault(
@@ -182,7 +173,7 @@ SERVE_FAULTS = (
         cause="Triton reads the config.pbtxt of each folder below the repository. This one stands in the repository "
         "itself, and nothing is said about it.",
         fix="Move it into the folder of its model, beside the version folders, or remove it.",
-        link=links.REPOSITORY,
+        link=Doc.REPOSITORY,
     ),
     Fault(
         "T315",
@@ -191,7 +182,7 @@ SERVE_FAULTS = (
         cause="The server follows the path and runs or reads what is there. lint does not open it: a repository from "
         "elsewhere could name any file of this machine.",
         fix="Put the file into the model's folder and name it there.",
-        link=links.REPOSITORY,
+        link=Doc.REPOSITORY,
     ),
     Fault(
         "T316",
@@ -199,7 +190,7 @@ SERVE_FAULTS = (
         severity="warning",
         cause="Of two entries with one key in a map only the last counts, and Triton says nothing.",
         fix="Remove one of them, or give it the key that was meant.",
-        link=links.CONFIGURATION,
+        link=Doc.CONFIGURATION,
     ),
     Fault(
         "T317",
@@ -209,7 +200,7 @@ SERVE_FAULTS = (
         cause="The ensemble has max_batch_size 0: each of its requests reaches the step as a batch of one, and the "
         "size that varies in the ensemble is not that batch. It loads without a word, and larger requests are refused.",
         fix="Give the ensemble the step's max_batch_size and the step's dims.",
-        link=links.BATCHING,
+        link=Doc.BATCHING,
         silent=True,
     ),
 )

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """S4xx of the server: its options, repository, stores, ports, processes, libraries and backends.
 
-Words were measured on 24.08 where a machine without a GPU can show them, else taken from upstream's issues and sources.
+Words were measured on 24.08 where a machine without a GPU can show them. Each alternative of a pattern has a line that
+was measured or that a source quotes: tests/data/fault_lines.tsv names which.
 """
 
-from ensemblekit.faults import links
-from ensemblekit.faults.fault import Also, Context, Detail, Fault, Values
+import re
+
+from ensemblekit.faults.fault import Also, Context, Detail, Doc, Fault, Values
 from ensemblekit.faults.serve import is_of_another_batch
 
 __all__ = ["SERVER_FAULTS"]
+
+REQUEST_FAILED = "Failed to process the request"
+UNKNOWN_OPTION = re.compile(r"unrecognized option '([^']+)'")
+PORT_TAKEN = "already in use"  # of an endpoint that cannot be opened
+NO_TEXT_FILE = "failed to open text file for read {file}: No such file or directory"
+NO_CANONICAL_PATH = "Failed to get the canonical path for {path}."
 
 STORES = ("s3://", "gs://", "as://")
 
@@ -35,18 +43,6 @@ def _same_rank(values: Values, _context: Context) -> bool | None:
     return not is_of_another_batch(values)
 
 
-def _shape(values: Values, _text: str, _context: Context) -> Detail:
-    return Detail(
-        f"{values['step']} takes {values['input']} as {values['expected']} and got {values['got']} from the step "
-        f"before it"
-    )
-
-
-def _stub_of(values: Values, _text: str, _context: Context) -> Detail | None:
-    name = values.get("instance") or values.get("old_instance")
-    return Detail(f"the process (stub) of {name} died") if name else Detail("the process (stub) of a Python model died")
-
-
 SERVER_FAULTS = (
     Fault(
         "S402",
@@ -56,7 +52,7 @@ SERVER_FAULTS = (
         cause="The dynamic linker could not start the program. If it is a Python model's stub, Triton waits for it "
         "without limit.",
         fix="Install the package that holds the library, or name its folder in LD_LIBRARY_PATH.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S403",
@@ -66,46 +62,45 @@ SERVER_FAULTS = (
         cause="Another process listens there, often an older tritonserver. A line `Started ... at` may stand before "
         "it: Triton prints that before it knows.",
         fix="Find it (`ss -ltnp`), stop it, or start with other --http-port, --grpc-port and --metrics-port.",
-        link=links.SERVER_OPTIONS,
+        link=Doc.SERVER_OPTIONS,
     ),
     Fault(
         "S404",
         "shared memory is too small",
-        pattern=r"(?:[Ss]hared memory|shm|/dev/shm|boost::interprocess).*No space left on device"
-        r"|[Uu]nable to initialize shared memory key|[Ff]ailed to (?:increase|initialize) the shared memory pool"
-        r"|No space left on device.*(?:shm|shared memory)|\bBus error\b",
+        pattern=r"boost::interprocess.*No space left on device|[Uu]nable to initialize shared memory key"
+        r"|Failed to increase the shared memory pool size|\bBus error\b",
         cause="Python models and their tensors live in /dev/shm; a container has 64 MB of it unless told otherwise.",
         fix="Start the container with `--shm-size=1g` (Kubernetes: an emptyDir with medium Memory on /dev/shm).",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S405",
         "the model repository is not there",
-        pattern=r"creating server: Internal - failed to stat file (?P<path>\S+)|--model-repository must be specified"
-        r"|model repository path is not a (?:directory|valid)[^:]*: (?P<file>\S+)|failed to open directory "
-        r"(?P<folder>\S+)",
+        pattern=r"creating server: Internal - failed to stat file (?P<path>\S+)|repository path is not a valid "
+        r"directory|failed to open directory (?P<folder>\S+)",
         cause="The path does not exist where the server runs; in a container that is the path inside.",
         fix="Check --model-repository, and that the folder is mounted: `--volume /your/models:/models`.",
-        link=links.REPOSITORY,
+        link=Doc.REPOSITORY,
         detail=_path,
     ),
     Fault(
         "S406",
         "a backend of another Triton version",
-        pattern=r"TRITONBACKEND API version[^\"]*(?:does not support|is not compatible)"
-        r"|[Tt]riton backend API version does not support this backend",
+        pattern=r"TRITONBACKEND API version: [\d.]+ does not support|[Tt]riton backend API version does not support "
+        r"this backend",
         cause="A backend or a compiled engine was made for another release than this server.",
         fix="Use the backend's branch of the server's release (for example r24.08), or compile the engine anew.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S407",
         "a Python package is missing",
-        pattern=r"(?:ModuleNotFoundError|ImportError): No module named '?(?!model')(?P<module>[^'\s]+)'?",
+        pattern=r"(?:ModuleNotFoundError|ImportError): No module named "
+        r"'?(?!(?:model|encodings)\b)(?P<module>[^'\s]+)'?",
         cause="The model imports a package that the Python of the server's stub does not have; that is the first "
         "python3 on the server's PATH, not the one of your shell.",
         fix="Install it in that Python, or give the model an environment of its own (EXECUTION_ENV_PATH).",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S408",
@@ -115,29 +110,35 @@ SERVER_FAULTS = (
         r"|was removed in the NumPy 2\.0 release",
         cause="The code was written, or compiled, for another version of that package.",
         fix="Install the versions that belong together; for the vLLM backend its release's vLLM.",
-        link=links.VLLM_BACKEND,
+        link=Doc.VLLM_BACKEND,
     ),
     Fault(
         "S409",
         "a Python model's process died",
-        pattern=r"Stub process '(?P<instance>[^']*)' is not healthy",
+        pattern=r"Stub process '(?P<instance>[^']*)' is not healthy"
+        r"|the process of (?:a )?model (?P<dead>\S*) ?ended \((?P<manner>[^)]+)\)",
         also=(
             Also(r"Stub process is unhealthy and it will be restarted", "to 24.05"),
-            Also(r"stub process exited unexpectedly: (?P<old_instance>\S+)", "to 21.12"),
+            Also(r"stub process (?:has )?exited unexpectedly(?:: (?P<instance>\S+))?", "from 21.06"),
         ),
-        detail=_stub_of,
+        found=(
+            "the process (stub) of {dead} died: {manner}",
+            "the process (stub) of {instance} died",
+            "the process (stub) of a Python model died",
+        ),
         cause="It ended without a Python exception: os._exit, a crash in native code, or the kernel's out-of-memory "
         "killer.",
         fix="Look at what it printed before, at `dmesg | tail`, and at the memory limit of the container.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S410",
         "a Python model took too long to start",
         pattern=r"[Tt]imed out occurred while waiting for the stub process",
-        cause="The stub did not report within stub-timeout-seconds, 30 by default: slow imports, a slow disk.",
+        cause="The stub did not report within stub-timeout-seconds, 30 by default: slow imports, a slow disk. Only "
+        "21.06 to 21.08 say so.",
         fix="Start with `--backend-config=python,stub-timeout-seconds=120`.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S411",
@@ -146,7 +147,7 @@ SERVER_FAULTS = (
         r"|terminate called (?!.*std::invalid_argument)|\(core dumped\)|Process received signal|^Aborted\b",
         cause="The server's process was ended by a fault in native code, its own or a backend's.",
         fix="The stack below it names the library; the newest release may have the repair.",
-        link=links.ISSUES,
+        link=Doc.ISSUES,
     ),
     Fault(
         "S412",
@@ -155,7 +156,7 @@ SERVER_FAULTS = (
         r"url: /|is not a local folder and is not a valid model identifier|GatedRepoError|401 Client Error",
         cause="model.json names a model of a hub, and the server cannot reach it, or may not.",
         fix="Name a local folder that is mounted into the container, or give it the network and HF_TOKEN.",
-        link=links.VLLM_BACKEND,
+        link=Doc.VLLM_BACKEND,
     ),
     Fault(
         "S413",
@@ -163,7 +164,7 @@ SERVER_FAULTS = (
         pattern=r"unrecognized option '(?P<option>[^']*)'",
         cause="The option belongs to another release, or to a part that this build was made without.",
         fix="`tritonserver --help` lists the options of this build.",
-        link=links.SERVER_OPTIONS,
+        link=Doc.SERVER_OPTIONS,
     ),
     Fault(
         "S414",
@@ -171,7 +172,7 @@ SERVER_FAULTS = (
         pattern=r"^Killed$|OOMKilled|exit(?:ed with)? code:? 137\b|Out of memory: Killed process",
         cause="The kernel or the container engine ended it, most often for want of memory.",
         fix="Raise the memory limit, or load fewer models; `dmesg | tail` says what was killed.",
-        link=links.ISSUES,
+        link=Doc.ISSUES,
     ),
     Fault(
         "S415",
@@ -179,19 +180,17 @@ SERVER_FAULTS = (
         pattern=r"A module that was compiled using NumPy 1\.x cannot be run in NumPy 2",
         cause="numpy 2 is installed beside packages that were compiled for numpy 1.",
         fix="Install `numpy<2` (1.26.4) in the Python that the models run in.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S422",
         "the model's file is not there",
-        pattern=r"unable to find '(?!libtriton_)(?P<path>[^']+)' for model(?: instance)? '(?P<instance>[^']*)'"
-        r"|Load model from (?P<onnx>\S+) failed:.*(?:doesn't exist|File doesn)"
-        r"|unable to find (?:model directory|savedmodel) '?(?P<folder>[^'\s]+)"
-        r"|model file is not found: (?P<file>\S+)",
+        pattern=r"unable to find '(?!libtriton_)(?P<path>[^']+)' for model instance '(?P<instance>[^']*)'"
+        r"|Load model from (?P<onnx>\S+) failed:.*File doesn't exist",
         cause="The version folder has no file of the name that the backend looks for: model.onnx, model.plan, "
         "model.pt, model.savedmodel, model.dali. Git LFS and clones without large files leave it out.",
         fix="Put the file there, or name the one that is there in `default_model_filename`.",
-        link=links.REPOSITORY,
+        link=Doc.REPOSITORY,
     ),
     Fault(
         "S423",
@@ -199,7 +198,7 @@ SERVER_FAULTS = (
         pattern=r"failed to open text file for read (?P<path>(?!\S*config\.pbtxt)\S+): No such file or directory",
         cause="`label_filename` of an output names a file in the model's folder, and there is none.",
         fix="Put the file beside config.pbtxt, or remove label_filename.",
-        link=links.CONFIGURATION,
+        link=Doc.CONFIGURATION,
     ),
     Fault(
         "S424",
@@ -207,7 +206,7 @@ SERVER_FAULTS = (
         pattern=r"Failed to get the canonical path for (?P<path>[^\s\"]+?)\.?(?=[\s\"]|$)",
         cause="EXECUTION_ENV_PATH is looked up from the folder in which the server was started, not from the model's.",
         fix="Write the whole path, or `$$TRITON_MODEL_DIRECTORY/env.tar.gz` for an archive beside config.pbtxt.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S425",
@@ -215,7 +214,7 @@ SERVER_FAULTS = (
         pattern=r"[Pp]ath (?P<path>\S*/bin/activate) does not exist|should contain an 'activate' script",
         cause="A Python model's environment has to be made by conda-pack, with bin/activate in it.",
         fix="Pack it with conda-pack, with the Python version of the server's stub.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S426",
@@ -224,37 +223,35 @@ SERVER_FAULTS = (
         cause="With --model-control-mode=explicit the server loads the models that --load-model names, and no folder "
         "of any --model-repository has this name.",
         fix="Correct the name after --load-model, or add the model's folder to the repository.",
-        link=links.SERVER_OPTIONS,
+        link=Doc.SERVER_OPTIONS,
     ),
     Fault(
         "S442",
         "a model that stands in two repositories",
         pattern=r"failed to poll model '(?P<model>[^']*)': not unique across all model repositories"
-        r"|model '?(?P<other>[^'\s]+)'? appears in two or more repositories",
+        r"|model appears in two or more repositories",
         cause="Two folders given with --model-repository hold a model of the same name; Triton loads neither.",
         fix="Remove or rename one of them, or leave one repository out.",
-        link=links.REPOSITORY,
+        link=Doc.REPOSITORY,
     ),
     Fault(
         "S440",
         "the object store refuses",
-        pattern=r"Unable to create (?P<store>S3|GCS|Azure|AS) (?:filesystem )?client|Could not get MetaData for bucket"
-        r"|Failed to (?:get|open|list) .{0,60}(?:bucket|container|blob)|InvalidAccessKeyId|SignatureDoesNotMatch"
-        r"|(?:s3|gs|as)://.{0,200}(?:Access ?Denied|Forbidden|No response body|permanent error)"
-        r"|(?:Access ?Denied|No response body|[Pp]ermanent error).{0,200}(?:bucket|client|object)",
+        pattern=r"Unable to create (?:S3 filesystem|GCS|Azure filesystem) client|Could not get MetaData for "
+        r"(?:bucket|object)|Failed to get contents of directory as://|Failed to open object read stream for|Unable to "
+        r"get blob property for file at as://",
         cause="The server cannot log in to the store, cannot reach it, or there is no such bucket.",
         fix="Give the server the store's credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION; "
         "GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY), and check address and bucket.",
-        link=links.STORES,
+        link=Doc.STORES,
     ),
     Fault(
         "S441",
         "a store that this build cannot read",
-        pattern=r"(?P<store>s3|gs|as)://.{0,40}file-?system not supported|file-?system (?:is )?not supported.{0,80}"
-        r"TRITON_ENABLE_(?:S3|GCS|AZURE)",
+        pattern=r"(?P<store>s3|gs|as):// file-system not supported\. To enable, build with",
         cause="The server was compiled without this kind of object store.",
         fix="Use NVIDIA's image, a build with --filesystem=s3 (gcs, azure_storage), or a local copy.",
-        link=links.STORES,
+        link=Doc.STORES,
     ),
     Fault(
         "S451",
@@ -262,7 +259,7 @@ SERVER_FAULTS = (
         pattern=r"failed to stat file  +(?P<path>(?:s3|gs|as)://\S*)",
         cause="The value of --model-repository begins with a blank, so that Triton takes the address for a local path.",
         fix="Remove the blank before the address (--model-repository=s3://...).",
-        link=links.STORES,
+        link=Doc.STORES,
     ),
     Fault(
         "S460",
@@ -270,7 +267,7 @@ SERVER_FAULTS = (
         pattern=r"Could not determine backend for model '(?P<model>\d+)' with no backend in model configuration",
         cause="It names the folder of one model, so that the server takes the model's version folder for a model.",
         fix="Give the folder above it, which holds one folder per model.",
-        link=links.REPOSITORY,
+        link=Doc.REPOSITORY,
         same_words=("E120",),
         holds=_is_number,
         general=True,
@@ -283,10 +280,10 @@ SERVER_FAULTS = (
         cause="A model's outputs are checked when the next step takes them: the dims that it declares and the tensor "
         "that the step before it wrote differ. Neither has to do with batches.",
         fix="Let the step that writes the tensor write the declared size, or declare -1 where it varies.",
-        link=links.ENSEMBLES,
+        link=Doc.ENSEMBLES,
         same_words=("T305",),
         holds=_same_rank,
-        detail=_shape,
+        found=("{step} takes {input} as {expected} and got {got} from the step before it",),
         general=True,
     ),
     Fault(
@@ -296,7 +293,7 @@ SERVER_FAULTS = (
         r"(?:, message: (?P<reason>.*))?",
         cause="execute() of its model.py raised; the request was answered with an error, and the server goes on.",
         fix="Read what it raised, after `message:`; catch it in execute() and answer with a TritonError.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
         general=True,
     ),
     Fault(
@@ -305,7 +302,7 @@ SERVER_FAULTS = (
         message="No space left on device",
         cause="A folder that the server writes to (weights, caches, logs, /tmp) has no room.",
         fix="Make room, or name another folder (HF_HOME, VLLM_CACHE_ROOT, TMPDIR).",
-        link=links.SERVER_OPTIONS,
+        link=Doc.SERVER_OPTIONS,
         general=True,
     ),
     Fault(
@@ -315,7 +312,7 @@ SERVER_FAULTS = (
         cause="With a slash at the end of --backend-directory the stub looks for the model's code in the wrong place. "
         "`model` is the model's own file, never a package.",
         fix="Remove the slash at the end of --backend-directory.",
-        link=f"{links.ISSUES}/6730",
+        link=f"{Doc.ISSUES}/6730",
         same_words=("S455",),
         holds=_slash,
     ),
@@ -326,7 +323,7 @@ SERVER_FAULTS = (
         cause="The stub looks for model.py where it is not: in another version folder, or under another name. `model` "
         "is the model's own file, never a package.",
         fix="See that the version folder holds model.py, and that its name and the folders above it hold no dot.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
         same_words=("S454",),
         general=True,
     ),
@@ -337,7 +334,7 @@ SERVER_FAULTS = (
         cause="The stub gets its arguments separated by blanks; a name with a blank ends it, and the server waits for "
         "it without limit.",
         fix="Name the model's folder without blanks.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S457",
@@ -347,7 +344,7 @@ SERVER_FAULTS = (
         cause="The interpreter in the stub does not find its own library: PYTHONHOME of another Python, an environment "
         "for another version, or a .pth file that is not ASCII.",
         fix="Unset PYTHONHOME and PYTHONPATH, and give the model an environment of the stub's Python version.",
-        link=links.PYTHON_BACKEND,
+        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S458",
@@ -356,7 +353,7 @@ SERVER_FAULTS = (
         r"|[Ee]xec format error",
         cause="A program or library was built for a newer system, or for another processor, than this one.",
         fix="Use it in the image of the release that it was built for, or build it on this system.",
-        link=links.SERVER_OPTIONS,
+        link=Doc.SERVER_OPTIONS,
     ),
     Fault(
         "S459",
@@ -364,6 +361,6 @@ SERVER_FAULTS = (
         pattern=r"tritonserver: (?:command )?not found|exec: \"?tritonserver\"?: executable file not found",
         cause="The image or the PATH has no program of this name; the client's image (-sdk) has none.",
         fix="Use a server's image (-py3, -vllm-python-py3, -trtllm-python-py3), or give the whole path.",
-        link=links.SERVER_OPTIONS,
+        link=Doc.SERVER_OPTIONS,
     ),
 )

@@ -2,6 +2,8 @@
 """A lesson: the checked parameters of a notebook, its staged repository, and the server its cells talk to."""
 
 import atexit
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -14,11 +16,12 @@ from IPython.display import Markdown, display
 from ensemblekit.assets.padded_heads import splittable_checkpoint
 from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, require_vllm
 from ensemblekit.clients.http import load_model
-from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
+from ensemblekit.diagnose.probe.start import ProbeAnswer
+from ensemblekit.diagnose.probe.target import probe_installation
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.log import LogLine, parse_log, poll_errors, read_log
-from ensemblekit.lesson.show import StatusLine, quick_banner, show_figures_in_kernel
-from ensemblekit.paths import current_run_dir, repo_root
+from ensemblekit.lesson.show import StatusLine, quick_banner, show_figures_in_kernel, stop_button
+from ensemblekit.paths import BATCH_VARIABLE, current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
 from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
@@ -28,6 +31,7 @@ from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.emulation import EMULATION_TEXT
 from ensemblekit.servers.outcome import StartOutcome
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
+from ensemblekit.servers.running import LAB_VARIABLE, mark_idle, stop_idle_servers
 from ensemblekit.settings import Provider, Settings, check_settings
 
 __all__ = [
@@ -156,7 +160,7 @@ class Lesson:
 
     def probe(
         self, *, release: str | None = None, flavour: Flavour | None = None, provider: Provider | None = None
-    ) -> Probe:
+    ) -> ProbeAnswer:
         """Ask a server whether it knows ensembles, without models of its own; takes about 0.3 s.
 
         Args:
@@ -169,7 +173,8 @@ class Lesson:
         """
         settings = check_settings(RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour)
         folder = self._folder(f"probe-{settings.release}-{settings.flavour}")
-        return probe_ensembles(self._installation(settings.release_row, settings.flavour, folder, provider), folder)
+        installation = self._installation(settings.release_row, settings.flavour, folder, provider)
+        return probe_installation(installation, folder, f"{settings.release}/{settings.flavour}")
 
     def attempt_start(self, server: TritonServer) -> StartOutcome:
         """Start a server and return how that ended, with a progress line while it loads.
@@ -179,7 +184,10 @@ class Lesson:
         """
         self._adopt(server)
         with StatusLine(f"starting Triton {server.installation.release.name}") as line:
-            return server.attempt_start(self.settings.ready_timeout_s, lambda _server: line.tick())
+            outcome = server.attempt_start(self.settings.ready_timeout_s, lambda _server: line.tick())
+        if outcome.note:
+            display(Markdown(outcome.note))
+        return outcome
 
     def start(self, server: TritonServer | None = None) -> Server:
         """Start a server for the cells below and return it; replaces the one this notebook started before.
@@ -252,6 +260,17 @@ class Lesson:
         self._servers.clear()
         self._current = None
 
+    def finish(self) -> None:
+        """End a page: a batch run stops its servers; in a live kernel they stay for the cells above.
+
+        There they end with the Stop button that is shown, with the kernel, or when another lesson starts a server.
+        """
+        if not self._servers or os.environ.get(BATCH_VARIABLE):
+            self.stop()
+            return
+        mark_idle(self.run_dir / "servers" / self.name, True)
+        display(stop_button(self.stop))
+
     def record(self, **values: Value) -> dict[str, Value]:
         """Write named values to this run's records and return them, with what they were measured on.
 
@@ -272,6 +291,10 @@ class Lesson:
 
     def _adopt(self, server: TritonServer) -> None:
         """Remember a server under its folder; one that ran there before is stopped first."""
+        if (lab := os.environ.get(LAB_VARIABLE)) and not os.environ.get(BATCH_VARIABLE):
+            mark_idle(self.run_dir / "servers" / self.name, False)
+            for other in stop_idle_servers(lab):
+                print(f"stopped the server of {other.lesson}, which was done", file=sys.stderr)
         key = str(server.folder)
         if key in self._servers and self._servers[key] is not server:
             self._servers[key].stop()

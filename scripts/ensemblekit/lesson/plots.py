@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from ensemblekit.clients.grpc import Answer
+from ensemblekit.diagnose.explain.diagnosis import Explanation, TimelineRow
 from ensemblekit.faults.log import LogLine, ModelLoad
 from ensemblekit.faults.start_phases import PHASES
 from ensemblekit.repository.config import ensemble_steps
@@ -16,7 +17,14 @@ from ensemblekit.repository.read import read_config
 from ensemblekit.repository.stage import StagedRepository
 from ensemblekit.servers.outcome import StartOutcome
 
-__all__ = ["draw_pipeline", "plot_start_phases", "plot_start_timeline", "plot_statistics", "plot_tokens"]
+__all__ = [
+    "draw_pipeline",
+    "plot_explanation",
+    "plot_start_phases",
+    "plot_start_timeline",
+    "plot_statistics",
+    "plot_tokens",
+]
 
 GREEN, BLUE, AMBER, RED, GREY = (
     "#76b900",
@@ -32,6 +40,7 @@ MILLISECONDS = 1000.0
 BOX, GAP, OUTER, MARGIN = 1.3, 1.9, 1.6, 0.2
 UNIT_IN = 0.95  # wide enough for those names, however many steps there are
 STEP = BOX + GAP
+MARK = {"cause": (RED, "X"), "consequence": (GREY, "o"), "unknown": (AMBER, "s")}
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "fontweight": "bold"}
 
 
@@ -88,18 +97,20 @@ def _start_in_words(outcome: StartOutcome, refused: Sequence[str]) -> str:
 
 
 def _draw_load(axes: Axes, row: int, load: ModelLoad, end_s: float) -> None:
-    loaded = load.loaded_s if load.loaded_s is not None else end_s
-    axes.barh(row, loaded - load.loading_s, left=load.loading_s, height=0.5, color=BLUE, label="loading")
-    _inside(axes, row, load.loading_s, loaded, "loading", end_s)
-    if load.loaded_s is not None:
-        gone = load.unloaded_s if load.unloaded_s is not None else end_s
-        axes.barh(row, gone - loaded, left=loaded, height=0.5, color=GREEN if load.unloaded_s is None else AMBER)
-        _inside(axes, row, loaded, gone, "ready" if load.unloaded_s is None else "loaded, then unloaded", end_s)
+    _bars(axes, row, (load.loading_s, end_s if load.loaded_s is None else load.loaded_s), load, end_s)
 
 
-def _inside(axes: Axes, row: int, begin_s: float, stop_s: float, text: str, end_s: float) -> None:
-    if stop_s - begin_s > 0.012 * len(text) * end_s:  # only where the bar is wide enough for the words
-        axes.text((begin_s + stop_s) / 2, row, text, ha="center", va="center", color="black", fontsize=8)
+def _bars(axes: Axes, row: int, loading: tuple[float, float] | None, load: ModelLoad, end_s: float) -> None:
+    """Draw when a model was loading, and from when to when it was loaded."""
+    bars = [(*loading, BLUE, "loading")] if loading else []
+    if load.loaded_s is not None and load.unloaded_s is None:
+        bars.append((load.loaded_s, end_s, GREEN, "ready"))
+    elif load.loaded_s is not None and load.unloaded_s is not None:
+        bars.append((load.loaded_s, load.unloaded_s, AMBER, "loaded, then unloaded"))
+    for begin_s, stop_s, colour, text in bars:
+        axes.barh(row, stop_s - begin_s, left=begin_s, height=0.5, color=colour)
+        if stop_s - begin_s > 0.012 * len(text) * end_s:  # only where the bar is wide enough for the words
+            axes.text((begin_s + stop_s) / 2, row, text, ha="center", va="center", color="black", fontsize=8)
 
 
 def _mark_end(axes: Axes, lines: Sequence[LogLine], end_s: float, outcome: StartOutcome) -> None:
@@ -221,3 +232,40 @@ def plot_statistics(seconds: Mapping[str, float]) -> Figure:
     parts = ", ".join(f"{name} {value * MILLISECONDS:.1f} ms" for name, value in seconds.items())
     figure.set_label(f"Bars of the mean time of a request in each step: {parts}.")
     return figure
+
+
+def plot_explanation(found: Explanation) -> Figure:
+    """Draw what a log says: bars while a model loads and is loaded, a cross at each root cause."""
+    names = list(dict.fromkeys(each.who for each in found.moments)) or ["server"]
+    end_s = max((each.time_s or 0.0 for each in found.moments), default=0.0) or 1.0
+    figure, axes = _figure(len(names))
+    for row, name in enumerate(names):
+        _draw_row(axes, row, [each for each in found.moments if each.who == name], end_s)
+    for cause in found.causes:
+        row = names.index(cause.model or "server") if (cause.model or "server") in names else 0
+        axes.annotate(
+            cause.title, (cause.time_s or 0.0, row), (12, 0), textcoords="offset points", va="center", color=RED
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.8)
+    axes.set_xlim(-0.015 * end_s, end_s * 1.02)
+    axes.set_xlabel("seconds since the log's first entry")
+    axes.set_title(found.headline[:1].upper() + found.headline[1:], **TITLE)
+    figure.set_label(f"Timeline of a log: {found.headline}.")
+    return figure
+
+
+def _draw_row(axes: Axes, row: int, rows: list[TimelineRow], end_s: float) -> None:
+    begins, loaded, gone = (
+        next((each.time_s for each in rows if each.what == what), None)
+        for what in ("begins to load", "is loaded", "is unloaded")
+    )
+    failed = next((each.time_s for each in rows if each.role == "cause"), None)
+    stop = next((time for time in (loaded, failed) if time is not None), end_s)
+    _bars(axes, row, None if begins is None else (begins, stop), ModelLoad("", begins or 0.0, loaded, gone), end_s)
+    last = 0.0
+    for each in rows:
+        last = each.time_s if each.time_s is not None else end_s if each.role == "consequence" else last
+        if each.role in MARK and not each.what.startswith("is unload"):
+            colour, marker = MARK[each.role]
+            axes.plot(last, row, marker, color=colour, markersize=11 if each.role == "cause" else 8, clip_on=False)

@@ -4,11 +4,12 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
 
+import ipywidgets as widgets
 from IPython.core.getipython import get_ipython
 from IPython.core.pylabtools import print_figure, select_figure_formats
 from IPython.display import DisplayHandle, Markdown, display
@@ -80,6 +81,20 @@ def quick_banner() -> str:
         f"weights were {'run for it' if installed else 'installed, fetched or run'}. Triton is real, and so is "
         "everything about the ensemble."
     )
+
+
+def stop_button(stop: Callable[[], None]) -> widgets.HBox:
+    """Return a line that says how long a lesson's server stays, with a button that stops it now."""
+    button = widgets.Button(description="Stop", tooltip="Stop this lesson's server")
+    words = widgets.HTML("The server stays for the cells above, until another lesson starts one or this kernel ends.")
+
+    def on_click(_button: widgets.Button) -> None:
+        button.disabled = True
+        stop()
+        words.value = "The server is stopped. The cell that starts it brings it back."
+
+    button.on_click(on_click)
+    return widgets.HBox([button, words])
 
 
 def show_figures_in_kernel() -> None:

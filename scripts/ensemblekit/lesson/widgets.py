@@ -9,7 +9,8 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from ensemblekit.clients.grpc import Served, stream
-from ensemblekit.diagnose.doctor.examination import Plan, examine
+from ensemblekit.diagnose.doctor.report import Plan
+from ensemblekit.diagnose.doctor.run import examine
 from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.diagnose.lint import lint_repository
 from ensemblekit.diagnose.probe.target import probe_target
@@ -17,8 +18,9 @@ from ensemblekit.errors import KitError
 from ensemblekit.faults.log import ModelLoad, model_loads, parse_log, poll_errors, read_log
 from ensemblekit.lesson.lesson import Lesson
 from ensemblekit.servers.process import TritonServer
+from ensemblekit.servers.running import RunningServer, running_servers
 
-__all__ = ["diagnosis_form", "load_panel", "prompt_box"]
+__all__ = ["diagnosis_form", "load_panel", "prompt_box", "servers_panel"]
 
 PANEL_REFRESH_S = 0.3
 STATE_COLOUR = {
@@ -124,6 +126,32 @@ def _stream_into(target: widgets.HTML, pieces: Callable[[], object]) -> None:
             target.value = f"<p style='white-space:pre-wrap'>{escape(text)}</p>"
     except KitError as error:
         target.value = f"<pre>{escape(str(error))}</pre>"
+
+
+def servers_panel() -> widgets.VBox:
+    """Return every running server of this user's lessons with a Stop button each; Refresh looks again."""
+    refresh, rows = widgets.Button(description="Refresh"), widgets.VBox()
+
+    def look(_button: widgets.Button | None = None) -> None:
+        rows.children = tuple(_server_row(server, look) for server in running_servers()) or (
+            widgets.HTML("No server is running."),
+        )
+
+    refresh.on_click(look)
+    look()
+    return widgets.VBox([rows, refresh])
+
+
+def _server_row(server: RunningServer, look: Callable[[], None]) -> widgets.HBox:
+    stop = widgets.Button(description="Stop")
+
+    def on_stop(_button: widgets.Button) -> None:
+        stop.disabled = True
+        server.stop()
+        look()
+
+    stop.on_click(on_stop)
+    return widgets.HBox([stop, widgets.HTML(escape(str(server)))])
 
 
 def diagnosis_form(repository: Path, log: Path, server: str) -> widgets.VBox:

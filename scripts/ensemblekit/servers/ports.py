@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loopback ports: free ones for a new server, and who holds a busy one."""
+"""How a server of the kit is reached: loopback ports, who holds a busy one, and the key of its model control.
+
+Whoever may load a model may run code as the user of the server, and Triton looks at neither Origin, Host nor
+Content-Type: without a key every web page could send it a model.py. The key stands in the server's command line, where
+another user of the machine who may list processes can read it.
+"""
 
 import random
+import secrets
 import socket
 
 from ensemblekit.errors import PortBusy
 
-__all__ = ["free_ports", "holder_of", "is_free", "require_free"]
+__all__ = ["control_arguments", "control_headers", "free_ports", "holder_of", "is_free", "new_key", "require_free"]
 
 LOOPBACK = "127.0.0.1"
 # below Linux's ephemeral ports (32768-60999), so that no outgoing connection takes one between choice and use
 PORT_RANGE = range(20000, 32000)
+HEADER = "ensemblekit-key"
+RESTRICTED = "model-repository"  # loading, unloading and the index
 
 
 def free_ports(count: int) -> tuple[int, ...]:
@@ -72,3 +80,27 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def new_key() -> str:
+    """Return a key that nobody can guess."""
+    return secrets.token_hex(16)
+
+
+def control_arguments(key: str, *, grpc: bool = True) -> list[str]:
+    """Return the arguments of a server that takes model control from holders of the key alone.
+
+    Args:
+        key: The key.
+        grpc: Whether the server has a gRPC endpoint.
+
+    >>> control_arguments("k", grpc=False)
+    ['--http-restricted-api=model-repository:ensemblekit-key=k']
+    """
+    options = ["--http-restricted-api", *(["--grpc-restricted-protocol"] if grpc else [])]
+    return [f"{option}={RESTRICTED}:{HEADER}={key}" for option in options]
+
+
+def control_headers(key: str) -> dict[str, str]:
+    """Return the HTTP headers of a request for model control."""
+    return {HEADER: key}

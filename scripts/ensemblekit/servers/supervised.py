@@ -6,6 +6,7 @@ Between this process and the command stands the reaper (`_reaper.py`). It watche
 
 import contextlib
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -24,12 +25,13 @@ T = TypeVar("T")
 
 
 def new_prefix(purpose: str = "") -> str:
-    """Return a new name that the shared memory of one process begins with.
+    """Return a new name that the shared memory of one process begins with; it says whose process started that.
 
     >>> new_prefix("serve").startswith("ensemblekit-serve-")
     True
     """
-    return f"ensemblekit-{purpose}{'-' if purpose else ''}{secrets.token_hex(4)}-"
+    owner = f"{_reaper.namespace()}.{os.getpid()}"
+    return f"ensemblekit-{purpose}{'-' if purpose else ''}{owner}-{secrets.token_hex(4)}-"
 
 
 def reaped(command: Sequence[str], shm_prefix: str = "", after: Sequence[str] = ()) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ensemblekit.diagnose.explain.events import Kind, LogEvent, with_fault
+from ensemblekit.diagnose.explain.events import KINDS, LogEvent, with_fault
 from ensemblekit.faults.catalogue import DEPENDS, resolve
+from ensemblekit.faults.engine import POINTS_BACK
 from ensemblekit.faults.fault import NO_CONTEXT, Context
 
 __all__ = ["Cause", "Explanation", "State", "TimelineRow", "Unknown", "diagnose", "timeline_row"]
@@ -25,7 +26,7 @@ STATE_TEXT: dict[State, str] = {
 ROLE_MARK = {"cause": "<- the cause", "consequence": "(a consequence)", "unknown": "(not understood)", "step": ""}
 HIDDEN = "HTTP 500 \"failed to load '{model}', failed to poll from model repository\", without the reason above"
 TIMELINE_ROWS = 60  # what a reader can take in; the middle is left out
-FAILURES: tuple[Kind, ...] = ("refused", "failed", "blocked", "stub", "start", "died")
+FAILURES = ("refused", "failed", "blocked", "stub", "start", "died")
 ABSENT, NOT_THERE = "E201", "S426"
 CRASHES = ("S411", "S414")
 PARSE = ("E116", "E117")
@@ -33,30 +34,6 @@ BEFORE = 6  # lines between a parser's complaint and the refusal of the config t
 _QUOTED = re.compile(
     r"Model '(?P<model>[^']+)' loading failed with error: (?:version -?\d+ is at \w+ state: )?(.+)", re.S
 )
-_SEE_ABOVE = re.compile(
-    r"[Ss]ee (?:the )?(?:root cause|stack trace|error).{0,10} above|Engine core initialization failed"
-)
-WHAT: dict[Kind, str] = {
-    "loading": "begins to load",
-    "loaded": "is loaded",
-    "unloading": "is being unloaded",
-    "unloaded": "is unloaded",
-    "refused": "its config is refused",
-    "failed": "fails to load",
-    "blocked": "cannot be used",
-    "stub": "its process reports",
-    "start": "cannot go on",
-    "died": "a process of it dies",
-    "gives up": "gives up",
-    "incomplete": "goes on without them",
-    "listening": "listens",
-    "stopped": "is told to stop",
-    "printed": "printed",
-    "warned": "warns",
-    "exception": "an exception was printed",
-    "unknown": "an error",
-    "said": "an error was printed",
-}
 SHORT = 110  # characters of the server's words in a row of the timeline
 
 
@@ -90,7 +67,7 @@ class Cause:
     link: str = ""
     api: str = ""
     note: str = ""
-    severity: Literal["error", "warning"] = "error"
+    severity: str = "error"
 
     @property
     def known(self) -> bool:
@@ -152,16 +129,16 @@ class Explanation:
 
     state: State
     causes: tuple[Cause, ...]
-    earlier: tuple[Cause, ...]
     moments: tuple[TimelineRow, ...]
-    left_out: int
     unknown: tuple[Unknown, ...]
     notices: tuple[Cause, ...]
-    triton: str
-    starts: int
-    lines: int
-    entries: int
     whole: bool
+    earlier: tuple[Cause, ...] = ()
+    left_out: int = 0
+    triton: str = ""
+    starts: int = 1
+    lines: int = 0
+    entries: int = 0
 
     @property
     def consequences(self) -> tuple[TimelineRow, ...]:
@@ -192,6 +169,8 @@ class Explanation:
             return f"the server gave up; the cause is not known from this log: {why}"
         if self.doubts:
             return f"{STATE_TEXT[self.state]}; {'; '.join(self.doubts[:2])}"
+        if self.state in ("ready", "stopped") and not self.whole:
+            return f"{STATE_TEXT[self.state]}; no failure in this part of the log, its beginning is missing"
         ends = {"ready": "; nothing failed", "no end": "; no failure in it", "stopped": "; no failure in it"}
         return STATE_TEXT[self.state] + ends.get(self.state, "")
 
@@ -200,7 +179,7 @@ class Explanation:
         """A start that failed without a known cause, in one."""
         lines = [(each.line, each.text) for each in self.unknown] or [(row.line, row.what) for row in self.moments]
         line, text = lines[0] if lines else (0, "")
-        return Cause(code="", title=self.headline, model="", says=text, line=line, time_s=None)
+        return Cause("", self.headline, "", text, line, None)
 
     @property
     def exit_code(self) -> int:
@@ -283,15 +262,9 @@ def diagnose(
     return Explanation(
         state=state,
         causes=tuple(_unique(causes)),
-        earlier=(),
         moments=tuple(timeline_row(each, _role(each, roots, state, seen)) for each in seen if each.kind != "unknown"),
-        left_out=0,
         unknown=(*unknown, *(Unknown(each.number, each.text, 1) for each in raw)),
         notices=tuple(notices),
-        triton="",
-        starts=1,
-        lines=0,
-        entries=0,
         whole=whole,
     )
 
@@ -331,7 +304,7 @@ def _roots(seen: Sequence[LogEvent]) -> list[LogEvent]:
     """Return the failures that follow from no other failure."""
     broken = {each.model for each in seen if each.kind in ("refused", "failed", "stub") and each.model}
     # what an ensemble lacks is told as that ensemble's failure
-    told = broken.union(*(_missing(each) for each in seen if _is_absent(each)))
+    told = broken.union(*(_missing(each) for each in seen if _has(each, ABSENT)))
     roots = list[LogEvent]()
     for each in seen:
         if each.kind not in FAILURES or (each.kind == "died" and _is_told_by_load(each, seen)):
@@ -341,8 +314,11 @@ def _roots(seen: Sequence[LogEvent]) -> list[LogEvent]:
             if quoted and quoted.model not in broken:  # its own failure stands in a part that is missing
                 roots.append(_first_reason(quoted, seen))
                 broken.add(quoted.model)
-        elif not _follows(each, broken) and not (_is_not_there(each) and each.model in told):
-            roots.append(_first_reason(each, seen))
+        elif not _follows(each, broken) and not (_has(each, NOT_THERE) and each.model in told):
+            reason = _first_reason(each, seen)
+            if reason.number < each.number:  # what was said in between says the same again
+                roots = [root for root in roots if root.model or root.number < reason.number]
+            roots.append(reason)
     return roots
 
 
@@ -360,35 +336,28 @@ def _healed(roots: Sequence[LogEvent], seen: Sequence[LogEvent]) -> tuple[list[L
 
 def _follows(each: LogEvent, broken: set[str]) -> bool:
     """Return whether an ensemble lacks a model that was itself refused."""
-    return _is_absent(each) and bool(_missing(each) & broken)
+    return _has(each, ABSENT) and bool(_missing(each) & broken)
 
 
 def _missing(each: LogEvent) -> set[str]:
     return {name.strip() for name in each.values.get("missing", "").split(",")}
 
 
-def _is_not_there(each: LogEvent) -> bool:
-    return each.fault is not None and each.fault.code == NOT_THERE
-
-
-def _is_absent(each: LogEvent) -> bool:
-    return each.fault is not None and each.fault.code == ABSENT
+def _has(each: LogEvent, code: str) -> bool:
+    return each.fault is not None and each.fault.code == code
 
 
 def _is_half(each: LogEvent, *, whole: bool) -> bool:
     """Return whether the model that another one lacks may have failed in a part of the log that is missing."""
-    return each.fault is DEPENDS or (_is_absent(each) and not whole)
+    return each.fault is DEPENDS or (_has(each, ABSENT) and not whole)
 
 
 def _half_seen(each: LogEvent) -> Cause:
     missing = (each.values.get("missing") or each.values.get("step") or "a model").strip()
     return Cause(
-        code="",
-        title=f"it lacks {missing}: absent, or refused in the part of the log that is missing",
-        model=each.model,
-        says=each.text,
-        line=each.number,
-        time_s=each.time_s,
+        "",
+        f"it lacks {missing}: absent, or refused in the part of the log that is missing",
+        *(each.model, each.text, each.number, each.time_s),
         fix="look at the beginning of the log, or run `ensemblekit lint`",
     )
 
@@ -406,14 +375,18 @@ def _first_reason(each: LogEvent, seen: Sequence[LogEvent]) -> LogEvent:
     """Return the printed exception that a failure points to with "see above", else the failure itself."""
     if each.kind == "died":
         return _reason_of_death(each, seen)
-    if not _SEE_ABOVE.search(each.text):
+    if not POINTS_BACK.search(each.text):
         return each
-    before = [other for other in seen if other.number < each.number and other.kind in ("exception", "printed")]
-    reasons = [other for other in before if not _SEE_ABOVE.search(other.text)]
+    before = [
+        other for other in seen if other.number < each.number and other.kind in ("exception", "printed", "blocked")
+    ]
+    reasons = [other for other in before if not POINTS_BACK.search(other.text)]
     # words that the catalogue knows well are the reason; else the exception that came last before the failure
     special = [other for other in reasons if other.fault and not other.fault.general]
     found = special[:1] or reasons[-1:]
-    return replace(found[0], model=each.model) if found else replace(each, fault=None)
+    if not found:
+        return replace(each, fault=None) if each.fault and each.fault.general else each
+    return replace(found[0], model=each.model)
 
 
 def _reason_of_death(died: LogEvent, seen: Sequence[LogEvent]) -> LogEvent:
@@ -427,32 +400,15 @@ FAR = 60  # lines between an engine's last words and the exception that ended it
 
 
 def _cause(each: LogEvent, context: Context) -> Cause:
+    where = (each.model, each.text, each.number, each.time_s)
     api = HIDDEN.format(model=each.model) if each.kind == "refused" else ""
     if each.fault is None:
-        return Cause(
-            code="",
-            title="these words are not in the catalogue",
-            model=each.model,
-            says=each.text,
-            line=each.number,
-            time_s=each.time_s,
-            api=api,
-        )
+        return Cause("", "these words are not in the catalogue", *where, api=api)
     known = resolve(each.fault, each.values, each.text, context)
     special = f"{known.found[0].upper()}{known.found[1:]}. " if known.found != known.title else ""
+    severity = "warning" if each.kind == "warned" else "error"
     return Cause(
-        code=known.code,
-        title=known.title,
-        model=each.model,
-        says=each.text,
-        line=each.number,
-        time_s=each.time_s,
-        why=special + known.cause,
-        fix=known.fix,
-        link=known.link,
-        api=api,
-        note=known.note,
-        severity="warning" if each.kind == "warned" else "error",
+        known.code, known.title, *where, special + known.cause, known.fix, known.link, api, known.note, severity
     )
 
 
@@ -495,7 +451,7 @@ def _role(
 
 def timeline_row(each: LogEvent, role: Literal["step", "cause", "consequence", "unknown"] = "step") -> TimelineRow:
     """Return an event as a row of the timeline."""
-    what = WHAT[each.kind]
+    what = KINDS[each.kind]
     if each.kind not in ("loading", "loaded", "unloading", "unloaded"):
         words = " ".join(each.text.split())
         what = f"{what}: {words[:SHORT]}{'…' if len(words) > SHORT else ''}"

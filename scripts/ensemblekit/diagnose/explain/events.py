@@ -4,9 +4,8 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Literal
 
 from ensemblekit.faults.catalogue import DEPENDS, ENGINE_STARTS, HARMLESS, OF_ENGINES, look_up, may_be_known, release_of
 from ensemblekit.faults.fault import Context, Fault
@@ -22,31 +21,32 @@ from ensemblekit.faults.log import (
     Printed,
     without_controls,
 )
-from ensemblekit.faults.refusals import REQUEST_FAILED
+from ensemblekit.faults.server import REQUEST_FAILED
 
-__all__ = ["BANNER", "BEGINNING", "EventReader", "Kind", "LogEvent", "with_fault"]
+__all__ = ["BANNER", "BEGINNING", "KINDS", "EventReader", "LogEvent", "with_fault"]
 
-Kind = Literal[
-    "loading",
-    "loaded",
-    "unloading",
-    "unloaded",
-    "refused",  # its config was read and not accepted
-    "failed",  # it was loaded and that failed
-    "blocked",  # an ensemble, or a dependency, was not accepted
-    "stub",  # said of a model's process; said again, with the model's name, when the load fails
-    "start",  # the server itself cannot go on
-    "died",  # an engine or a model's process, of a server that goes on
-    "gives up",  # the sum of what was said before
-    "incomplete",  # the same of a server that stays, with --exit-on-error=false
-    "listening",
-    "stopped",
-    "printed",
-    "warned",  # the same, of level W
-    "exception",
-    "unknown",
-    "said",  # a program's own line of level ERROR, unknown
-]
+# what a line can say of a model or the server, and how the timeline calls it
+KINDS = {
+    "loading": "begins to load",
+    "loaded": "is loaded",
+    "unloading": "is being unloaded",
+    "unloaded": "is unloaded",
+    "refused": "its config is refused",
+    "failed": "fails to load",
+    "blocked": "cannot be used",  # an ensemble, or a dependency, was not accepted
+    "stub": "its process reports",  # said again, with the model's name, when the load fails
+    "start": "cannot go on",  # the server itself
+    "died": "a process of it dies",  # an engine's or a model's, of a server that goes on
+    "gives up": "gives up",  # the sum of what was said before
+    "incomplete": "goes on without them",  # the same of a server that stays, with --exit-on-error=false
+    "listening": "listens",
+    "stopped": "is told to stop",
+    "printed": "printed",
+    "warned": "warns",
+    "exception": "an exception was printed",
+    "unknown": "an error",
+    "said": "an error was printed",  # a program's own line of level ERROR, unknown
+}
 NO_FILE = "E215"  # names a path: model folder, version folder, file
 EXCERPT = 600  # characters of a message that are shown
 KEPT = 4000  # characters of a message that are looked at: a traceback through a backend has about 2000
@@ -58,7 +58,7 @@ class LogEvent:
     """What one line of a log says.
 
     Attributes:
-        kind: See `Kind`.
+        kind: One of `KINDS`.
         number: The line's number, from 1.
         time_s: Seconds since the log's first entry; None for what is printed without a time.
         text: The server's words.
@@ -67,7 +67,7 @@ class LogEvent:
         values: The names in the words, by the catalogue's fields.
     """
 
-    kind: Kind
+    kind: str
     number: int
     time_s: float | None
     text: str
@@ -76,7 +76,7 @@ class LogEvent:
     values: dict[str, str] = field(default_factory=dict)
 
 
-_STEPS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+_STEPS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("loading", LOADING),
     ("loaded", LOADED),
     ("unloading", UNLOADING),
@@ -90,7 +90,9 @@ _SUM = re.compile(r"failed to load all models")
 _SIGNAL = re.compile(r"^Signal \((\d+)\) received")
 _VERSION = re.compile(r"^\| server_version +\| ([\w.]+) ")
 _BACKEND = re.compile(r"^\| (\w+) +\| (\S+\.so\S*|<built-in>) +\| (.*?) *\|$")
-_STATUS = re.compile(r"^\| (\S+) +\| (\d+|-) +\| (UNAVAILABLE: .*?) *\|$")
+# a model's row, whole or cut at either end
+_STATUS = re.compile(r"(?:\| (\S+) +|^[^|]*)\| (?:\d+|-) +\| (UNAVAILABLE: .*?)(?: \|)?$")
+_MORE = re.compile(r"^\| +\| +\| (.*) \|$")  # a row that goes on in the next line of its cell
 BANNER = "== Triton Inference Server =="
 _TRACE = "Traceback (most recent call last):"
 # vLLM's processes put their name and a log header before each line
@@ -138,6 +140,7 @@ class EventReader:
         """Know nothing yet but what lint found in the repository at hand: models and codes."""
         self.triton, self._findings = "", findings
         self._trace: LogEvent | None = None  # where a printed traceback began
+        self._row: LogEvent | None = None  # the status of a model, which may go on in the next row
         self.start_over()
 
     def start_over(self) -> None:
@@ -171,16 +174,21 @@ class EventReader:
             yield from self._of_print(item)
 
     def flush(self) -> Iterator[LogEvent]:
-        """Yield the traceback that has no end."""
-        if self._trace:
-            yield self._trace
-        self._trace = None
+        """Yield the row of a table, or the traceback without an end, that is held."""
+        row, trace = self._row, self._trace
+        self._row = self._trace = None
+        if row:
+            yield with_fault(row.kind, row.number, None, row.text.strip(), row.model)
+        if trace:
+            yield trace
 
     def _of_print(self, item: Printed) -> Iterator[LogEvent]:
         text = item.text
-        if text.startswith("|"):
+        if text.startswith("|") or "| UNAVAILABLE: " in text:
             yield from self._of_row(item)
             return
+        if self._row:
+            yield from self.flush()
         if ENGINE_STARTS.search(text):
             self._engines.add(f"line {item.number}")
         if _TRACE in text:
@@ -190,7 +198,7 @@ class EventReader:
             yield from self._in_trace(self._trace, item)
             return
         if match := _GIVES_UP.search(text):
-            yield _end(item, match[1])
+            yield _end(item.number, match[1])
         elif text.startswith("Signal (") and (match := _SIGNAL.match(text)) and match[1] in STOP_SIGNALS:
             yield LogEvent("stopped", item.number, None, text.strip())
         elif may_be_known(text) and (known := look_up(text.strip()[:KEPT])):
@@ -203,25 +211,29 @@ class EventReader:
             self.triton = match[1]
         elif match := _BACKEND.match(item.text):
             self._backends[match[1]] = f"{match[2]} {match[3]}"
-        elif match := _STATUS.match(item.text):
-            # a log without its beginning may have no other word of it
-            text = match[3].removeprefix("UNAVAILABLE: ").removeprefix("Internal: ")
-            yield with_fault("stub", item.number, None, text, match[1])
+        elif self._row and (match := _MORE.match(item.text)):
+            self._row = replace(self._row, text=f"{self._row.text}{match[1]}")
+        else:
+            yield from self.flush()
+            if match := _STATUS.search(item.text):
+                # a log without its beginning may have no other word of it
+                text = match[2].removeprefix("UNAVAILABLE: ").removeprefix("Internal: ")
+                self._row = LogEvent("stub", item.number, None, text, match[1] or "")
 
     def _in_trace(self, trace: LogEvent, item: Printed) -> Iterator[LogEvent]:
         """Yield the exception that ends a printed traceback, nothing while it goes on."""
         text = _VLLM.sub("", item.text, count=1)
         if match := _GIVES_UP.search(text):
             yield from self.flush()
-            yield _end(item, match[1])
+            yield _end(item.number, match[1])
         elif item.number - trace.number > LONGEST_TRACE:
             yield from self.flush()
         elif _EXCEPTION.match(text):
             self._trace = None
-            yield with_fault("exception", item.number, None, text, "")
+            yield with_fault("exception", item.number, None, text)
 
 
-def _kind_of_print(fault: Fault, text: str) -> Kind:
+def _kind_of_print(fault: Fault, text: str) -> str:
     if fault.code in OF_A_PROGRAM and "tritonserver" in text and STUB_NAME not in text:
         return "start"
     if fault.code in HANGS and (fault.code != "S402" or STUB_NAME in text):
@@ -231,11 +243,12 @@ def _kind_of_print(fault: Fault, text: str) -> Kind:
     return "died" if fault.code in DEATH_CODES else "printed"
 
 
-def _end(item: Printed, words: str) -> LogEvent:
+def _end(number: int, words: str) -> LogEvent:
+    text = f"error: creating server: {words}".strip()
     # the last line of a log may be cut
     if _SUM.search(words) or GIVING_UP.startswith(words.strip().lower()):
-        return LogEvent("gives up", item.number, None, item.text.strip())
-    return with_fault("start", item.number, None, f"error: creating server: {words}", "")
+        return LogEvent("gives up", number, None, text)
+    return with_fault("start", number, None, text)
 
 
 def _of_entry(entry: LogLine) -> Iterator[LogEvent]:
@@ -247,8 +260,10 @@ def _of_entry(entry: LogLine) -> Iterator[LogEvent]:
             yield LogEvent(kind, entry.number, entry.time_s, text, match[1])
             return
     text = plain(text).strip()
-    if match := _STUB.match(text):
-        yield with_fault("stub", entry.number, entry.time_s, match[1], "")
+    if match := _GIVES_UP.match(text):  # an entry to 20.x, printed since
+        yield _end(entry.number, match[1])
+    elif match := _STUB.match(text):
+        yield with_fault("stub", entry.number, entry.time_s, match[1])
     elif _LISTENS.match(text):
         yield LogEvent("listening", entry.number, entry.time_s, text)
     elif entry.level != "I" or text.startswith(REQUEST_FAILED):  # which a stub writes with level I
@@ -271,14 +286,14 @@ def _of_error(entry: LogLine, text: str) -> Iterator[LogEvent]:
     elif match := FAILED.match(text):
         yield with_fault("failed", number, time_s, text, match[1])
     elif match := _INSTANCE.match(text):
-        yield with_fault("stub", number, time_s, match[1], "")
+        yield with_fault("stub", number, time_s, match[1])
     elif found := DEPENDS.match(text):
         yield LogEvent("blocked", number, time_s, text[:EXCERPT], found["model"], DEPENDS, found.groupdict())
     elif any(pattern.search(text) for pattern in HARMLESS):
         return
     elif known := look_up(text[:KEPT]):
         fault, values = known
-        kind: Kind = "printed" if fault.phase == "serve" else "start" if fault.code == "S403" else "blocked"
+        kind = "printed" if fault.phase == "serve" else "start" if fault.code == "S403" else "blocked"
         if fault.code in DEATH_CODES:
             kind = "died"
         if entry.level == "W":
@@ -290,7 +305,7 @@ def _of_error(entry: LogLine, text: str) -> Iterator[LogEvent]:
         yield LogEvent("unknown", number, time_s, text[:EXCERPT])
 
 
-def with_fault(kind: Kind, number: int, time_s: float | None, text: str, model: str) -> LogEvent:
+def with_fault(kind: str, number: int, time_s: float | None, text: str, model: str = "") -> LogEvent:
     """Return an event with the fault that its words speak of, if they are known."""
     # what a model's process says is what its failed load will say; the catalogue knows that form
     said = f"failed to load '{model}' version 0: Internal: {text}" if kind in ("stub", "exception") else text

@@ -5,22 +5,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ensemblekit.diagnose.explain.diagnosis import Cause, Explanation, TimelineRow, Unknown, diagnose
+from ensemblekit.diagnose.explain.diagnosis import Cause, Explanation, Unknown, diagnose
 from ensemblekit.diagnose.explain.events import BANNER, BEGINNING, EventReader, LogEvent
 from ensemblekit.diagnose.explain.source import LineCleaner, lines_of, open_log
 from ensemblekit.faults.catalogue import may_be_known
 from ensemblekit.faults.log import EntryReader, LogLine, Printed
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-__all__ = ["Explainer", "explain_lines", "explain_log", "plot_explanation"]
+__all__ = ["Explainer", "explain_lines", "explain_log"]
 
 KEPT_FIRST, KEPT_LAST = 600, 400  # happenings of one start; a server of a hundred models has about 400
 KEPT_UNKNOWN, KEPT_EARLIER = 40, 10
+FIRST_LINES = 100  # that wait for an entry: a banner has 20, a table 30
 # A complete entry of level I from a part of Triton that says nothing of loads and starts: most lines of a verbose log.
 _IDLE_ENTRY = re.compile(
     r"I\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ (?!model_lifecycle|model_repository|pb_stub|backend_model|pinned_|cuda_mem"
@@ -29,10 +25,6 @@ _IDLE_ENTRY = re.compile(
 FIRST_STEPS = ("loading: ", "Poll failed for model directory ")  # no line after a server's end begins so
 STEPS = ("loading", "loaded", "refused", "failed", "gives up", "incomplete", "listening")
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]+")
-BLUE, GREEN, AMBER, RED, GREY = "#3b7dd8", "#76b900", "#f2a33a", "#d33f49", "#8a8f98"  # readable when colour-blind
-WIDTH_IN, ROW_IN, FRAME_IN = 9.0, 0.42, 1.3
-MARK = {"cause": (RED, "X"), "consequence": (GREY, "o"), "unknown": (AMBER, "s")}
-NARROW = 0.012  # of the whole time a letter takes; a bar that is narrower than its word has none
 
 
 class Explainer:
@@ -42,6 +34,7 @@ class Explainer:
         """Begin with an empty log, and with what lint found in the repository at hand: models and codes."""
         self._clean, self._entries_of, self._read = LineCleaner(), EntryReader(), EventReader(findings)
         self._lines = self._entries = self._left_out = 0
+        self._waiting: list[str] | None = []
         self._starts, self._ended, self._stepped = 1, False, False
         self._seen: list[LogEvent] = []
         self._unknown: dict[str, Unknown] = {}
@@ -49,14 +42,28 @@ class Explainer:
         self._earlier: dict[tuple[str, str], Cause] = {}
 
     def feed(self, raw: str) -> list[LogEvent]:
-        """Take the next line of the log and return what it says, mostly nothing."""
+        """Take the next line of the log and return what it says, mostly nothing.
+
+        The first lines wait for an entry, which shows in which form the log was kept.
+        """
         self._lines += 1
+        if self._waiting is None:
+            return self._feed(raw, self._lines)
+        self._waiting.append(raw)
+        known = self._clean.holds_entry(raw) and self._clean.learn(self._waiting)
+        return self._end_waiting() if known or len(self._waiting) == FIRST_LINES else []
+
+    def _end_waiting(self) -> list[LogEvent]:
+        waiting, self._waiting = self._waiting or [], None
+        return [each for number, raw in enumerate(waiting, 1) for each in self._feed(raw, number)]
+
+    def _feed(self, raw: str, number: int) -> list[LogEvent]:
         if "&" not in raw and not self._clean.begun and self._idle(raw):
             return []
         new = list[LogEvent]()
         for line in self._clean(raw):
             if line == raw or not self._idle(line):
-                new += self._take(self._entries_of.push(line, self._lines))
+                new += self._take(self._entries_of.push(line, number))
         return new
 
     def _idle(self, line: str) -> bool:
@@ -122,6 +129,7 @@ class Explainer:
 
     def result(self) -> Explanation:
         """Return the explanation of all that was fed."""
+        self._end_waiting()
         self._take(self._entries_of.flush())
         for each in self._read.flush():
             self._keep(each)
@@ -153,7 +161,15 @@ def _says_nothing(raw: str) -> bool:
     if raw.startswith("I"):
         return _IDLE_ENTRY.match(raw) is not None
     # a row of a table, an entry, an escape: not printed by a model, or not to be judged unread
-    if "|" in raw or "] " in raw or "\x1b" in raw or "Traceback" in raw or raw.startswith("{") or "ERROR" in raw:
+    if (
+        "|" in raw
+        or "] " in raw
+        or raw.endswith("]")
+        or "\x1b" in raw
+        or "Traceback" in raw
+        or raw.startswith("{")
+        or "ERROR" in raw
+    ):
         return False
     return not may_be_known(raw)
 
@@ -183,54 +199,3 @@ def explain_log(path: Path, findings: frozenset[tuple[str, str]] = frozenset()) 
     """
     with open_log(path) as file:
         return explain_lines(lines_of(file), findings)
-
-
-def plot_explanation(found: Explanation) -> "Figure":
-    """Draw what a log says: bars while a model loads and is loaded, a cross at each root cause."""
-    from matplotlib.figure import Figure  # a second to import, and only lessons draw
-
-    names = list(dict.fromkeys(each.who for each in found.moments)) or ["server"]
-    end_s = max((each.time_s or 0.0 for each in found.moments), default=0.0) or 1.0
-    figure = Figure(figsize=(WIDTH_IN, FRAME_IN + ROW_IN * len(names)), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    for row, name in enumerate(names):
-        _draw_row(axes, row, [each for each in found.moments if each.who == name], end_s)
-    for cause in found.causes:
-        row = names.index(cause.model or "server") if (cause.model or "server") in names else 0
-        axes.annotate(
-            cause.title, (cause.time_s or 0.0, row), (12, 0), textcoords="offset points", va="center", color=RED
-        )
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.8)
-    axes.set_xlim(-0.015 * end_s, end_s * 1.02)
-    axes.set_xlabel("seconds since the log's first entry")
-    axes.set_title(found.headline[:1].upper() + found.headline[1:], loc="left", fontsize=11, fontweight="bold")
-    return figure
-
-
-def _draw_row(axes: "Axes", row: int, rows: list[TimelineRow], end_s: float) -> None:
-    begins, loaded, gone = (_first(rows, what) for what in ("begins to load", "is loaded", "is unloaded"))
-    if begins is not None:
-        failed = next((each.time_s for each in rows if each.role == "cause"), None)
-        stop = next((time for time in (loaded, failed, end_s) if time is not None), end_s)
-        _bar(axes, row, begins, stop, end_s, BLUE, "loading")
-    if loaded is not None:
-        text = "ready" if gone is None else "loaded, then unloaded"
-        _bar(axes, row, loaded, end_s if gone is None else gone, end_s, GREEN if gone is None else AMBER, text)
-    last = 0.0
-    for each in rows:
-        last = each.time_s if each.time_s is not None else end_s if each.role == "consequence" else last
-        if each.role in MARK and not each.what.startswith("is unload"):
-            colour, marker = MARK[each.role]
-            axes.plot(last, row, marker, color=colour, markersize=11 if each.role == "cause" else 8, clip_on=False)
-
-
-def _first(rows: list[TimelineRow], what: str) -> float | None:
-    return next((each.time_s for each in rows if each.what == what), None)
-
-
-def _bar(axes: "Axes", row: int, begin_s: float, stop_s: float, end_s: float, colour: str, text: str) -> None:
-    axes.barh(row, stop_s - begin_s, left=begin_s, height=0.5, color=colour)
-    if stop_s - begin_s > NARROW * len(text) * end_s:
-        axes.text((begin_s + stop_s) / 2, row, text, ha="center", va="center", color="white", fontsize=8)

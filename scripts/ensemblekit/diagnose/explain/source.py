@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,7 @@ _CRI = re.compile(rf"{_STAMP} (?:stdout|stderr) ([FP]) ")
 PREFIXES = (
     re.compile(r"[\w.@-]+ +\| "),  # docker compose, swarm
     _CRI,  # the files of Kubernetes' nodes
+    re.compile(rf"\"{_STAMP}\",\""),  # exports as CSV
     re.compile(rf"\[?{_STAMP}\]?[ \t,]+\"?"),  # `docker logs -t`, exports as CSV
     re.compile(rf"[A-Z]+ {_STAMP} "),  # Google's log explorer
     re.compile(r"\[[\w./ -]+\] "),  # kubectl logs --prefix
@@ -43,7 +45,7 @@ CLOSING = re.compile(r"(?:\*\*|__|`+|[*_])\s*$")
 # where the text stands in a line of docker's json files, of a cloud's export, of a log collector
 TEXT_KEYS = (
     *("log", "message", "msg", "textPayload", "line", "text", "body", "@message", "_raw", "content", "event"),
-    *("jsonPayload", "fields", "result"),
+    *("jsonPayload", "attributes", "fields", "result"),
 )
 _PRETTY = re.compile(rf"\s*\"(?:{'|'.join(TEXT_KEYS)})\"\s*: (\"(?:[^\"\\]|\\.)*\"),?\s*$")
 _CURLY_QUOTES = str.maketrans({0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'"})
@@ -71,6 +73,20 @@ class LineCleaner:
                 return [line for each in unwrapped.splitlines() for line in self._clean(each)]
         return [line for each in raw.rstrip("\r\n").split("\r") for line in self._clean(each)]
 
+    @staticmethod
+    def holds_entry(raw: str) -> bool:
+        """Return whether an entry of Triton's stands in a line, whatever is around it."""
+        return ENTRY.search(raw, 0, WHERE_ENTRIES_BEGIN) is not None
+
+    def learn(self, lines: list[str]) -> bool:
+        """Look at lines before their turn, of which the last holds an entry, and return whether their form is known."""
+        self(lines[-1])
+        self.begun = ""
+        for shape in self._shapes:
+            if not self._known and sum(bool(re.match(shape, line)) for line in lines) >= TIMES_SEEN:
+                self._known = [re.compile(shape)]
+        return bool(self._known) or not self._shapes
+
     def _clean(self, line: str) -> list[str]:
         line = without_controls(line)
         if "&" in line and re.search(r"&(?:quot|#3[49]|lt|gt|amp);", line):
@@ -95,6 +111,8 @@ class LineCleaner:
                 whole = pattern is not _CRI or found[1] == "F"
                 if CLOSING.match(found[0]):
                     line = CLOSING.sub("", line)
+                if found[0].endswith(',"'):  # CSV writes a quotation mark twice
+                    line = line.removesuffix('"').replace('""', '"')
         return line, whole
 
     def _learn(self, before: str) -> None:
@@ -120,7 +138,7 @@ class LineCleaner:
         line = raw.strip().lstrip("[").rstrip(",]").strip()
         if pretty := _PRETTY.match(raw):
             text = str(json.loads(pretty[1], strict=False))
-            self._pretty = self._pretty or ENTRY.search(text, 0, WHERE_ENTRIES_BEGIN) is not None
+            self._pretty = self._pretty or self.holds_entry(text)
             return text if self._pretty else None
         if self._pretty:
             return ""
@@ -130,7 +148,7 @@ class LineCleaner:
             return None
         docker = isinstance(value, dict) and {"log", "stream"} <= set(value)
         text = _text_in(value)
-        self._json = self._json or docker or ENTRY.search(text, 0, WHERE_ENTRIES_BEGIN) is not None
+        self._json = self._json or docker or self.holds_entry(text)
         if not self._json or not text:
             return None
         if docker and len(text) >= DOCKER_SPLITS_AT and not text.endswith("\n"):
@@ -141,6 +159,9 @@ class LineCleaner:
 
 def _text_in(value: Any) -> str:
     """Return the text of a log line that a collector wrapped, empty if there is none."""
+    if isinstance(value, str) and value.startswith("{"):  # wrapped twice
+        with suppress(ValueError):
+            return _text_in(json.loads(value, strict=False)) or value
     if not isinstance(value, dict):
         return value if isinstance(value, str) else ""
     return next((text for key in TEXT_KEYS if key in value and (text := _text_in(value[key]))), "")
@@ -187,12 +208,9 @@ def follow_lines(path: Path) -> Iterator[str]:
         ParameterError: It cannot be read.
     """
     open_log(path).close()
-    reader = LogReader(path)
-    try:
+    with LogReader(path) as reader:
         while True:
             lines = reader.read_new()
             yield from lines
             if not lines:
                 time.sleep(FOLLOW_POLL_S)
-    finally:
-        reader.close()

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton never notices that the process of a Python model died; the kit does, and ends the server."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ensemblekit.clients.grpc import ask
+from ensemblekit.clients.http import ask_http
+from ensemblekit.errors import RequestError, ServerError
+from ensemblekit.paths import RUN_DIR_VARIABLE
+from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
+
+TOLD_S = 2.0
+LATE_S = 60.0
+STUB = "triton_python_backend_stub"
+SLOW = """
+import time
+class TritonPythonModel:
+    def initialize(self, args):
+        print("loading slowly", flush=True)
+        time.sleep(600)
+"""
+
+pytestmark = pytest.mark.server
+
+
+def stubs_of(pid: int | None, model: str) -> list[int]:
+    """Return the processes of a model below a process."""
+    below = psutil.Process(pid).children(recursive=True)
+    return [one.pid for one in below if STUB in one.name() and f"/{model}/" in " ".join(one.cmdline())]
+
+
+def _wait(until: Callable[[], object], seconds: float = LATE_S) -> float:
+    begin = time.monotonic()
+    while not until():
+        assert time.monotonic() - begin < seconds, "in vain"
+        time.sleep(0.02)
+    return time.monotonic() - begin
+
+
+@pytest.fixture
+def slow_repository(tmp_path: Path) -> Path:
+    """A repository whose one model is still loading when its process is killed."""
+    model = tmp_path / "slow_repository" / "slow"
+    (model / "1").mkdir(parents=True)
+    (model / "config.pbtxt").write_text('backend: "python"\ninstance_group [ { kind: KIND_CPU } ]\n')
+    (model / "1" / "model.py").write_text(SLOW)
+    return model.parent
+
+
+def test_process_that_dies_while_loading_ends_the_start(make_server: ServerMaker, slow_repository: Path) -> None:
+    server, killed = make_server(slow_repository), list[float]()
+
+    def kill() -> None:
+        _wait(lambda: server.log_path.exists() and "loading slowly" in server.log_path.read_text())
+        os.kill(stubs_of(server.pid, "slow")[0], signal.SIGKILL)
+        killed.append(time.monotonic())
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(ServerError) as caught:
+        server.start(LATE_S, lambda each: killed.append(time.monotonic()) if killed and each.why_ended else None)
+    told = time.monotonic()
+
+    assert told - killed[0] < TOLD_S + 1.0  # until all that came of the server is gone, too
+    told_by_triton = "Stub process 'slow_0_0' is not healthy"  # now and then, and then in the same second
+    assert "the process of model slow ended (signal 9)" in caught.value.found or told_by_triton in caught.value.found
+    assert "dmesg" in caught.value.hint
+    assert server.pid is None
+
+
+@pytest.mark.parametrize("client", [ask, ask_http])
+def test_request_under_way_fails_and_names_the_process(
+    make_server: ServerMaker, tmp_path: Path, client: Callable[..., object]
+) -> None:
+    server = make_server(DATA / "decoupled_repository").start(START_TIMEOUT_S)
+    killed = list[float]()
+
+    def kill() -> None:
+        time.sleep(0.3)
+        killed.append(time.monotonic())
+        os.kill(stubs_of(server.pid, "words")[0], signal.SIGKILL)
+
+    for stub in stubs_of(server.pid, "words"):
+        os.kill(stub, signal.SIGSTOP)  # so that the request is under way when it dies
+    threading.Thread(target=kill).start()
+    with pytest.raises(RequestError) as caught:
+        client(server, "Hello", timeout_s=LATE_S)
+
+    assert time.monotonic() - killed[0] < TOLD_S
+    assert "the process of model words ended (signal 9)" in caught.value.found
+    _wait(lambda: not server.running, TOLD_S)
+
+
+def test_serve_ends_and_names_the_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ensemblekit.cli", "serve", "--engine", "stand-in", "--device", "cpu"]
+    with (tmp_path / "serve.log").open("w") as log:
+        serve = subprocess.Popen(
+            command, stdout=log, stderr=log, env=os.environ | {RUN_DIR_VARIABLE: str(tmp_path / "run")}
+        )
+    try:
+        _wait(lambda: "Ready." in (tmp_path / "serve.log").read_text() or serve.poll() is not None)
+        os.kill(stubs_of(serve.pid, "llm")[0], signal.SIGKILL)
+        took = _wait(lambda: "the process of model llm ended" in (tmp_path / "serve.log").read_text())
+        _wait(lambda: serve.poll() is not None)
+    finally:
+        serve.kill()
+
+    text = (tmp_path / "serve.log").read_text()
+    assert "Found: the process of model llm ended (signal 9)" in text
+    assert took < TOLD_S, text
