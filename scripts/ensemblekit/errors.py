@@ -72,6 +72,10 @@ class KitError(Exception):
         lines.append(f"Hint: {self.hint}")
         return "\n".join(lines)
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows of this error: its text says it all, and IPython asks for nothing more."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ParameterError(KitError):
     """A notebook or command-line parameter is unknown, of the wrong type or out of range."""

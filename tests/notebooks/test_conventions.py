@@ -167,3 +167,32 @@ def test_every_picture_has_an_alternative_text_of_its_own(cells: Cells) -> None:
     texts = [output.metadata.get("image/png", {}).get("alt", "") for output in outputs]
     assert all(len(text.split()) >= 5 for text in texts), texts
     assert len(set(texts)) == len(texts)
+
+
+def test_page_asks_twice_and_hides_its_answers(cells: Cells) -> None:
+    asked = [place for place, cell in enumerate(cells) if "**Check yourself.**" in cell.source]
+    assert len(asked) >= 2
+    assert asked[-1] - asked[0] >= len(cells) // 5, "spread them over the page"
+    for cell in cells:
+        if "Answer</summary>" in cell.source:
+            assert cell.source.count("<details>") == cell.source.count("</details>") >= 1
+            assert cell.source.split("<details>")[0].rstrip().endswith(("?", "say?"))
+
+
+def test_last_page_of_a_part_has_a_quiz() -> None:
+    quizzes = [path.stem[:2] for path in LESSONS if "**Quiz on " in path.read_text()]
+    assert quizzes == ["02", "05", "10"]
+
+
+def test_solution_and_exercise_lead_to_each_other() -> None:
+    for path in SOLUTIONS:
+        assert f"(../exercises/{path.name})" in path.read_text()
+        assert f"(../solutions/{path.name})" in (exercises_dir() / path.name).read_text()
+
+
+def test_exercise_shows_no_answer_before_it_is_asked() -> None:
+    for path in SOLUTIONS:
+        exercise = nbformat.read(exercises_dir() / path.name, as_version=4)
+        text = "\n".join(cell.source for cell in exercise.cells)
+        for answer in ("JSONDecodeError", "TYPE_STRING", 'max_tokens": 6', '"seed"', "data_type = 13"):
+            assert answer not in text, f"{path.name}: {answer}"

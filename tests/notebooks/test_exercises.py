@@ -19,5 +19,5 @@ def test_unsolved_exercise_stops_at_its_first_check(tmp_path: Path) -> None:
     (result,) = run_lessons(exercise, {}, tmp_path, quick=True, cell_timeout_s=CELL_TIMEOUT_S).results
 
     assert result.outcome == "failed"
-    assert "Could not confirm that the configuration can be read now." in result.message
-    assert "failed to poll" in result.message
+    assert "Could not confirm that the server can read the configuration." in result.message
+    assert "fill in the cell marked Your turn" in result.message

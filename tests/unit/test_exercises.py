@@ -69,10 +69,11 @@ def test_solution_cell_without_a_mark_is_an_error() -> None:
 def test_written_exercises_are_current_until_a_solution_changes(tmp_path: Path) -> None:
     solutions, exercises = tmp_path / "solutions", tmp_path / "exercises"
     solutions.mkdir()
-    nbformat.write(new_notebook(cells=[_solution(SOLVED)]), solutions / "01_one.ipynb")
-    exercises.mkdir()
-    (exercises / "02_gone.ipynb").write_text("{}")
-    assert outdated_exercises(solutions, exercises) == ["01_one.ipynb", "02_gone.ipynb"]
+    for name in ("01_one", "02_gone"):
+        nbformat.write(new_notebook(cells=[_solution(SOLVED)]), solutions / f"{name}.ipynb")
+    write_exercises(solutions, exercises)
+    (solutions / "02_gone.ipynb").unlink()
+    assert outdated_exercises(solutions, exercises) == ["02_gone.ipynb"]
 
     write_exercises(solutions, exercises)
 
@@ -80,3 +81,39 @@ def test_written_exercises_are_current_until_a_solution_changes(tmp_path: Path) 
     assert [path.name for path in exercises.iterdir()] == ["01_one.ipynb"]
     nbformat.write(new_notebook(cells=[_solution("# And now?\n" + SOLVED)]), solutions / "01_one.ipynb")
     assert outdated_exercises(solutions, exercises) == ["01_one.ipynb"]
+
+
+def test_exercise_with_answers_is_kept_and_begun_anew_only_on_request(tmp_path: Path) -> None:
+    solutions, exercises = tmp_path / "solutions", tmp_path / "exercises"
+    solutions.mkdir()
+    nbformat.write(new_notebook(cells=[_solution(SOLVED)]), solutions / "01_one.ipynb")
+    write_exercises(solutions, exercises)
+    mine = nbformat.read(exercises / "01_one.ipynb", as_version=4)
+    mine.cells[0].source = "reason = 7"
+    nbformat.write(mine, exercises / "01_one.ipynb")
+
+    kept = write_exercises(solutions, exercises)
+
+    assert ([path.name for path in kept.kept], kept.written) == (["01_one.ipynb"], ())
+    assert "reason = 7" in (exercises / "01_one.ipynb").read_text()
+
+    fresh = write_exercises(solutions, exercises, fresh=["01"])
+
+    assert [path.name for path in fresh.moved] == ["01_one.answers-1.ipynb"]
+    assert "reason = 7" in fresh.moved[0].read_text()
+    assert outdated_exercises(solutions, exercises) == []
+
+
+def test_exercise_that_was_only_run_or_is_no_notebook_is_kept(tmp_path: Path) -> None:
+    solutions, exercises = tmp_path / "solutions", tmp_path / "exercises"
+    solutions.mkdir()
+    nbformat.write(new_notebook(cells=[_solution(SOLVED)]), solutions / "01_one.ipynb")
+    write_exercises(solutions, exercises)
+    (exercises / "02_own.ipynb").write_text("no notebook")
+
+    assert [path.name for path in write_exercises(solutions, exercises).kept] == ["02_own.ipynb"]
+
+    ran = nbformat.read(exercises / "01_one.ipynb", as_version=4)
+    ran.cells[0].execution_count = 1
+    nbformat.write(ran, exercises / "01_one.ipynb")
+    assert len(write_exercises(solutions, exercises).kept) == 2

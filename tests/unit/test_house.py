@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "scripts" / "ensemblekit"
 GROUND = ("errors", "paths", "releases", "gpu", "settings", "records")
 # from the ground up: a room imports its own modules and those of rooms before it
 ROOMS = ("faults", "clients", "assets", "repository", "servers", "diagnose", "workarounds", "bench", "matrix", "bundle")
-ROOMS += ("batch", "lesson", "workshop", "cli")
+ROOMS += ("batch", "lesson", "checks", "workshop", "cli")
 LEAST_WORDS = 20  # letters of a server's sentence that nobody writes by chance
 
 

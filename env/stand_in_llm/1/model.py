@@ -2,6 +2,8 @@
 """A stand-in for the language model: says that it is one, and repeats the question, word by word."""
 
 import json
+import math
+import random
 import re
 import time
 
@@ -9,7 +11,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 DEFAULT_MAX_TOKENS = 16  # vLLM's own default; a word counts as a token here
-# vLLM's names of sampling parameters: a misspelt one is an error here too, the others change nothing
+ADVANTAGE = 1.0  # how much likelier, as a logit, the question's own next word is than each of its other words
+# vLLM's names of sampling parameters: a misspelt one is an error here too. max_tokens, temperature, top_k and seed do
+# what they do there, the others change nothing
 KNOWN = """
 n presence_penalty frequency_penalty repetition_penalty temperature top_p top_k min_p seed stop
 stop_token_ids bad_words ignore_eos max_tokens min_tokens logprobs prompt_logprobs skip_special_tokens
@@ -53,7 +57,7 @@ class TritonPythonModel:
         for name in given:
             if name not in KNOWN.split():
                 raise ValueError(f'unknown sampling parameter "{name}"')
-        words = answer_to(prompt, most_words(given.get("max_tokens", DEFAULT_MAX_TOKENS)))
+        words = sampled(answer_to(prompt), given)[: most_words(given.get("max_tokens", DEFAULT_MAX_TOKENS))]
         time.sleep(self.seconds_per_token * len(words))
         if stream:
             return [response(word) for word in words]
@@ -87,11 +91,37 @@ def most_words(max_tokens):
     return whole
 
 
-def answer_to(prompt, most):
-    """Return the words of the answer, each with the space that stands before it."""
+def number_of(given, name, least):
+    """Return a number among the sampling parameters, or None if it is not given."""
+    value = given.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+        raise ValueError(f"{name} must be a number, at least {least}, not {str(value)[:40]}")
+    return value
+
+
+def answer_to(prompt):
+    """Return the words of the greedy answer, each with the space that stands before it."""
     question = USER_MESSAGE.search(prompt)
     answer = "(stand-in) You asked: " + (question.group(1) if question else prompt).strip()
-    return re.findall(r"\s*\S+", answer)[:most]
+    return re.findall(r"\s*\S+", answer)
+
+
+def sampled(words, given):
+    """Return as many words, each drawn from the question's; greedy unless the temperature is above 0.
+
+    The same seed draws the same words again. Without one every answer is drawn anew.
+    """
+    temperature = number_of(given, "temperature", 0) or 0
+    seed, most_likely = number_of(given, "seed", -math.inf), number_of(given, "top_k", -1)
+    choices = words[3:]  # what stands before the question is said in any case
+    if temperature == 0 or most_likely == 1 or len(choices) < 2:
+        return words
+    draw = random.Random(None if seed == -1 else seed)  # noqa: S311 - for words; -1 is no seed, as for vLLM
+    advantage = math.exp(min(ADVANTAGE / temperature, 50))  # bounded: a tiny temperature is greedy, not an overflow
+    rows = [[advantage if one == place else 1 for one in range(len(choices))] for place in range(len(choices))]
+    return words[:3] + [draw.choices(choices, row)[0] for row in rows]
 
 
 def response(text):

@@ -3,9 +3,15 @@
 
 In a solution, a code cell tagged `solution` has a line `# solution`. What stands above it stays; of what
 stands below it, the exercise keeps the names that other cells use and the heads of functions, each with `...`.
+
+An exercise notes in its metadata the digest of what it asked when it was made. One whose cells are no longer those
+holds somebody's answers: it is never overwritten, only moved to a new name when its owner asks for a fresh one.
 """
 
 import ast
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -14,10 +20,11 @@ from nbformat import NotebookNode
 from ensemblekit.errors import RepositoryError
 from ensemblekit.paths import repo_root
 
-__all__ = ["exercise_from", "exercises_dir", "outdated_exercises", "solutions_dir", "write_exercises"]
+__all__ = ["Written", "exercise_from", "exercises_dir", "outdated_exercises", "solutions_dir", "write_exercises"]
 
 TAG, MARK = "solution", "# solution"
 DROPPED_TAGS = (TAG, "nbval-check-output")  # an exercise has no outputs to compare with
+DIGEST = "ensemblekit_made"  # the key in a notebook's metadata
 SEE_SOLUTION = "**Done, or stuck?** Compare with [the solution](../solutions/{name})."
 
 
@@ -45,7 +52,23 @@ def exercise_from(solution: NotebookNode, name: str) -> NotebookNode:
     exercise.cells = [_open_cell(cell, solution, name) for cell in solution.cells if not _tells(cell)]
     ending = nbformat.v4.new_markdown_cell(SEE_SOLUTION.format(name=name), id="see-solution")
     exercise.cells.append(ending)
+    exercise.metadata[DIGEST] = _digest(exercise)
     return exercise
+
+
+def _digest(notebook: NotebookNode) -> str:
+    """Return a digest of what stands in a notebook's cells."""
+    return hashlib.sha256("\0".join(cell.source for cell in notebook.cells).encode()).hexdigest()[:16]
+
+
+def _is_untouched(path: Path) -> bool:
+    """Return whether an exercise is as it was made: nothing was written into it, and nothing was run."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError):
+        return False
+    ran = any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+    return bool(not ran and notebook.metadata.get(DIGEST) == _digest(notebook))
 
 
 def _tells(cell: NotebookNode) -> bool:
@@ -104,21 +127,48 @@ def _made(solutions: Path) -> dict[str, str]:
     return texts
 
 
-def write_exercises(solutions: Path, exercises: Path) -> list[Path]:
-    """Write the exercise of every solution, remove those without one, and return the files.
+@dataclass(frozen=True)
+class Written:
+    """What became of the exercises: files that were written or removed, those left as they are, those moved."""
+
+    written: tuple[Path, ...]
+    kept: tuple[Path, ...]
+    moved: tuple[Path, ...]
+
+
+def write_exercises(solutions: Path, exercises: Path, *, fresh: Collection[str] = ()) -> Written:
+    """Write the exercise of every solution and remove those without one; never one that holds answers.
+
+    Args:
+        solutions: The folder of the solutions.
+        exercises: The folder of the exercises.
+        fresh: Numbers or beginnings of the names of exercises to begin anew; their old files get a new name.
 
     Raises:
         RepositoryError: A solution cannot be turned into an exercise.
         OSError: The folder cannot be written.
     """
-    made = _made(solutions)
+    made, moved, kept, written = _made(solutions), [], [], []
     exercises.mkdir(exist_ok=True)
-    for stale in exercises.glob("*.ipynb"):
-        if stale.name not in made:
-            stale.unlink()
-    for name, text in made.items():
-        (exercises / name).write_text(text)
-    return [exercises / name for name in made]
+    for name in outdated_exercises(solutions, exercises):
+        path = exercises / name
+        if path.exists() and not _is_untouched(path):
+            if not any(name.startswith(begin) for begin in fresh):
+                kept.append(path)
+                continue
+            moved.append(_set_aside(path))
+        if name in made:
+            path.write_text(made[name])
+        else:
+            path.unlink(missing_ok=True)
+        written.append(path)
+    return Written(tuple(written), tuple(kept), tuple(moved))
+
+
+def _set_aside(path: Path) -> Path:
+    """Move answers to the first free name beside them, and return it."""
+    numbers = (number for number in range(1, 1000) if not path.with_suffix(f".answers-{number}.ipynb").exists())
+    return path.rename(path.with_suffix(f".answers-{next(numbers)}.ipynb"))
 
 
 def outdated_exercises(solutions: Path, exercises: Path) -> list[str]:
@@ -129,5 +179,5 @@ def outdated_exercises(solutions: Path, exercises: Path) -> list[str]:
         OSError: A file cannot be read.
     """
     made = _made(solutions)
-    there = {path.name: path.read_text() for path in exercises.glob("*.ipynb")}
+    there = {path.name: path.read_text() for path in exercises.glob("*.ipynb") if ".answers-" not in path.name}
     return sorted(name for name in made.keys() | there.keys() if made.get(name) != there.get(name))

@@ -26,7 +26,7 @@ def check(sentence: str, holds: bool, *, found: object = None) -> None:
     if not holds:
         raise CheckFailed(
             f"confirm that {sentence}",
-            found="it does not hold" if found is None else str(found),
+            found="the opposite" if found is None else str(found),
             hint="read the cells above from the last one that looks right; the server's log is in this run's folder",
         )
     print(f"ok: {sentence}")
