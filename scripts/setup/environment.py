@@ -15,7 +15,7 @@ from setup.installer import Installer, torch_index
 from setup.locks import BUNDLE, fingerprint, lock_notes, lock_pins, project, read_bundle, without_absent
 from setup.machine import check_disk, check_driver, check_machine, gpus_hidden, has_gpu
 from setup.messages import Phase, SetupError, say
-from setup.options import choose_engine, wanted_layers
+from setup.options import choose_engine, engine_there, wanted_layers
 
 STATE = "ensemblekit-setup.json"
 OTHER_ENGINE = {"cpu": "cuda", "cuda": "cpu"}  # their builds of torch exclude each other
@@ -80,8 +80,10 @@ def set_up(options: dict) -> str:
     """Return the folder of an environment that holds what the options ask for; do only what is missing."""
     gpu = has_gpu()
     engine = choose_engine(options, gpu and not gpus_hidden())
-    layers = wanted_layers(engine, options)
     folder = os.path.realpath(sys.prefix) if options["here"] else venv_folder(engine, gpu)
+    if options["keep"]:
+        engine = engine_there(engine, list(read_state(folder).get("layers", {})))
+    layers = wanted_layers(engine, options)
     if _is_complete(folder, layers):
         return folder
     check_machine()

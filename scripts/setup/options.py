@@ -24,7 +24,7 @@ def load_grammar() -> ModuleType:
 
 def parse(arguments: list) -> tuple:
     """Return the options of the set-up as a dictionary, and the command to start afterwards."""
-    options = dict(dict.fromkeys(FLAGS, False), device="auto", help=False)
+    options = dict(dict.fromkeys(FLAGS, False), device="auto", help=False, keep=False)
     at = arguments.index("--exec") if "--exec" in arguments else len(arguments)
     rest, command = arguments[:at], arguments[at + 1 :]
     while rest:
@@ -48,6 +48,7 @@ def _read_run_options(words: list, options: dict) -> None:
     run = grammar.read_run(words)
     options["quick"] = options["quick"] or not grammar.needs_vllm(run)
     options["device"] = grammar.device_of(run, options["device"])
+    options["keep"] = words[:1] == ["lab"] and not options["quick"]
 
 
 def choose_engine(options: dict, gpu: bool) -> str:
@@ -68,6 +69,12 @@ def choose_engine(options: dict, gpu: bool) -> str:
             "leave --device out, or use `--device cpu`",
         )
     return "cuda" if gpu and options["device"] != "cpu" else "cpu"
+
+
+def engine_there(engine: str, layers: list) -> str:
+    """Return "base" where an environment, or else the bundle, has its packages and no engine."""
+    there = layers or read_bundle().get("layers", [])
+    return engine if not there or {"cpu", "cuda"} & set(there) else "base"
 
 
 def wanted_layers(engine: str, options: dict) -> list:

@@ -2,12 +2,15 @@
 """A lesson: the checked parameters of a notebook, its staged repository, and the server its cells talk to."""
 
 import atexit
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+import ipywidgets as widgets
 from IPython.core.getipython import get_ipython
 from IPython.display import Markdown, display
 
@@ -17,12 +20,12 @@ from ensemblekit.clients.http import load_model
 from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.log import LogLine, parse_log, poll_errors, read_log
-from ensemblekit.lesson.show import StatusLine, quick_banner, show_figures_in_kernel
+from ensemblekit.lesson.show import StatusLine, is_live, quick_banner, show_figures_in_kernel, stop_row
 from ensemblekit.paths import current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
 from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
-from ensemblekit.servers.attach import AttachedServer
+from ensemblekit.servers.attach import KEPT, URL_VARIABLE, AttachedServer, other_servers
 from ensemblekit.servers.container import ContainerInstallation, install_container
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.emulation import EMULATION_TEXT
@@ -193,6 +196,9 @@ class Lesson:
         if server is None:
             self._current = AttachedServer.at(self.settings.url).start()
             return self._current
+        if is_live():
+            for other in filter(lambda one: one.kept, other_servers()):
+                other.stop()
         self._adopt(server)
         with StatusLine(f"starting Triton {server.installation.release.name}") as line:
             server.start(self.settings.ready_timeout_s, lambda _server: line.tick())
@@ -252,6 +258,19 @@ class Lesson:
         self._servers.clear()
         self._current = None
 
+    def finish(self) -> widgets.HBox | None:
+        """End a page whose server its reader may go on asking: in a live notebook it stays, with a Stop button.
+
+        It then runs until that button, the end of this kernel, or the next page that starts a server. Batch runs
+        stop it here.
+        """
+        server = self._current
+        if not is_live() or not isinstance(server, TritonServer):
+            self.stop()
+            return None
+        (server.folder / KEPT).touch()
+        return stop_row("The server still runs, for you to ask.", self.stop)
+
     def record(self, **values: Value) -> dict[str, Value]:
         """Write named values to this run's records and return them, with what they were measured on.
 
@@ -273,6 +292,7 @@ class Lesson:
     def _adopt(self, server: TritonServer) -> None:
         """Remember a server under its folder; one that ran there before is stopped first."""
         key = str(server.folder)
+        (server.folder / KEPT).unlink(missing_ok=True)
         if key in self._servers and self._servers[key] is not server:
             self._servers[key].stop()
         self._servers[key] = server
@@ -309,7 +329,11 @@ def parameters() -> dict[str, Any]:
             raise ParameterError(
                 f"use the parameter {name}", found="no such parameter", hint=f"did you mean {close[0]}?"
             )
-    return {name: namespace[name] for name in given if name in known}
+    values = {name: namespace[name] for name in given if name in known}
+    url = os.environ.get(URL_VARIABLE)
+    if url and values.get("URL") == "":  # a page that can use a server of somebody else, and names none itself
+        values |= {"PROVIDER": "attach", "URL": url}
+    return values
 
 
 def open_lesson(
@@ -335,9 +359,17 @@ def open_lesson(
     lesson = _OPEN[name] = Lesson(name, settings)
     atexit.register(lesson.stop)
     show_figures_in_kernel()
+    _put_own_programs_on_the_path()
     if settings.engine == "stand-in" and "ENGINE" in given and not made_for:
         display(Markdown(WITHOUT_VLLM if given["ENGINE"] == "auto" else quick_banner()))
     return lesson
+
+
+def _put_own_programs_on_the_path() -> None:
+    """Let `!ensemblekit ...` find its program in a kernel that was started without the environment's own PATH."""
+    own, path = os.path.dirname(sys.executable), os.environ.get("PATH", "")
+    if own not in path.split(os.pathsep):
+        os.environ["PATH"] = own + os.pathsep + path
 
 
 def _require_failure(name: str, settings: Settings) -> None:

@@ -4,11 +4,13 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
 
+import ipywidgets as widgets
 from IPython.core.getipython import get_ipython
 from IPython.core.pylabtools import print_figure, select_figure_formats
 from IPython.display import DisplayHandle, Markdown, display
@@ -16,7 +18,16 @@ from matplotlib.figure import Figure
 
 from ensemblekit.paths import BATCH_VARIABLE
 
-__all__ = ["StatusLine", "alternative_text", "quick_banner", "show_figures_in_kernel", "show_lines", "table"]
+__all__ = [
+    "StatusLine",
+    "alternative_text",
+    "is_live",
+    "quick_banner",
+    "show_figures_in_kernel",
+    "show_lines",
+    "stop_row",
+    "table",
+]
 
 REFRESH_S = 0.5  # a progress line need not move faster than a reader's eye
 
@@ -70,6 +81,24 @@ class StatusLine:
             sys.stderr.flush()
         if self._handle is not None:
             self._handle.update(Markdown(""))
+
+
+def is_live() -> bool:
+    """Return whether a person runs this notebook, and not a batch run."""
+    return get_ipython() is not None and not os.environ.get(BATCH_VARIABLE)
+
+
+def stop_row(text: str, stop: Callable[[], None]) -> widgets.HBox:
+    """Return a line of text with a Stop button beside it, which says in the end that it has stopped."""
+    line, button = widgets.HTML(escape(text)), widgets.Button(description="Stop", icon="stop")
+
+    def on_click(_button: widgets.Button) -> None:
+        button.disabled, line.value = True, "Stopping"
+        stop()
+        line.value = "Stopped"
+
+    button.on_click(on_click)
+    return widgets.HBox([button, line])
 
 
 def quick_banner() -> str:

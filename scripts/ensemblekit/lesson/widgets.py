@@ -16,9 +16,11 @@ from ensemblekit.diagnose.probe.target import probe_target
 from ensemblekit.errors import KitError
 from ensemblekit.faults.log import ModelLoad, model_loads, parse_log, poll_errors, read_log
 from ensemblekit.lesson.lesson import Lesson
+from ensemblekit.lesson.show import stop_row
+from ensemblekit.servers.attach import other_servers
 from ensemblekit.servers.process import TritonServer
 
-__all__ = ["diagnosis_form", "load_panel", "prompt_box"]
+__all__ = ["diagnosis_form", "load_panel", "prompt_box", "server_panel"]
 
 PANEL_REFRESH_S = 0.3
 STATE_COLOUR = {
@@ -30,6 +32,19 @@ STATE_COLOUR = {
 }
 WHOLE_LABEL = {"description_width": "initial"}  # the default cuts "temperature" off
 PANEL_LINES = 6
+
+
+def server_panel() -> widgets.VBox:
+    """Return the kit's servers that run on this machine, whoever started them, each with a Stop button."""
+    rows, again = widgets.VBox(), widgets.Button(description="Look again", icon="refresh")
+
+    def look(_button: object = None) -> None:
+        found = [stop_row(str(server), server.stop) for server in other_servers()]
+        rows.children = found or [widgets.HTML("No server of the kit is running.")]
+
+    again.on_click(look)
+    look()
+    return widgets.VBox([rows, again])
 
 
 def load_panel(lesson: Lesson, server: TritonServer) -> widgets.VBox:
