@@ -10,6 +10,7 @@ from ensemblekit.errors import KitError, UnsupportedMachine
 from ensemblekit.lesson import lesson as lesson_module
 from ensemblekit.lesson.lesson import Lesson, open_lesson
 from ensemblekit.paths import RUN_DIR_VARIABLE
+from ensemblekit.servers.process import TritonServer
 from tests.conftest import DATA
 
 REPOSITORY = DATA / "report_repository"
@@ -55,6 +56,37 @@ def test_lesson_opened_again_stops_what_the_old_one_left(lesson: Lesson) -> None
     open_lesson("lesson_test", ENGINE="stand-in")
 
     assert not server.running
+
+
+def test_lesson_finished_in_a_batch_run_stops_its_server(lesson: Lesson) -> None:
+    server = lesson.server(REPOSITORY, explicit=True)
+    lesson.start(server)
+
+    assert lesson.finish() is None
+    assert not server.running
+
+
+def test_lesson_finished_by_a_reader_keeps_its_server_until_stop_or_the_next_lesson(
+    lesson: Lesson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lesson_module, "is_live", lambda: True)
+    server = lesson.server(REPOSITORY, explicit=True)
+    lesson.start(server)
+    row = lesson.finish()
+    assert row is not None
+    assert server.running
+
+    following = open_lesson("next_lesson", ENGINE="stand-in", FLAVOUR="base-plus-vllm")
+    other = following.start(following.server(REPOSITORY, explicit=True))
+    assert not server.running
+    row = following.finish()
+    assert row is not None
+    button, line = row.children
+    button.click()
+
+    assert line.value == "Stopped"
+    assert isinstance(other, TritonServer)
+    assert not other.running
 
 
 def test_lesson_start_that_fails_is_readable(lesson: Lesson) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,8 @@ def test_script_parses_with_the_grammar_of_python_3_6(path: Path) -> None:
         pytest.param(["--exec", "ensemblekit", "run", "--help"], "base", ["base"], id="run-help"),
         pytest.param(["--exec", "ensemblekit", "run", "--only", "01"], "cpu", ["base", "lab", "cpu"], id="run-full"),
         pytest.param(["--exec", "ensemblekit", "run", "-p", "ENGINE", "stand-in"], "base", ["base"], id="stand-in"),
+        pytest.param(["--lab", "--exec", "ensemblekit", "lab", "--quick"], "base", ["base", "lab"], id="lab-quick"),
+        pytest.param(["--lab", "--exec", "ensemblekit", "lab"], "cpu", ["base", "lab", "cpu"], id="lab-full"),
         pytest.param(["--exec", "jupyter", "lab", "--help"], "cpu", ["base", "lab", "cpu"], id="other-program"),
     ],
 )
@@ -110,6 +113,27 @@ def test_machine_with_gpu_gets_the_cuda_environment(words: list[str], engine: st
 
     assert options.choose_engine(asked, gpu=True) == engine
     assert environment.venv_folder(engine, True) == str(repo_root() / folder)
+
+
+@pytest.mark.parametrize(
+    ("there", "bundle", "engine"),
+    [
+        ([], {}, "cpu"),
+        (["base"], {}, "base"),
+        (["base", "lab", "cpu"], {}, "cpu"),
+        ([], {"layers": ["base", "lab"]}, "base"),
+        ([], {"layers": ["base", "lab", "cpu"]}, "cpu"),
+    ],
+    ids=["nothing", "quick", "full", "quick-bundle", "full-bundle"],
+)
+def test_lab_takes_the_environment_that_is_there(
+    there: list[str], bundle: dict[str, Any], engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "read_bundle", lambda: bundle)
+    asked, _ = options.parse(["--lab", "--exec", "ensemblekit", "lab"])
+
+    assert asked["keep"]
+    assert options.engine_there("cpu", there) == engine
 
 
 def test_device_cuda_without_gpu_is_refused_with_a_hint() -> None:

@@ -3,6 +3,7 @@
 
 import os
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,6 +50,6 @@ def command(
     own = str(repo_root() / "env" / "lab")
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, [os.environ.get("JUPYTER_CONFIG_PATH"), own]))
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    words = ["lab", f"--ServerApp.root_dir={folder}", f"--LabApp.default_url=/lab/tree/{START}"]
+    words = [f"--ServerApp.root_dir={folder}", f"--LabApp.default_url=/lab/tree/{START}"]
     words += ["--allow-root"] if os.geteuid() == 0 else []  # containers and rented machines have no other user
-    os.execv(sys.executable, [sys.executable, "-m", "jupyter", *words, *jupyter])  # noqa: S606
+    sys.exit(import_module("jupyterlab.labapp").main([*words, *jupyter]))  # here: it needs much that is imported by now

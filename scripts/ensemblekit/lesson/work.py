@@ -4,6 +4,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from datetime import datetime
@@ -23,9 +24,12 @@ __all__ = ["START", "WORK_VARIABLE", "make_work", "recorded_times", "reset_page"
 
 START = "Start.ipynb"
 WORK_VARIABLE = "ENSEMBLEKIT_WORK"  # another folder than work/ of the checkout
+LAB = repo_root() / "env" / "lab"
+TIMES = LAB / "times.json"  # written by tests/notebooks/record_times.py
 GUIDE = Path("workshop", "guide.md")
 OLD = "old"
 WORDS_A_MINUTE = 200  # of a reader who wants to understand what stands there
+SOLVING = re.compile(r"\*\*Time\*\* (\d+) minutes \(\d+ \w+ to run\)")
 RESOLUTION_DPI = 110
 BROKEN, UNDERSTAND = ("10", "02", "03"), ("00", "01", "02", "03", "04", "05", "06")
 
@@ -92,20 +96,20 @@ def _place(page: Notebook) -> Path:
 
 def recorded_times() -> dict[str, Any]:
     """Return the last recorded run: how long each page took, in seconds, on what machine and when."""
-    recorded: dict[str, Any] = json.loads((repo_root() / "env" / "lab" / "times.json").read_text())
+    recorded: dict[str, Any] = json.loads(TIMES.read_text())
     return recorded
 
 
 def start_page() -> nbformat.NotebookNode:
     """Return the start page: what an ensemble is, three paths with times, all pages, and the running servers."""
     recorded = recorded_times()
-    seconds = {page.name: recorded["seconds"].get(page.name, 0.0) for page in _pages()}
+    seconds = {name.replace("solutions-", "exercises-"): each for name, each in recorded["seconds"].items()}
     by_number = {page.path.stem[:2]: page for page in choose_notebooks()}
     broken, understand = ([by_number[number] for number in path] for path in (BROKEN, UNDERSTAND))
     lessons, exercises = choose_notebooks(), choose_notebooks(["exercises"])
     guide = [f"1. [The instructor's guide]({GUIDE})"] if (repo_root() / "notebooks" / GUIDE).is_file() else []
     first, last = (
-        (repo_root() / "env" / "lab" / "start.md")
+        (LAB / "start.md")
         .read_text()
         .format(
             refusal=ENSEMBLE_REFUSED,
@@ -115,7 +119,7 @@ def start_page() -> nbformat.NotebookNode:
             understand_pages=_listed(understand),
             teach_pages="\n".join([*guide, _listed(exercises)]),
             rows="\n".join(
-                f"| {_link(page)} | {_minutes(_reading_s(page))} | {seconds[page.name]:.0f} s |"
+                f"| {_link(page)} | {_minutes(_reading_s(page))} | {_run_time(page, seconds)} |"
                 for page in [*lessons, *exercises]
             ),
             speed=WORDS_A_MINUTE,
@@ -140,7 +144,11 @@ def _link(page: Notebook) -> str:
 
 
 def _time(pages: Sequence[Notebook], seconds: dict[str, float]) -> str:
-    return _minutes(sum(_reading_s(page) + seconds[page.name] for page in pages))
+    return _minutes(sum(_reading_s(page) + seconds.get(page.name, 0.0) for page in pages))
+
+
+def _run_time(page: Notebook, seconds: dict[str, float]) -> str:
+    return f"{seconds[page.name]:.0f} s" if page.name in seconds else "not measured"
 
 
 def _minutes(seconds: float) -> str:
@@ -148,6 +156,9 @@ def _minutes(seconds: float) -> str:
 
 
 def _reading_s(page: Notebook) -> float:
+    """Return the seconds that a reader needs: what an exercise says itself, else by the number of words."""
+    if stated := SOLVING.search(page.content.cells[2].source):
+        return 60.0 * int(stated[1])
     words = sum(len(cell.source.split()) for cell in page.content.cells)
     return 60 * words / WORDS_A_MINUTE
 
