@@ -60,7 +60,7 @@ from .lesson.show import table as table
 from .lesson.widgets import diagnosis_form as diagnosis_form
 from .lesson.widgets import load_panel as load_panel
 from .lesson.widgets import prompt_box as prompt_box
-from .lesson.widgets import server_panel as server_panel
+from .lesson.widgets import servers_panel as servers_panel
 from .matrix.cells import MatrixResult as MatrixResult
 from .matrix.picture import plot_matrix as plot_matrix
 from .matrix.run import run_matrix as run_matrix

@@ -15,7 +15,7 @@ from setup.installer import Installer, torch_index
 from setup.locks import BUNDLE, fingerprint, lock_notes, lock_pins, project, read_bundle, without_absent
 from setup.machine import check_disk, check_driver, check_machine, gpus_hidden, has_gpu
 from setup.messages import Phase, SetupError, say
-from setup.options import choose_engine, engine_there, wanted_layers
+from setup.options import choose_engine, wanted_layers
 
 STATE = "ensemblekit-setup.json"
 OTHER_ENGINE = {"cpu": "cuda", "cuda": "cpu"}  # their builds of torch exclude each other
@@ -53,6 +53,12 @@ def is_usable(folder: str, state: dict) -> bool:
     return state.get("ready") is True and state.get("folder") == folder and os.path.exists(python)
 
 
+def is_quick(folder: str) -> bool:
+    """Return whether a whole environment is there that has no engine."""
+    state = read_state(folder)
+    return is_usable(folder, state) and not set(OTHER_ENGINE) & set(state.get("layers", {}))
+
+
 def missing_layers(state: dict, layers: list) -> list:
     """Return the layers that are not installed, or not as the files describe them now."""
     installed = state.get("layers", {})
@@ -79,11 +85,11 @@ def exclusive(folder: str) -> Iterator[None]:
 def set_up(options: dict) -> str:
     """Return the folder of an environment that holds what the options ask for; do only what is missing."""
     gpu = has_gpu()
+    if options["as_it_is"] and is_quick(venv_folder("base", gpu)):
+        options = dict(options, quick=True)  # `scripts/run` would add vLLM; Lab opens what is there
     engine = choose_engine(options, gpu and not gpus_hidden())
-    folder = os.path.realpath(sys.prefix) if options["here"] else venv_folder(engine, gpu)
-    if options["keep"]:
-        engine = engine_there(engine, list(read_state(folder).get("layers", {})))
     layers = wanted_layers(engine, options)
+    folder = os.path.realpath(sys.prefix) if options["here"] else venv_folder(engine, gpu)
     if _is_complete(folder, layers):
         return folder
     check_machine()

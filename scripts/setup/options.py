@@ -24,7 +24,7 @@ def load_grammar() -> ModuleType:
 
 def parse(arguments: list) -> tuple:
     """Return the options of the set-up as a dictionary, and the command to start afterwards."""
-    options = dict(dict.fromkeys(FLAGS, False), device="auto", help=False, keep=False)
+    options = dict(dict.fromkeys(FLAGS, False), device="auto", help=False, as_it_is=False)
     at = arguments.index("--exec") if "--exec" in arguments else len(arguments)
     rest, command = arguments[:at], arguments[at + 1 :]
     while rest:
@@ -39,6 +39,7 @@ def parse(arguments: list) -> tuple:
             raise SetupError("understand %r" % word, "an unknown option", "python3 scripts/bootstrap.py --help")
     if command[:1] == ["ensemblekit"]:
         _read_run_options(command[1:], options)
+        options["as_it_is"] = command[1:2] == ["lab"]
     return options, command
 
 
@@ -48,7 +49,6 @@ def _read_run_options(words: list, options: dict) -> None:
     run = grammar.read_run(words)
     options["quick"] = options["quick"] or not grammar.needs_vllm(run)
     options["device"] = grammar.device_of(run, options["device"])
-    options["keep"] = words[:1] == ["lab"] and not options["quick"]
 
 
 def choose_engine(options: dict, gpu: bool) -> str:
@@ -71,12 +71,6 @@ def choose_engine(options: dict, gpu: bool) -> str:
     return "cuda" if gpu and options["device"] != "cpu" else "cpu"
 
 
-def engine_there(engine: str, layers: list) -> str:
-    """Return "base" where an environment, or else the bundle, has its packages and no engine."""
-    there = layers or read_bundle().get("layers", [])
-    return engine if not there or {"cpu", "cuda"} & set(there) else "base"
-
-
 def wanted_layers(engine: str, options: dict) -> list:
     """Return the lock files to install, in order, for an engine and the extras asked for."""
     layers = ["base"]
@@ -85,7 +79,7 @@ def wanted_layers(engine: str, options: dict) -> list:
     if engine != "base":
         layers.append(engine)
     if options["dev"]:
-        layers.append("dev")
+        layers += ["hub", "dev"]  # the tests start a JupyterHub
     brought = read_bundle().get("layers", layers)
     missing = [layer for layer in layers if layer not in brought and (layer != "lab" or options["lab"])]
     if missing:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refresh locks under env/locks: resolve what their headers name, and note the hashes of all files that fit.
 
-    scripts/lock [--upgrade] [LAYER ...]          base lab cpu cuda dev uv; all of them if none is named
+    scripts/lock [--upgrade] [LAYER ...]          base lab cpu cuda dev uv hub; all of them if none is named
 
 Without --upgrade a version changes only where it must. uv resolves, because pip cannot leave out what vLLM names
 and this kit never imports, nor keep numpy below the 2 that others ask for; pip installs. Index: pip's own setting.
@@ -20,7 +20,15 @@ from setup.messages import SetupError, say
 from setup.standalone import uv_program
 
 # what a layer stands on: their pins hold for it, whatever its packages ask for
-BELOW = {"base": [], "lab": ["base"], "cpu": ["base", "lab"], "cuda": ["base", "lab"], "dev": ["base", "lab"], "uv": []}
+BELOW = {
+    "base": [],
+    "lab": ["base"],
+    "cpu": ["base", "lab"],
+    "cuda": ["base", "lab"],
+    "dev": ["base", "lab"],
+    "uv": [],
+    "hub": ["base", "lab"],
+}
 OVERRIDING = ("cpu", "cuda")
 PYTHON = {"cuda": "3.12"}  # the others: the lowest that the kit runs on, Debian 12's own
 LOWEST_PYTHON = "3.11.2"

@@ -15,10 +15,10 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from ensemblekit.clients.grpc import REQUEST_TIMEOUT_S
 from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
-from ensemblekit.lesson.work import START, WORK_VARIABLE, make_work
+from ensemblekit.lesson.lab import START_PAGE, WORK_VARIABLE, make_working_copy
 from ensemblekit.paths import BATCH_VARIABLE, RUN_DIR_VARIABLE, repo_root
-from ensemblekit.servers.attach import OtherServer, other_servers
 from ensemblekit.servers.ports import free_ports
+from ensemblekit.servers.running import RunningServer, running_servers
 from ensemblekit.servers.supervised import wait_until
 
 FAILURE, INFERENCE = "01_reproduce_the_failure", "06_inference_through_the_ensemble"
@@ -41,9 +41,8 @@ pytestmark = [
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a participant without vLLM: working copies, and runs."""
     folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(WORK_VARIABLE, str(folder / "work"))
-        work = make_work()
+    work = folder / "work"
+    make_working_copy(work)
     for name in (FAILURE, INFERENCE):
         page = work / f"{name}.ipynb"
         page.write_text(page.read_text().replace('ENGINE: str = \\"auto\\"', 'ENGINE: str = \\"stand-in\\"'))
@@ -58,7 +57,7 @@ def lab(home: Path) -> Iterator[str]:
     own |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "IPYTHONDIR": str(home / "ipython")}
     own |= {WORK_VARIABLE: str(home / "work"), RUN_DIR_VARIABLE: str(home / "run")}
     environment = {name: value for name, value in (os.environ | own).items() if name != BATCH_VARIABLE}
-    command = [sys.executable, "-m", "ensemblekit.cli", "lab", "--no-browser", f"--port={port}"]
+    command = [sys.executable, "-m", "ensemblekit.cli", "lab", "--no-browser", "--allow-root", f"--port={port}"]
     command += [f"--IdentityProvider.token={TOKEN}", "--ServerApp.port_retries=0"]
     before, log_path = _tracked(), home / "lab.log"
     with log_path.open("wb") as log:
@@ -99,11 +98,10 @@ def _open(browser: Browser, address: str, scheme: str = "light") -> Page:
 def test_lab_opens_on_the_start_page(browser: Browser, lab: str, scheme: str, screenshots: Path) -> None:
     page = _open(browser, f"{lab}/?", scheme)
 
-    assert page.url.split("?")[0].endswith(f"/lab/tree/{START}")
-    expect(page.get_by_role("heading", name=re.compile("^Ensembles of Triton"))).to_be_visible()
+    assert page.url.split("?")[0].endswith(f"/lab/tree/{START_PAGE}")
+    expect(page.get_by_role("heading", name="Start here")).to_be_visible()
     assert page.locator("body").get_attribute("data-jp-theme-light") == str(scheme == "light").lower()
-    picture = page.locator("img[alt^='Three models in a row']")
-    assert picture.evaluate("image => image.complete && image.naturalWidth") > 500
+    page.locator(".jp-RenderedMermaid svg, .jp-RenderedMermaid img").first.wait_for()
     page.screenshot(path=screenshots / f"lab-start-{scheme}.png")
     files = page.locator(".jp-DirListing-itemText").all_inner_texts()
     assert not {"conftest.py", "ruff.toml", "records"} & set(files)
@@ -148,9 +146,9 @@ def test_lab_chat_box_answers_word_by_word_after_run_all_and_stop_ends_its_serve
     answer.scroll_into_view_if_needed()
     page.screenshot(path=screenshots / "lab-06-chat.png")
     (server,) = _servers_of(home)
-    assert server.kept
+    assert server.idle
     page.locator(BUTTON, has_text="Stop").last.click()
-    page.locator(".jupyter-widgets", has_text="Stopped").first.wait_for()
+    page.locator(".jupyter-widgets", has_text="is stopped").first.wait_for()
     assert _servers_of(home) == []
     page.close()
 
@@ -163,20 +161,20 @@ def test_start_page_shows_running_servers_and_stops_one(
     _has_run_without_errors(page)
     page.close()  # the tab; its kernel and server live on
 
-    start = _open(browser, f"{lab}/lab/tree/{START}?")
+    start = _open(browser, f"{lab}/lab/tree/{START_PAGE}?")
     _run_all(start)
-    row = start.locator(".jupyter-widgets", has_text=f"{INFERENCE}: 127.0.0.1").last
+    row = start.locator(".jupyter-widgets", has_text=f"{INFERENCE} at 127.0.0.1").last
     row.wait_for()
     start.screenshot(path=screenshots / "lab-start-servers.png")
     start.locator(BUTTON, has_text="Stop").first.click()
 
-    start.locator(".jupyter-widgets", has_text="Stopped").first.wait_for()
+    start.locator(".jupyter-widgets", has_text="No server is running").first.wait_for()
     assert _servers_of(home) == []
     start.close()
 
 
-def _servers_of(home: Path) -> list[OtherServer]:
-    return [server for server in other_servers() if server.folder.is_relative_to(home)]
+def _servers_of(home: Path) -> list[RunningServer]:
+    return [server for server in running_servers() if str(home) in " ".join(server.process.cmdline())]
 
 
 def _note_changes(element: Locator) -> None:

@@ -56,7 +56,8 @@ def test_no_engine_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch,
 
 def test_podman_that_does_not_work_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     storage = tmp_path / "storage.conf"
-    storage.write_text('[storage]\ndriver = "floppy"\ngraphroot = "/nowhere"\nrunroot = "/nowhere"\n')
+    root = tmp_path / "root"  # podman makes it before it looks at the driver
+    storage.write_text(f'[storage]\ndriver = "floppy"\ngraphroot = "{root}"\nrunroot = "{root}"\n')
     monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(storage))
 
     with pytest.raises(UnsupportedMachine) as caught:

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from ensemblekit.lesson.work import TIMES
+from ensemblekit.lesson.lab import TIMES
 
 
 def record(folders: list[Path]) -> None:

@@ -12,7 +12,7 @@ from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError, ServerNotReady
 from ensemblekit.lesson.lesson import open_lesson, parameters
 from ensemblekit.releases import get_release
-from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer, other_servers
+from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.ports import free_ports, is_free
 from ensemblekit.servers.process import ServerOptions, TritonServer
@@ -68,19 +68,6 @@ def test_page_that_takes_a_url_uses_the_one_of_the_whole_lab(monkeypatch: pytest
     assert parameters() == {"URL": "10.0.0.7:8000", "PROVIDER": "attach"}
     shell.user_ns["URL"] = "10.0.0.8:8000"
     assert parameters()["URL"] == "10.0.0.8:8000"
-
-
-def test_servers_of_other_kernels_are_found_and_stopped(tmp_path: Path) -> None:
-    installation = install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path)
-    server = TritonServer(installation, DATA / "decoupled_repository", tmp_path).start()
-
-    (found,) = [other for other in other_servers() if other.folder == tmp_path]
-    assert found.http_url == server.http_url
-    assert not found.kept
-    found.stop()
-
-    assert server.exit_code == 0
-    assert tmp_path not in [other.folder for other in other_servers()]
 
 
 def test_server_listens_where_it_is_told_and_nowhere_else(tmp_path: Path) -> None:

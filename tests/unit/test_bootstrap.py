@@ -10,7 +10,6 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -113,27 +112,6 @@ def test_machine_with_gpu_gets_the_cuda_environment(words: list[str], engine: st
 
     assert options.choose_engine(asked, gpu=True) == engine
     assert environment.venv_folder(engine, True) == str(repo_root() / folder)
-
-
-@pytest.mark.parametrize(
-    ("there", "bundle", "engine"),
-    [
-        ([], {}, "cpu"),
-        (["base"], {}, "base"),
-        (["base", "lab", "cpu"], {}, "cpu"),
-        ([], {"layers": ["base", "lab"]}, "base"),
-        ([], {"layers": ["base", "lab", "cpu"]}, "cpu"),
-    ],
-    ids=["nothing", "quick", "full", "quick-bundle", "full-bundle"],
-)
-def test_lab_takes_the_environment_that_is_there(
-    there: list[str], bundle: dict[str, Any], engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(options, "read_bundle", lambda: bundle)
-    asked, _ = options.parse(["--lab", "--exec", "ensemblekit", "lab"])
-
-    assert asked["keep"]
-    assert options.engine_there("cpu", there) == engine
 
 
 def test_device_cuda_without_gpu_is_refused_with_a_hint() -> None:

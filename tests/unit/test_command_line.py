@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from ensemblekit.cli import main as program
 from ensemblekit.cli import run_progress
 from ensemblekit.cli.main import COMMANDS, app, main
+from ensemblekit.errors import KitError
 
 PROGRAM = Path(sys.executable).with_name("ensemblekit")
 LONG = "x" * 100_000
@@ -109,11 +110,11 @@ def test_control_characters_of_an_error_never_reach_the_terminal(
     assert "A\N{REPLACEMENT CHARACTER}[31m" in err
 
 
-def test_debug_shows_the_traceback(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["ensemblekit", "--debug", "lint", "/nowhere"])
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["ensemblekit", "--debug", "lint", str(tmp_path / "nowhere")])
     monkeypatch.setattr(program, "_listen_to_signals", lambda: None)
 
-    with pytest.raises(Exception, match="/nowhere"):
+    with pytest.raises(KitError, match="/nowhere"):
         main()
 
 
@@ -147,8 +148,8 @@ def test_shared_options_are_declared_once() -> None:
     ("words", "strangers"),
     [
         (["probe", "24.08"], NOT_NEEDED),
-        (["explain", "/nowhere"], NOT_NEEDED),
-        (["lint", "/nowhere"], NEVER),
+        (["explain", "/not/there"], NOT_NEEDED),
+        (["lint", "/not/there"], NEVER),
         (["--help"], NOT_NEEDED),
     ],
 )

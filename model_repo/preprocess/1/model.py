@@ -27,6 +27,7 @@ class TritonPythonModel:
         """Read the model's parameters and load the tokenizer, if one is named."""
         parameters = json.loads(args["model_config"])["parameters"]
         self.defaults = json.loads(parameters["default_sampling_parameters"]["string_value"])
+        self.limits = json.loads(parameters.get("limits", {}).get("string_value", "{}"))
         name = parameters["tokenizer"]["string_value"]
         self.tokenizer = load_tokenizer(name) if name else None
 
@@ -67,7 +68,21 @@ class TritonPythonModel:
             raise BadRequest(f"sampling_parameters is not valid JSON: {error}") from error
         if not isinstance(given, dict):
             raise BadRequest('sampling_parameters must be a JSON object such as {"max_tokens": 64}')
-        return {**self.defaults, **json.loads(request.parameters() or "{}"), **given}
+        asked = {**self.defaults, **json.loads(request.parameters() or "{}"), **given}
+        for name, most in self.limits.items():
+            if name in asked and not within(asked[name], most):
+                raise BadRequest(f"{name} is {str(asked[name])[:40]}, and this server allows at most {most}")
+        return asked
+
+
+def within(value, most):
+    """Return whether a value is a number up to `most`; what is no number at all is for the language model to refuse."""
+    try:
+        return value is not None and float(value) <= most
+    except (TypeError, ValueError):
+        return True
+    except OverflowError:
+        return False
 
 
 def load_tokenizer(name):

@@ -21,7 +21,7 @@ from filelock import FileLock
 from ensemblekit.errors import FetchError
 from ensemblekit.paths import cache_dir, repo_root
 
-__all__ = ["build_once", "fetch_wheel", "locked", "sha256_of", "unpack_wheel"]
+__all__ = ["build_once", "fetch_wheel", "is_whole", "locked", "sha256_of", "unpack_wheel"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,11 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
+def is_whole(target: Path) -> bool:
+    """Return whether a folder of the cache is there whole."""
+    return (target / DONE_MARK).is_file()
+
+
 def build_once(target: Path, make: Callable[[Path], None]) -> Path:
     """Return `target`, a folder that `make` fills; made only if it is not there whole.
 
@@ -66,10 +71,10 @@ def build_once(target: Path, make: Callable[[Path], None]) -> Path:
         OSError: The cache cannot be written.
         Exception: Whatever `make` raises; nothing is left behind then.
     """
-    if (target / DONE_MARK).is_file():
+    if is_whole(target):
         return target
     with locked(f"{target.parent.name}-{target.name}"):
-        if (target / DONE_MARK).is_file():
+        if is_whole(target):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name}{DRAFT_MARK}"

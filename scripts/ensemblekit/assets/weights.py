@@ -110,8 +110,13 @@ def _checked_folder(folder: Path) -> Path:
     return folder
 
 
+def pinned_checkpoint_folder() -> Path:
+    """Return where the pinned model's checkpoint is, or will be."""
+    return cache_dir() / "checkpoints" / f"{PINNED_MODEL}-{PACKAGE_VERSION}-{REVISION}"
+
+
 def _pinned_checkpoint(progress: Callable[[str], None]) -> Path:
-    target = cache_dir() / "checkpoints" / f"{PINNED_MODEL}-{PACKAGE_VERSION}-{REVISION}"
+    target = pinned_checkpoint_folder()
     if _whole(target):
         return target
     with locked(f"checkpoint-{target.name}"):

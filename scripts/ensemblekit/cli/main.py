@@ -19,8 +19,8 @@ LONGEST_WORD = 1 << 15  # characters of an argument; no path, name or request is
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # an error quotes what it found; a terminal would obey it
 # a command is the `command` of the module of its name
 COMMANDS = (
-    "run", "runs", "lab", "weights", "exercises", "preflight", "releases", "serve", "matrix", "bench", "probe", "lint",
-    "explain", "doctor", "alive", "fit", "build-plan", "bundle", "workaround",
+    "run", "runs", "weights", "exercises", "preflight", "releases", "lab", "serve", "matrix", "bench", "probe", "lint",
+    "explain", "doctor", "alive", "fit", "build-plan", "bundle", "workaround", "workshop",
 )  # fmt: skip
 DISK_HINTS = {
     errno.ENOSPC: "free some disk (`df -h`), or choose another one with --runs-dir or ENSEMBLEKIT_CACHE",

@@ -10,7 +10,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import ipywidgets as widgets
 from IPython.core.getipython import get_ipython
 from IPython.display import Markdown, display
 
@@ -20,17 +19,18 @@ from ensemblekit.clients.http import load_model
 from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.log import LogLine, parse_log, poll_errors, read_log
-from ensemblekit.lesson.show import StatusLine, is_live, quick_banner, show_figures_in_kernel, stop_row
-from ensemblekit.paths import current_run_dir, repo_root
+from ensemblekit.lesson.show import StatusLine, quick_banner, show_figures_in_kernel, stop_button
+from ensemblekit.paths import BATCH_VARIABLE, current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
 from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
-from ensemblekit.servers.attach import KEPT, URL_VARIABLE, AttachedServer, other_servers
+from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer
 from ensemblekit.servers.container import ContainerInstallation, install_container
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.emulation import EMULATION_TEXT
 from ensemblekit.servers.outcome import StartOutcome
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
+from ensemblekit.servers.running import LAB_VARIABLE, mark_idle, stop_idle_servers
 from ensemblekit.settings import Provider, Settings, check_settings
 
 __all__ = [
@@ -196,9 +196,6 @@ class Lesson:
         if server is None:
             self._current = AttachedServer.at(self.settings.url).start()
             return self._current
-        if is_live():
-            for other in filter(lambda one: one.kept, other_servers()):
-                other.stop()
         self._adopt(server)
         with StatusLine(f"starting Triton {server.installation.release.name}") as line:
             server.start(self.settings.ready_timeout_s, lambda _server: line.tick())
@@ -258,18 +255,16 @@ class Lesson:
         self._servers.clear()
         self._current = None
 
-    def finish(self) -> widgets.HBox | None:
-        """End a page whose server its reader may go on asking: in a live notebook it stays, with a Stop button.
+    def finish(self) -> None:
+        """End a page: a batch run stops its servers; in a live kernel they stay for the cells above.
 
-        It then runs until that button, the end of this kernel, or the next page that starts a server. Batch runs
-        stop it here.
+        There they end with the Stop button that is shown, with the kernel, or when another lesson starts a server.
         """
-        server = self._current
-        if not is_live() or not isinstance(server, TritonServer):
+        if not self._servers or os.environ.get(BATCH_VARIABLE):
             self.stop()
-            return None
-        (server.folder / KEPT).touch()
-        return stop_row("The server still runs, for you to ask.", self.stop)
+            return
+        mark_idle(self.run_dir / "servers" / self.name, True)
+        display(stop_button(self.stop))
 
     def record(self, **values: Value) -> dict[str, Value]:
         """Write named values to this run's records and return them, with what they were measured on.
@@ -291,8 +286,11 @@ class Lesson:
 
     def _adopt(self, server: TritonServer) -> None:
         """Remember a server under its folder; one that ran there before is stopped first."""
+        if (lab := os.environ.get(LAB_VARIABLE)) and not os.environ.get(BATCH_VARIABLE):
+            mark_idle(self.run_dir / "servers" / self.name, False)
+            for other in stop_idle_servers(lab):
+                print(f"stopped the server of {other.lesson}, which was done", file=sys.stderr)
         key = str(server.folder)
-        (server.folder / KEPT).unlink(missing_ok=True)
         if key in self._servers and self._servers[key] is not server:
             self._servers[key].stop()
         self._servers[key] = server

@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
@@ -18,16 +17,7 @@ from matplotlib.figure import Figure
 
 from ensemblekit.paths import BATCH_VARIABLE
 
-__all__ = [
-    "StatusLine",
-    "alternative_text",
-    "is_live",
-    "quick_banner",
-    "show_figures_in_kernel",
-    "show_lines",
-    "stop_row",
-    "table",
-]
+__all__ = ["StatusLine", "alternative_text", "quick_banner", "show_figures_in_kernel", "show_lines", "table"]
 
 REFRESH_S = 0.5  # a progress line need not move faster than a reader's eye
 
@@ -83,24 +73,6 @@ class StatusLine:
             self._handle.update(Markdown(""))
 
 
-def is_live() -> bool:
-    """Return whether a person runs this notebook, and not a batch run."""
-    return get_ipython() is not None and not os.environ.get(BATCH_VARIABLE)
-
-
-def stop_row(text: str, stop: Callable[[], None]) -> widgets.HBox:
-    """Return a line of text with a Stop button beside it, which says in the end that it has stopped."""
-    line, button = widgets.HTML(escape(text)), widgets.Button(description="Stop", icon="stop")
-
-    def on_click(_button: widgets.Button) -> None:
-        button.disabled, line.value = True, "Stopping"
-        stop()
-        line.value = "Stopped"
-
-    button.on_click(on_click)
-    return widgets.HBox([button, line])
-
-
 def quick_banner() -> str:
     """Return the banner of every page of a quick run, as Markdown."""
     installed = find_spec("vllm") is not None  # a quick run may take place in a full environment too
@@ -109,6 +81,20 @@ def quick_banner() -> str:
         f"weights were {'run for it' if installed else 'installed, fetched or run'}. Triton is real, and so is "
         "everything about the ensemble."
     )
+
+
+def stop_button(stop: Callable[[], None]) -> widgets.HBox:
+    """Return a line that says how long a lesson's server stays, with a button that stops it now."""
+    button = widgets.Button(description="Stop", tooltip="Stop this lesson's server")
+    words = widgets.HTML("The server stays for the cells above, until another lesson starts one or this kernel ends.")
+
+    def on_click(_button: widgets.Button) -> None:
+        button.disabled = True
+        stop()
+        words.value = "The server is stopped. The cell that starts it brings it back."
+
+    button.on_click(on_click)
+    return widgets.HBox([button, words])
 
 
 def show_figures_in_kernel() -> None:

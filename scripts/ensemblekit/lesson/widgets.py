@@ -16,11 +16,10 @@ from ensemblekit.diagnose.probe.target import probe_target
 from ensemblekit.errors import KitError
 from ensemblekit.faults.log import ModelLoad, model_loads, parse_log, poll_errors, read_log
 from ensemblekit.lesson.lesson import Lesson
-from ensemblekit.lesson.show import stop_row
-from ensemblekit.servers.attach import other_servers
 from ensemblekit.servers.process import TritonServer
+from ensemblekit.servers.running import RunningServer, running_servers
 
-__all__ = ["diagnosis_form", "load_panel", "prompt_box", "server_panel"]
+__all__ = ["diagnosis_form", "load_panel", "prompt_box", "servers_panel"]
 
 PANEL_REFRESH_S = 0.3
 STATE_COLOUR = {
@@ -32,19 +31,6 @@ STATE_COLOUR = {
 }
 WHOLE_LABEL = {"description_width": "initial"}  # the default cuts "temperature" off
 PANEL_LINES = 6
-
-
-def server_panel() -> widgets.VBox:
-    """Return the kit's servers that run on this machine, whoever started them, each with a Stop button."""
-    rows, again = widgets.VBox(), widgets.Button(description="Look again", icon="refresh")
-
-    def look(_button: object = None) -> None:
-        found = [stop_row(str(server), server.stop) for server in other_servers()]
-        rows.children = found or [widgets.HTML("No server of the kit is running.")]
-
-    again.on_click(look)
-    look()
-    return widgets.VBox([rows, again])
 
 
 def load_panel(lesson: Lesson, server: TritonServer) -> widgets.VBox:
@@ -139,6 +125,32 @@ def _stream_into(target: widgets.HTML, pieces: Callable[[], object]) -> None:
             target.value = f"<p style='white-space:pre-wrap'>{escape(text)}</p>"
     except KitError as error:
         target.value = f"<pre>{escape(str(error))}</pre>"
+
+
+def servers_panel() -> widgets.VBox:
+    """Return every running server of this user's lessons with a Stop button each; Refresh looks again."""
+    refresh, rows = widgets.Button(description="Refresh"), widgets.VBox()
+
+    def look(_button: widgets.Button | None = None) -> None:
+        rows.children = tuple(_server_row(server, look) for server in running_servers()) or (
+            widgets.HTML("No server is running."),
+        )
+
+    refresh.on_click(look)
+    look()
+    return widgets.VBox([rows, refresh])
+
+
+def _server_row(server: RunningServer, look: Callable[[], None]) -> widgets.HBox:
+    stop = widgets.Button(description="Stop")
+
+    def on_stop(_button: widgets.Button) -> None:
+        stop.disabled = True
+        server.stop()
+        look()
+
+    stop.on_click(on_stop)
+    return widgets.HBox([stop, widgets.HTML(escape(str(server)))])
 
 
 def diagnosis_form(repository: Path, log: Path, server: str) -> widgets.VBox:

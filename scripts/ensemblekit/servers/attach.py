@@ -1,27 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers that somebody else started: the one at a URL (provider `attach`), and the kit's own in other kernels."""
+"""Provider `attach`: a running server that the kit did not start and never stops."""
 
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
-import psutil
 
 from ensemblekit.errors import ParameterError, ServerNotReady
-from ensemblekit.servers.supervised import STOP_GRACE_S
 
-__all__ = ["KEPT", "URL_VARIABLE", "AttachedServer", "OtherServer", "other_servers"]
+__all__ = ["URL_VARIABLE", "AttachedServer"]
 
 URL_VARIABLE = "ENSEMBLEKIT_URL"  # a server for all pages that take a URL, see `scripts/lab --url`
 ASK_TIMEOUT_S = 2.0
 POLL_S = 0.2
-REAPER = str(Path(__file__).with_name("_reaper.py"))
-KEPT = "kept"  # this file beside a server's log says that its page is done, and the server stays for its reader
 
 
 @dataclass
@@ -121,47 +115,3 @@ def _host_and_port(text: str, url: str) -> tuple[str, int]:
             "and gRPC's behind a comma where it is not the next port: '127.0.0.1:8000,127.0.0.1:9001'",
         )
     return host, int(port)
-
-
-@dataclass(frozen=True)
-class OtherServer:
-    """A running server that this kit started, in whatever kernel or shell.
-
-    Attributes:
-        folder: Where its log is: `servers/LESSON/NAME` of a run.
-        http_url: `host:port` of its HTTP endpoint.
-    """
-
-    folder: Path
-    http_url: str
-    reaper: psutil.Process
-
-    @property
-    def kept(self) -> bool:
-        """Whether its page is done, so that the next one may stop it."""
-        return (self.folder / KEPT).exists()
-
-    def stop(self) -> None:
-        """Stop it and wait until it is gone; its reaper tidies up."""
-        with suppress(psutil.NoSuchProcess):
-            for process in self.reaper.children():
-                process.terminate()
-            psutil.wait_procs([self.reaper], timeout=STOP_GRACE_S)
-
-    def __str__(self) -> str:
-        return f"{self.folder.parent.name}: {self.http_url}"
-
-
-def other_servers() -> list[OtherServer]:
-    """Return the servers of this kit that run on this machine, the oldest first."""
-    return sorted(_found(), key=lambda one: float(one.reaper.create_time()))
-
-
-def _found() -> Iterator[OtherServer]:
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            words: list[Any] = process.cmdline()
-            ports = [word.partition("=")[2] for word in words if word.startswith("--http-port=")]
-            hosts = [word.partition("=")[2] for word in words if word.startswith("--http-address=")]
-            if REAPER in words and ports:
-                yield OtherServer(Path(process.cwd()), f"{hosts[0]}:{ports[0]}", process)

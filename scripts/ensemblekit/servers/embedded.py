@@ -18,7 +18,14 @@ from ensemblekit.servers.emulation import switch_off_ensembles
 from ensemblekit.servers.ports import LOOPBACK
 from ensemblekit.servers.shell_safe_path import plain_path
 
-__all__ = ["EmbeddedInstallation", "check_machine", "install_embedded", "libpython_folder", "server_tree"]
+__all__ = [
+    "EmbeddedInstallation",
+    "check_machine",
+    "install_embedded",
+    "libpython_folder",
+    "server_folder",
+    "server_tree",
+]
 
 WHEEL_PROJECT = "nvidia-pytriton"
 WHEEL_PLATFORM = "manylinux_2_35_x86_64"
@@ -139,6 +146,11 @@ def _require_readable_packages() -> None:
             )
 
 
+def server_folder(release: Release, *, ensembles: bool = True) -> Path:
+    """Return where the tree of a release's server is, or will be."""
+    return cache_dir() / "servers" / (release.name if ensembles else f"{release.name}-no-ensemble")
+
+
 def server_tree(release: Release, *, ensembles: bool = True) -> Path:
     """Return the cached tree of a release's server, unpacked once; without ensembles, a changed private copy.
 
@@ -146,9 +158,9 @@ def server_tree(release: Release, *, ensembles: bool = True) -> Path:
         FetchError: The wheel cannot be fetched or is not the expected one.
         UnsupportedMachine: The emulation does not know this library.
     """
-    folder = cache_dir() / "servers"
+    folder = server_folder(release, ensembles=ensembles)
     if ensembles:
-        return build_once(folder / release.name, lambda draft: _unpack(release, draft))
+        return build_once(folder, lambda draft: _unpack(release, draft))
     original = server_tree(release)
 
     def copy_and_switch_off(draft: Path) -> None:
@@ -156,7 +168,7 @@ def server_tree(release: Release, *, ensembles: bool = True) -> Path:
             shutil.copytree(original / part, draft / part)
         switch_off_ensembles(draft)
 
-    return build_once(folder / f"{release.name}-no-ensemble", copy_and_switch_off)
+    return build_once(folder, copy_and_switch_off)
 
 
 def _unpack(release: Release, draft: Path) -> None:
