@@ -9,7 +9,15 @@ from typing import Any
 
 import httpx
 
-from ensemblekit.clients.grpc import DEFAULT_TEXT_INPUT, ENSEMBLE, REQUEST_TIMEOUT_S, TEXT_INPUT, Controlled, Served
+from ensemblekit.clients.grpc import (
+    DEFAULT_TEXT_INPUT,
+    ENSEMBLE,
+    REQUEST_TIMEOUT_S,
+    TEXT_INPUT,
+    Controlled,
+    Served,
+    key_headers,
+)
 from ensemblekit.errors import RequestError
 
 __all__ = ["LoadAnswer", "ask_http", "curl_command", "load_model", "model_states", "stream_http"]
@@ -74,7 +82,7 @@ def ask_http(
     """
     url = f"http://{server.http_url}/v2/models/{model}/generate"
     body = generate_body(text, model=model, sampling_parameters=sampling_parameters)
-    answer = _post(url, body, timeout_s)
+    answer = _post(url, body, timeout_s, key_headers(server))
     content = _json(answer)
     # Triton answers 200 with an error in the body when a decoupled model fails late
     if answer.status_code != httpx.codes.OK or "text_output" not in content:
@@ -98,7 +106,8 @@ def stream_http(
     url = f"http://{server.http_url}/v2/models/{model}/generate_stream"
     body = generate_body(text, model=model, sampling_parameters=sampling_parameters, stream=True)
     try:
-        with httpx.stream("POST", url, json=body, timeout=timeout_s, trust_env=False) as answer:
+        headers = key_headers(server)
+        with httpx.stream("POST", url, json=body, timeout=timeout_s, headers=headers, trust_env=False) as answer:
             if answer.status_code != httpx.codes.OK:
                 answer.read()
                 raise _failed(url, _said(answer))

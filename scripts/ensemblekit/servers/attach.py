@@ -2,7 +2,7 @@
 """Provider `attach`: a running server that the kit did not start and never stops."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,31 +32,41 @@ class AttachedServer:
     grpc_url: str
     metrics_url: str
     log_path: Path = Path("/dev/null")
+    key: str = field(default="", repr=False)
+
+    @property
+    def key_headers(self) -> dict[str, str]:
+        """What every request must carry: a seat's key, where a workshop's server is behind a gate."""
+        return {"authorization": f"Bearer {self.key}"} if self.key else {}
 
     @property
     def control_headers(self) -> dict[str, str]:
-        """What a request to load a model must carry: the kit knows no key of this server."""
-        return {}
+        """What a request about models must carry: the kit knows no key for loading them on this server."""
+        return self.key_headers
 
     @classmethod
     def at(cls, url: str) -> Self:
         """Return the server at `host:port`, HTTP's; gRPC and metrics are the next two ports, as in Triton's defaults.
 
-        Where they are not, as behind a proxy, their addresses follow behind commas: HTTP, gRPC, metrics.
+        Where they are not, as behind a proxy, their addresses follow behind commas: HTTP, gRPC, metrics. The key of a
+        workshop's seat stands before them: `KEY@host:port`.
 
         Raises:
             ParameterError: The text is not of that form.
 
         >>> AttachedServer.at("http://10.0.0.7:8000").grpc_url
         '10.0.0.7:8001'
+        >>> AttachedServer.at("KEY@10.0.0.7:8000").key_headers
+        {'authorization': 'Bearer KEY'}
         >>> AttachedServer.at("http://10.0.0.7:80,grpc://10.0.0.8:443").grpc_url
         '10.0.0.8:443'
         """
-        given = [_host_and_port(part.strip(), url) for part in url.split(",")]
+        key, _, addresses = url.removeprefix("http://").rpartition("@")
+        given = [_host_and_port(part.strip(), addresses) for part in addresses.split(",")]
         host, port = given[0]
         given += [(host, port + step) for step in range(len(given), 3)]
         http, grpc, metrics = (f"{host}:{port}" for host, port in given[:3])
-        return cls(http, grpc, metrics)
+        return cls(http, grpc, metrics, key=key)
 
     def start(self, timeout_s: float = ASK_TIMEOUT_S) -> Self:
         """Return this server once it says it is ready.
@@ -88,7 +98,9 @@ class AttachedServer:
         return None if '"extensions"' in about.text else "an answer, but not that of a server's HTTP endpoint"
 
     def _get(self, path: str) -> httpx.Response:
-        return httpx.get(f"http://{self.http_url}{path}", timeout=ASK_TIMEOUT_S, trust_env=False)
+        return httpx.get(
+            f"http://{self.http_url}{path}", timeout=ASK_TIMEOUT_S, headers=self.key_headers, trust_env=False
+        )
 
     def stop(self) -> None:
         """Do nothing: the server belongs to somebody else."""
