@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ensemblekit.cli.serve import choose_ports
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError, ServerNotReady
 from ensemblekit.lesson.lesson import open_lesson, parameters
@@ -129,3 +130,11 @@ def test_attach_to_the_metrics_endpoint_is_noticed(others_server: TritonServer) 
 
     with pytest.raises(ServerNotReady, match="not that of a server's HTTP endpoint"):
         metrics.start(timeout_s=0.3)
+
+
+def test_ports_of_a_shared_server_are_in_a_row_unless_told_otherwise() -> None:
+    assert choose_ports(None, None) is None
+    assert choose_ports(8000, None) == (8000, 8001, 8002)
+    http, grpc, metrics = choose_ports(8000, 9001) or (0, 0, 0)
+    assert (http, grpc) == (8000, 9001)
+    assert metrics not in (http, grpc)

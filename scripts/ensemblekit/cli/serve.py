@@ -17,7 +17,7 @@ from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK, free_ports
 if TYPE_CHECKING:
     from ensemblekit.servers.process import TritonServer
 
-__all__ = ["command", "serve_forever"]
+__all__ = ["choose_ports", "command", "serve_forever"]
 
 WATCH_S = 0.5  # how soon a server that dies is noticed
 
@@ -50,10 +50,10 @@ def command(
 
     choose_engine(container_engine)
     given = {name.upper(): value for name, value in parameters.items()}
-    serve_forever(given, ready_timeout_s=timeout, host=host, ports=_ports(port, grpc_port))
+    serve_forever(given, ready_timeout_s=timeout, host=host, ports=choose_ports(port, grpc_port))
 
 
-def _ports(http: int | None, grpc: int | None) -> tuple[int, int, int] | None:
+def choose_ports(http: int | None, grpc: int | None) -> tuple[int, int, int] | None:
     """Return the ports of HTTP, gRPC and metrics: in a row as in Triton's defaults, None for free ones."""
     if http is None and grpc is None:
         return None
