@@ -4,7 +4,8 @@
 
     python3 unpack.py TARGET [--no-setup]
 
-Needs nothing but this Python. Every part is checked against the manifest before anything is written.
+Needs nothing but this Python, of the version that the bundle was made for; if it brings one, of any version from 3.6
+on. Every part is checked against the manifest before anything is written.
 """
 
 import hashlib
@@ -23,16 +24,16 @@ CHUNK = 1 << 20
 class UnpackError(Exception):
     """Unpacking cannot go on; its text is what was attempted, what was found, and a hint."""
 
-    def __init__(self, attempted, found, hint):
+    def __init__(self, attempted: str, found: str, hint: str) -> None:
         super().__init__("Could not %s.\nFound: %s\nHint: %s" % (attempted, found, hint))
 
 
-def say(text):
+def say(text: str) -> None:
     """Print a line for the person who waits."""
     print(text, file=sys.stderr, flush=True)
 
 
-def read_manifest():
+def read_manifest() -> dict:
     """Return the manifest beside this script."""
     try:
         with open(os.path.join(HERE, "manifest.json")) as file:
@@ -41,7 +42,7 @@ def read_manifest():
         raise UnpackError("read the bundle in %s" % HERE, str(error), "copy manifest.json beside unpack.py again")
 
 
-def check_parts(manifest):
+def check_parts(manifest: dict) -> None:
     """Compare every part with its checksum; name all that are missing or broken at once."""
     wrong = []
     for part in manifest["parts"]:
@@ -54,7 +55,7 @@ def check_parts(manifest):
         raise UnpackError("verify the bundle", "; ".join(wrong), "copy these parts again; the others are whole")
 
 
-def sha256_of(path):
+def sha256_of(path: str) -> str:
     """Return the sha256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -66,14 +67,14 @@ def sha256_of(path):
 class Joined(io.RawIOBase):
     """The parts, one after the other, as one stream."""
 
-    def __init__(self, paths):
+    def __init__(self, paths: list) -> None:
         self.paths, self.file = list(paths), None
 
-    def readable(self):
+    def readable(self) -> bool:
         """Return True."""
         return True
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: memoryview) -> int:
         """Read the next bytes."""
         while True:
             if self.file is None:
@@ -87,7 +88,7 @@ class Joined(io.RawIOBase):
             self.file = None
 
 
-def unpack(manifest, target):
+def unpack(manifest: dict, target: str) -> None:
     """Write the kit and its wheels to a new folder."""
     if os.path.isdir(target) and os.listdir(target):
         raise UnpackError("unpack into %s" % target, "the folder is not empty", "name a new folder")
@@ -99,7 +100,7 @@ def unpack(manifest, target):
     note_host(target)
 
 
-def note_host(target):
+def note_host(target: str) -> None:
     """Write down where this Python keeps its packages: the kit uses those that the bundle left at home."""
     path = os.path.join(target, "bundle", "bundle.json")
     with open(path) as file:
@@ -110,10 +111,10 @@ def note_host(target):
         json.dump(description, file, indent=1)
 
 
-def check_python(manifest):
-    """Refuse another Python than the one the wheels are for."""
+def check_python(manifest: dict) -> None:
+    """Refuse another Python than the one the wheels are for, unless the bundle brings that one."""
     short = "%d.%d" % sys.version_info[:2]
-    if short != manifest["python"]:
+    if short != manifest["python"] and not manifest.get("brings_python"):
         raise UnpackError(
             "set the kit up with Python %s" % short,
             "the bundle was made for Python %s" % manifest["python"],
@@ -121,7 +122,7 @@ def check_python(manifest):
         )
 
 
-def main(arguments):
+def main(arguments: list) -> int:
     """Verify, unpack, set up."""
     targets = [word for word in arguments if not word.startswith("-")]
     if len(targets) != 1 or set(arguments) - set(targets) - {"--no-setup"}:
@@ -141,7 +142,9 @@ def main(arguments):
     if "--no-setup" in arguments:
         return 0
     option = ["--quick"] if manifest["device"] == "quick" else ["--device", manifest["device"]]
-    environment = dict(os.environ, ENSEMBLEKIT_PYTHON=sys.executable)
+    environment = dict(os.environ)
+    if not manifest.get("brings_python"):  # else the set-up finds that one
+        environment["ENSEMBLEKIT_PYTHON"] = sys.executable
     script = os.path.join(targets[0], "scripts", "bootstrap.py")
     code = subprocess.call([sys.executable, script] + option, env=environment)
     if code == 0:

@@ -4,8 +4,11 @@
 Nothing here looks at the current folder: nbval and papermill start kernels in different ones.
 """
 
+import grp
 import os
+import pwd
 import secrets
+import stat
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -54,11 +57,38 @@ def cache_dir() -> Path:
 
     Raises:
         OSError: The folder cannot be made.
+        UnsupportedMachine: Others can write to it: what the kit runs comes from there.
     """
     override = os.environ.get(CACHE_VARIABLE)
     path = Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("ensemblekit"))
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if others := _others_that_write(path.stat()):
+        raise UnsupportedMachine(
+            f"use the cache {path}",
+            found=f"{others}, and the kit runs what stands there",
+            hint=f"`chmod go-w {path}` if its content can be trusted, or name another folder in {CACHE_VARIABLE}",
+        )
     return path.resolve()
+
+
+def _others_that_write(found: os.stat_result) -> str:
+    """Return who else can write to a folder, empty if nobody can but this user and root."""
+    if found.st_uid not in (os.geteuid(), 0):
+        return f"it belongs to user {found.st_uid}"
+    if found.st_mode & stat.S_IWOTH:
+        return f"its mode is {stat.S_IMODE(found.st_mode):03o}: every user can write to it"
+    if found.st_mode & stat.S_IWGRP and found.st_gid != 0 and not _is_own_group(found.st_gid):
+        return f"its mode is {stat.S_IMODE(found.st_mode):03o}: the group {found.st_gid} can write to it"
+    return ""
+
+
+def _is_own_group(group: int) -> bool:
+    """Return whether a group is a user's private one, as most systems give each user."""
+    try:
+        user, members = pwd.getpwuid(os.geteuid()), grp.getgrgid(group).gr_mem
+    except KeyError:
+        return False
+    return user.pw_gid == group and set(members) <= {user.pw_name}
 
 
 def runs_dir() -> Path:

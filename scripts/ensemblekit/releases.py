@@ -13,11 +13,14 @@ from ensemblekit.paths import repo_root
 __all__ = [
     "FLAVOURS",
     "FLAVOUR_TEXT",
+    "DocumentedRelease",
     "Driver",
     "Flavour",
     "Release",
+    "backends_of",
     "default_release",
     "driver_for",
+    "every_release",
     "get_release",
     "has_ensembles",
     "list_releases",
@@ -32,20 +35,25 @@ FLAVOUR_TEXT: dict[Flavour, str] = {
 }
 
 
-class Release(BaseModel):
-    """One Triton release, as `env/releases.toml` describes it."""
+class DocumentedRelease(BaseModel):
+    """What is documented of a Triton release; all after 24.10 are only that, and none of them was run here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    wheel: str
-    sha256: str
     triton: str
     vllm: str
     python: str
     cuda: str
+    ensemble_in_vllm_image: bool = True
+
+
+class Release(DocumentedRelease):
+    """One Triton release that this kit runs, as `env/releases.toml` describes it."""
+
+    wheel: str
+    sha256: str
     vllm_image_gb: float
-    ensemble_in_vllm_image: bool
     numpy_2_safe: bool
 
 
@@ -66,6 +74,9 @@ class _Table(BaseModel):
 
     default: str
     releases: dict[str, dict[str, str | float | bool]]
+    documented: dict[str, dict[str, str]]
+    images: dict[str, tuple[str, ...]]
+    last_with: dict[str, str]
     drivers: dict[str, Driver]
 
 
@@ -84,6 +95,30 @@ def list_releases() -> tuple[Release, ...]:
     """
     rows = sorted(_table().releases.items())
     return tuple(Release.model_validate({"name": name, **row}) for name, row in rows)
+
+
+@cache
+def every_release() -> tuple[DocumentedRelease, ...]:
+    """Return the releases that the kit runs and those that are only documented, oldest first.
+
+    Raises:
+        pydantic.ValidationError: The table has a wrong or missing field.
+    """
+    rows = sorted(_table().documented.items())
+    return (*list_releases(), *(DocumentedRelease.model_validate({"name": name, **row}) for name, row in rows))
+
+
+def backends_of(release: DocumentedRelease, flavour: Flavour) -> frozenset[str] | None:
+    """Return all backends of a flavour's image; None for a build of one's own, which may have any.
+
+    >>> sorted(backends_of(get_release("24.08"), "vllm-image"))
+    ['python', 'vllm']
+    """
+    if flavour == "custom-build":
+        return None
+    images, until = _table().images, _table().last_with
+    names = {*images["vllm-python-py3"], *(images["py3"] if flavour == "base-plus-vllm" else ())}
+    return frozenset(name for name in names if release.name <= until.get(name, release.name))
 
 
 def default_release() -> str:
@@ -126,7 +161,7 @@ def driver_for(release: Release) -> Driver:
     return _table().drivers[".".join(release.cuda.split(".")[:2])]
 
 
-def has_ensembles(release: Release, flavour: Flavour) -> bool:
+def has_ensembles(release: DocumentedRelease, flavour: Flavour) -> bool:
     """Return whether `flavour` of `release` can load an ensemble.
 
     Only the vLLM images up to 24.09 were built without `--backend=ensemble`

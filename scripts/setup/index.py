@@ -4,18 +4,16 @@
 import base64
 import configparser
 import hashlib
-import json
 import os
 import re
 import ssl
 import sys
-from html.parser import HTMLParser
-from typing import List, NamedTuple, Tuple
+from html import unescape
+from typing import List, NamedTuple
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener, pathname2url
 
 PYPI = "https://pypi.org/simple"
-ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 TIMEOUT_S = 20
 CONFIG_FILES = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
 
@@ -64,46 +62,41 @@ def list_files(project: str) -> List[IndexFile]:
     raise OSError("; ".join(failures))
 
 
+def brought_files() -> List[IndexFile]:
+    """Return the files in the folders that pip's setting find-links names."""
+    folders = [folder for folder in setting("find-links").split() if os.path.isdir(folder)]
+    paths = [os.path.abspath(os.path.join(folder, name)) for folder in folders for name in os.listdir(folder)]
+    return [IndexFile(os.path.basename(path), "file://" + pathname2url(path), "") for path in paths]
+
+
 def _open(url: str) -> tuple:
     """Open an address, with the name and password in it if there are some; return the answer and the plain address."""
     parts = urlsplit(url)
     plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    request = Request(plain, headers={"Accept": ACCEPT})
+    request = Request(plain, headers={"Accept": "text/html, */*;q=0.1"})
     if parts.username:
         login = "%s:%s" % (unquote(parts.username), unquote(parts.password or ""))
         request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
-    context = ssl.create_default_context(cafile=setting("cert") or None)
-    return urlopen(request, timeout=TIMEOUT_S, context=context), url
+    handlers = [HTTPSHandler(context=ssl.create_default_context(cafile=setting("cert") or None))]  # type: list
+    if setting("proxy"):  # else those of the environment
+        handlers.append(ProxyHandler(dict.fromkeys(("http", "https"), setting("proxy"))))
+    return build_opener(*handlers).open(request, timeout=TIMEOUT_S), url
 
 
 def _read_page(url: str) -> List[IndexFile]:
     answer, url = _open(url)
     with answer:
-        text = answer.read().decode()
-    if text.lstrip().startswith("{"):
-        files = json.loads(text)["files"]
-        return [IndexFile(one["filename"], urljoin(url, one["url"]), one["hashes"].get("sha256", "")) for one in files]
-    page = _Links()
-    page.feed(text)
+        links = re.findall(r"""href\s*=\s*["']([^"']+)""", answer.read().decode())
     found = []
-    for link in page.links:
-        target, fragment = urldefrag(urljoin(url, link))
+    for target, fragment in (urldefrag(urljoin(url, unescape(link))) for link in links):
         digest = fragment[len("sha256=") :] if fragment.startswith("sha256=") else ""
         found.append(IndexFile(unquote(target.rsplit("/", 1)[1]), target, digest))
     return found
 
 
-class _Links(HTMLParser):
-    """The links of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.links = []  # type: List[str]
-
-    def handle_starttag(self, tag: str, attrs: List[Tuple[str, str]]) -> None:
-        """Note the target of a link."""
-        if tag == "a":
-            self.links += [value for name, value in attrs if name == "href"]
+def locked_hashes(pin: str) -> list:
+    """Return the sha256 hashes of a pin of a lock."""
+    return [one.strip() for one in pin.split("--hash=sha256:")[1:]]
 
 
 def fetch_locked(pin: str, folder: str) -> str:
@@ -113,20 +106,19 @@ def fetch_locked(pin: str, folder: str) -> str:
         OSError: No index answers.
         ValueError: No wheel fits, or the file is another than the locked one.
     """
-    requirement, hashes = pin.split()[0], pin.split("--hash=sha256:")[1:]
-    project, version = requirement.split("==")
-    for file in list_files(project):
-        if is_for_this_system(file.name, project, version) and file.name.endswith(".whl"):
-            answer, _ = _open(file.url)
-            with answer:
+    project, version = pin.split()[0].split("==")
+    for list_them in (brought_files, lambda: list_files(project)):
+        fitting = [one for one in list_them() if is_for_this_system(one.name, project, version)]
+        for file in (one for one in fitting if one.name.endswith(".whl")):
+            with _open(file.url)[0] as answer:
                 content = answer.read()
-            if hashlib.sha256(content).hexdigest() not in [one.strip() for one in hashes]:
+            if hashlib.sha256(content).hexdigest() not in locked_hashes(pin):
                 raise ValueError("%s is another file than the locked one" % file.name)
             path = os.path.join(folder, file.name)
             with open(path, "wb") as target:
                 target.write(content)
             return path
-    raise ValueError("the index has no %s for this system" % requirement)
+    raise ValueError("the index has no %s %s for this system" % (project, version))
 
 
 def is_for_this_system(name: str, project: str, version: str) -> bool:
@@ -135,7 +127,7 @@ def is_for_this_system(name: str, project: str, version: str) -> bool:
     if name.endswith((".tar.gz", ".zip")):
         return name.lower().replace("-", "_").replace(".", "_").startswith("%s_%s_" % (stem, version.replace(".", "_")))
     parts = name[: -len(".whl")].split("-")
-    if not name.endswith(".whl") or parts[1] != version:
+    if not name.endswith(".whl") or (parts[0].lower().replace(".", "_"), parts[1]) != (stem, version):
         return False
     python, abi, platform = parts[-3:]
     fits_python = abi == "abi3" or any(re.match(r"py3\d*$|cp31[12]$", tag) for tag in python.split("."))

@@ -29,7 +29,9 @@ class Installer:
 
     def install_locked(self, pins: list, source: list, attempted: str) -> None:
         """Install pins that carry hashes; pip refuses every file with another one."""
-        path = self._requirements("packages", pins)
+        path = os.path.join(self.log.folder, "packages.txt")
+        with open(path, "w") as file:
+            file.write("".join(pin + "\n" for pin in pins))
         self.install("packages", source + ["--require-hashes", "-r", path], len(pins), attempted)
 
     def install_torch(self, requirement: str, source: list) -> None:
@@ -52,12 +54,6 @@ class Installer:
                 raise SetupError(attempted, error.found, CHANGED_HINT, self.log.path) from None
             raise
         phase.end("%d packages installed" % total if total > 1 else "installed")
-
-    def _requirements(self, name: str, pins: list) -> str:
-        path = os.path.join(self.log.folder, name + ".txt")
-        with open(path, "w") as file:
-            file.write("".join(pin + "\n" for pin in pins))
-        return path
 
     def _show(self, phase: Phase, start: int, total: int, unpacked: int) -> None:
         """Show how many packages pip has found, then how many it has unpacked (half the bar each)."""

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import re
 
 from setup import ROOT
 
@@ -47,8 +48,7 @@ def lock_notes(layer: str) -> dict:
 
 def project(requirement: str) -> str:
     """Return the normalised name of the project that a requirement or a line of `pip check` begins with."""
-    name = requirement.split("==")[0].split("[")[0].split()[0]
-    return name.lower().replace("_", "-").replace(".", "-")
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement).group()).lower()
 
 
 def without_absent(bundle: dict, pins: list) -> list:

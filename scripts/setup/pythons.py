@@ -10,6 +10,7 @@ from typing import Optional
 
 from setup import PYTHON_VARIABLE, PYTHONS
 from setup.commands import Log
+from setup.locks import BUNDLE
 from setup.messages import SetupError, say
 from setup.standalone import standalone_python
 
@@ -30,10 +31,12 @@ print(json.dumps({'path': sys.executable, 'short': v, 'version': sys.version.spl
 """
 INSTALL_HINT = (
     "install one: `sudo apt install python3.11 python3.11-venv libpython3.11` (Debian 12), "
-    "`sudo apt install python3.12 python3.12-venv libpython3.12` (Ubuntu 24.04), `uv python install 3.12` "
-    "or `conda create -n py312 python=3.12`; if it is not on the PATH, name it: %s=/path/to/python3.12. Without a "
-    "network: `ensemblekit bundle create` on a machine that has one" % PYTHON_VARIABLE
+    "`sudo apt install python3.12 python3.12-venv libpython3.12` (Ubuntu 24.04) or "
+    "`conda create -n py312 python=3.12`; if it is not on the PATH, name it: %s=/path/to/python3.12. In a closed "
+    "network: name mirrors in UV_PYTHON_INSTALL_MIRROR and PIP_INDEX_URL, or carry a bundle with a Python here "
+    "(`ensemblekit bundle create --python-archive` on a machine that has a network)" % PYTHON_VARIABLE
 )
+BROUGHT = os.path.join(BUNDLE, "python", "bin", "python3")  # by a bundle made with --python-archive
 
 
 def ask_python(path: str) -> dict:
@@ -51,15 +54,15 @@ def ask_python(path: str) -> dict:
 
 
 def candidate_pythons(gpu: bool) -> list:
-    """Return the interpreters to try: the one asked for, or the one running this and those on the PATH."""
+    """Return the interpreters to try: the one asked for, or what a bundle brought, the one running this, the PATH's."""
     if os.environ.get(PYTHON_VARIABLE):
         return [os.environ[PYTHON_VARIABLE]]
     on_path = [shutil.which("python" + version) for version in reversed(PYTHONS)]
+    paths = [BROUGHT if os.path.exists(BROUGHT) else None, sys.executable] + on_path
     if gpu:  # cuda.txt was resolved for 3.12
-        on_path, last = on_path[:1], [sys.executable] + on_path[1:]
-    else:
-        on_path, last = [sys.executable], on_path
-    return [path for path in on_path + last if path]
+        paths.insert(1, on_path[0])
+    first = {os.path.realpath(path): path for path in reversed(paths) if path}  # two names of one are asked once
+    return [path for path in paths if path and first[os.path.realpath(path)] == path]
 
 
 def shortcoming(python: dict) -> str:
@@ -72,28 +75,39 @@ def shortcoming(python: dict) -> str:
 
 
 def find_python(gpu: bool, log: Log) -> dict:
-    """Return the interpreter to use, as `ask_python` describes it; a standalone one where none that is there fits."""
-    seen = []
+    """Return the interpreter to use, as `ask_python` describes it; a standalone one where none that is there fits.
+
+    Raises:
+        SetupError: None fits, and none can be fetched.
+    """
+    seen, failed = [], None
     for path in candidate_pythons(gpu):
         seen.append(ask_python(path))
         if not shortcoming(seen[-1]):
             return seen[-1]
-    named = bool(os.environ.get(PYTHON_VARIABLE))
-    failed = None
-    if not named:
-        why = "; ".join("%s %s" % (python["path"], shortcoming(python)) for python in seen)
+    if not os.environ.get(PYTHON_VARIABLE):
         try:
-            return ask_python(standalone_python(why, log))
+            return _fetched_python(seen, log)
         except SetupError as error:
             failed = error
     lame = [python for python in seen if python["short"] in PYTHONS and python["venv"]]
-    if lame:  # what needs no Python model in the kit's own server still works
-        if failed:
-            say(str(failed))
-        say("Going on with %(path)s, without libpython%(short)s.so.1.0: Triton cannot start Python models." % lame[0])
-        say("Hint: sudo apt install libpython%(short)s" % lame[0])
-        return lame[0]
-    raise _refusal(seen, failed)
+    if not lame:
+        raise _refusal(seen, failed)
+    if failed:
+        say(str(failed))
+    # what needs no Python model in the kit's own server still works
+    say("Going on with %(path)s, without libpython%(short)s.so.1.0: Triton cannot start Python models." % lame[0])
+    say("Hint: sudo apt install libpython%(short)s" % lame[0])
+    return lame[0]
+
+
+def _fetched_python(seen: list, log: Log) -> dict:
+    why = "; ".join("%s %s" % (python["path"], shortcoming(python)) for python in seen)
+    python = ask_python(standalone_python(why, log))
+    if shortcoming(python):
+        found = "%s %s" % (python["path"], shortcoming(python))
+        raise SetupError("use the standalone Python", found, "delete its folder and run again")
+    return python
 
 
 def _refusal(seen: list, failed: Optional[SetupError]) -> SetupError:
@@ -103,7 +117,7 @@ def _refusal(seen: list, failed: Optional[SetupError]) -> SetupError:
     unfit = [one for one in seen if one["short"] in PYTHONS]
     if unfit:
         found = "%s has no venv or ensurepip module" % unfit[0]["path"]
-        hint = "sudo apt install python%s-venv" % unfit[0]["short"]
+        hint = "sudo apt install python{0}-venv libpython{0}; or {1}".format(unfit[0]["short"], INSTALL_HINT)
         return SetupError("make a virtual environment", found + fetched, hint, log_path)
     found = ", ".join("%s (%s)" % (one["path"], one["version"]) for one in seen)
     missing = [v for v in PYTHONS if not any(one["path"].endswith("python" + v) for one in seen)]

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refresh locks under env/locks: resolve what their headers name, and note the hashes of all files that fit.
 
-    scripts/lock [--upgrade] [LAYER ...]          base lab cpu cuda dev uv hub; all of them if none is named
+    scripts/lock [--upgrade | --check] [LAYER ...]          base lab cpu cuda dev uv hub; all of them if none is named
+    scripts/lock --licences                       only write env/dependencies.csv anew, as every other form does too
 
-Without --upgrade a version changes only where it must. uv resolves, because pip cannot leave out what vLLM names
-and this kit never imports, nor keep numpy below the 2 that others ask for; pip installs. Index: pip's own setting.
+Without --upgrade a version changes only where it must; --check only asks the index whether it has the locked files.
+uv resolves, because pip cannot leave out what vLLM names and this kit never imports, nor keep numpy below the 2 that
+others ask for; pip installs. Index: pip's own setting.
 """
 
 import os
@@ -14,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from setup.commands import Log
-from setup.index import index_urls, is_for_this_system, list_files, setting
+from setup.index import index_urls, is_for_this_system, list_files, locked_hashes
+from setup.licences import read_list, write_list
 from setup.locks import LOCKS, lock_notes, lock_pins, project
 from setup.messages import SetupError, say
-from setup.standalone import uv_program
+from setup.standalone import run_uv
 
 # what a layer stands on: their pins hold for it, whatever its packages ask for
 BELOW = {
@@ -29,7 +32,6 @@ BELOW = {
     "uv": [],
     "hub": ["base", "lab"],
 }
-OVERRIDING = ("cpu", "cuda")
 PYTHON = {"cuda": "3.12"}  # the others: the lowest that the kit runs on, Debian 12's own
 LOWEST_PYTHON = "3.11.2"
 PLATFORM = "x86_64-manylinux_2_35"
@@ -37,25 +39,57 @@ AT_ONCE = 8
 
 
 def main(words: list) -> int:
-    """Refresh the locks that are named."""
+    """Refresh or check the locks that are named."""
+    if words == ["--licences"]:
+        return _list_licences()
     layers = [word for word in words if word in BELOW]
-    if set(words) - set(layers) - {"--upgrade"}:
+    if set(words) - set(layers) - {"--upgrade", "--check"}:
         say(__doc__)
         return 0 if set(words) & {"-h", "--help"} else 2
     try:
         for layer in layers or list(BELOW):
-            before = _versions(layer)
-            refresh(layer, "--upgrade" in words)
-            after = _versions(layer)
-            moved = [
-                "%s %s" % (name, after.get(name, "gone")) for name in sorted(before) if before[name] != after.get(name)
-            ]
-            moved += ["%s %s (new)" % (name, after[name]) for name in sorted(set(after) - set(before))]
-            say("%-5s %3d packages; %s" % (layer, len(after), ", ".join(moved) or "the same versions"))
+            if "--check" in words:
+                check(layer)
+            else:
+                before = _versions(layer)
+                refresh(layer, "--upgrade" in words)
+                say("%-5s %3d packages; %s" % (layer, len(_versions(layer)), _difference(before, _versions(layer))))
     except SetupError as error:
         say(str(error))
         return 1
+    return _list_licences()
+
+
+def _list_licences() -> int:
+    unknown = write_list()
+    say("env/dependencies.csv: %d packages, the licence of %d is not known" % (len(read_list()), unknown))
     return 0
+
+
+def _difference(before: dict, after: dict) -> str:
+    moved = ["%s %s" % (name, after.get(name, "gone")) for name in sorted(before) if before[name] != after.get(name)]
+    moved += ["%s %s (new)" % (name, after[name]) for name in sorted(set(after) - set(before))]
+    return ", ".join(moved) or "the same versions"
+
+
+def check(layer: str) -> None:
+    """Compare a layer's lock with the index.
+
+    Raises:
+        SetupError: A locked file is not there.
+    """
+
+    def lacking(pin: str) -> str:
+        name = pin.split()[0]
+        return "" if set(locked_hashes(pin)) <= set(hashes_on_index(name)) else name
+
+    pins = lock_pins(layer)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        wrong = [name for name in pool.map(lacking, pins) if name]
+    if wrong:
+        hint = "`scripts/lock %s` notes those that it has" % layer
+        raise SetupError("check the lock " + layer, "files that the index lacks: " + ", ".join(wrong), hint)
+    say("%-5s %3d packages; the index has every locked file" % (layer, len(pins)))
 
 
 def _versions(layer: str) -> dict:
@@ -79,54 +113,44 @@ def resolve(layer: str, upgrade: bool) -> list:
     """Return the exact versions of everything that a layer adds to those below it."""
     notes = lock_notes(layer)
     below = {name: version for other in BELOW[layer] for name, version in _versions(other).items()}
-    kept = ["%s==%s" % pin for pin in below.items()]
-    # an override wins over what vLLM asks for, but drops extras such as JupyterLab's jsonschema[format-nongpl]
-    constraints, kept = ([], kept) if layer in OVERRIDING else (kept, [])
-    overrides = kept + notes["torch"] + notes["held"] + [name + "; python_version < '3'" for name in notes["absent"]]
+    held_below = [project(one) for other in BELOW[layer] for one in lock_notes(other)["held"]]
+    constraints = ["%s==%s" % pin for pin in below.items()]
+    # an override wins over what others ask for, but drops the extras that they want: only for what has a reason
+    overrides = notes["held"] + [pin for pin in constraints if project(pin) in held_below]
+    # torch beside its lock: its CPU build asks for less than PyPI's, which the resolver would take
+    absent = notes["absent"] + [project(pin) for pin in notes["torch"]]
+    overrides += [name + "; python_version < '3'" for name in absent]
     wanted = notes["Made from"] + [name for other in BELOW[layer] for name in lock_notes(other)["Made from"]]
-    log = Log()
-    files = {
-        name: os.path.join(log.folder, "%s-%s.txt" % (layer, name))
-        for name in ("wanted", "overrides", "constraints", "result")
-    }
-    _write(files["wanted"], wanted + notes["held"])
-    _write(files["overrides"], overrides)
-    _write(files["constraints"], constraints)
-    if not upgrade:  # uv prefers the versions that it finds in the result of before
-        _write(files["result"], ["%s==%s" % pin for pin in _versions(layer).items()])
-    command = [uv_program(log), "pip", "compile", files["wanted"], "--override", files["overrides"], "--no-config"]
-    command += [
-        "--constraint",
-        files["constraints"],
-        "--python-version",
-        PYTHON.get(layer, LOWEST_PYTHON),
-        "--python-platform",
-        PLATFORM,
-    ]
-    command += [
-        "--output-file",
-        files["result"],
-        "--no-header",
-        "--no-annotate",
-        "--no-strip-extras",
-        "--default-index",
-    ]
-    environment = {"SSL_CERT_FILE": setting("cert")} if setting("cert") else {}
-    log.run(command + [index_urls()[0]], "resolve " + layer, "the log says which requirements conflict", **environment)
+    before = [] if upgrade else ["%s==%s" % pin for pin in _versions(layer).items()]  # uv keeps what it finds there
+    contents = {"overrides": overrides, "constraints": constraints, "result": before}
+    contents["wanted"] = wanted + notes["held"]
+    log, files = Log(), {}
+    for name, lines in contents.items():
+        files[name] = os.path.join(log.folder, "%s-%s.txt" % (layer, name))
+        with open(files[name], "w") as file:
+            file.write("".join(line + "\n" for line in lines))
+    command = ["pip", "compile", files["wanted"], "--override", files["overrides"]]
+    command += ["--constraint", files["constraints"], "--output-file", files["result"]]
+    command += ["--python-version", PYTHON.get(layer, LOWEST_PYTHON), "--python-platform", PLATFORM]
+    command += ["--no-header", "--no-annotate", "--no-strip-extras", "--default-index", index_urls()[0]]
+    run_uv(command, log, "resolve " + layer, "the log says which requirements conflict")
     with open(files["result"]) as file:
         pins = [line.split(";")[0].strip() for line in file if "==" in line]
-    not_here = set(below) | {project(pin) for pin in notes["torch"]}
-    added = [pin.split("[")[0] + "==" + pin.split("==")[1] if "[" in pin else pin for pin in pins]
-    return sorted((pin for pin in added if project(pin) not in not_here), key=project)
-
-
-def _write(path: str, lines: list) -> None:
-    with open(path, "w") as file:
-        file.write("".join(line + "\n" for line in lines))
+    versions = {project(pin): pin.split("==")[1] for pin in pins}
+    return ["%s==%s" % pin for pin in sorted(versions.items()) if pin[0] not in below]
 
 
 def with_hashes(pin: str) -> str:
     """Return a pin as the lock holds it: with the hash of each file of that version that fits."""
+    return " \\\n".join([pin] + ["    --hash=sha256:" + one for one in hashes_on_index(pin)]) + "\n"
+
+
+def hashes_on_index(pin: str) -> list:
+    """Return the hashes of the files of a pin that fit this system.
+
+    Raises:
+        SetupError: The index does not answer, or lists none.
+    """
     name, version = pin.split("==")
     try:
         files = [one for one in list_files(name) if is_for_this_system(one.name, name, version)]
@@ -135,7 +159,7 @@ def with_hashes(pin: str) -> str:
     hashes = sorted({one.sha256 for one in files if one.sha256})
     if not hashes:
         raise SetupError("read the hashes of " + pin, "the index lists none", "name another index in PIP_INDEX_URL")
-    return " \\\n".join([pin] + ["    --hash=sha256:" + one for one in hashes]) + "\n"
+    return hashes
 
 
 if __name__ == "__main__":

@@ -138,14 +138,20 @@ class Podman:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def make_debian(draft: Path) -> None:
-    """Make a small Debian with Python and numpy, as an archive that podman imports."""
+def make_root(draft: Path, suite: str, packages: str) -> Path:
+    """Make a small Debian with these packages as the folder `root`, and return that."""
     root = draft / "root"
-    command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(root)]
+    command = ["debootstrap", "--variant=minbase", f"--include={packages}", suite, str(root)]
     with (draft / "debootstrap.log").open("w") as log:
         subprocess.run(command, stdout=log, stderr=log, timeout=DEBOOTSTRAP_TIMEOUT_S, check=True)
     for name in UNUSED:
         shutil.rmtree(root / name, ignore_errors=True)
+    return root
+
+
+def make_debian(draft: Path) -> None:
+    """Make a small Debian with Python and numpy, as an archive that podman imports."""
+    root = make_root(draft, SUITE, PACKAGES)
     packages = root / "usr/local/lib/python3.11/dist-packages"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages), f"numpy=={NUMPY}"]
     subprocess.run(pip, timeout=COMMAND_TIMEOUT_S, check=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ensemblekit.gpu import visible_gpus
-from ensemblekit.repository.fit import GIB, Fit, fit, read_shape
+from ensemblekit.repository.gpu_memory import GIB, Fit, fit, read_shape
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 START_TIMEOUT_S = 300

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.diagnose.doctor.examination import Plan, examine
-from ensemblekit.diagnose.doctor.steps import Examination
+from ensemblekit.diagnose.doctor.report import DoctorReport, Plan
+from ensemblekit.diagnose.doctor.run import examine
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from tests.atlas.measure import numpy_2_environment
 from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker
@@ -31,8 +31,8 @@ def a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     return tmp_path / "run"
 
 
-def _states(found: Examination) -> dict[str, str]:
-    return {step.name: step.state for step in found.steps if step.name != "preflight"}
+def _states(found: DoctorReport) -> dict[str, str]:
+    return {check.name: check.state for check in found.checks if check.name != "preflight"}
 
 
 def test_doctor_good_repository_is_started_asked_and_recorded(a_run_folder: Path) -> None:
@@ -40,7 +40,7 @@ def test_doctor_good_repository_is_started_asked_and_recorded(a_run_folder: Path
 
     assert _states(found) == {"probe": "ok", "lint": "ok", "start": "ok", "request": "ok"}
     assert found.exit_code == 0
-    assert "What is the capital of France?" in found.steps[-1].facts["answer"]
+    assert "What is the capital of France?" in found.checks[-1].facts["answer"]
     record = json.loads((a_run_folder / "records" / "doctor.json").read_text())
     assert record["ready_s"] > 0
     assert record["answer_s"] > 0
@@ -50,15 +50,15 @@ def test_doctor_server_without_ensembles_stops_before_the_start(a_run_folder: Pa
     found = examine(Plan(REPORT, server="24.08/vllm-image"))
 
     assert _states(found) == {"probe": "error", "lint": "error", "start": "skipped", "request": "skipped"}
-    assert "main_app, pre" in found.wasted
+    assert "main_app, pre" in found.start_cost
     assert not (a_run_folder / "doctor" / "server").exists()
 
 
 def test_doctor_forced_start_ends_in_the_root_cause() -> None:
     found = examine(Plan(REPORT, server="24.08/vllm-image", force=True, ready_timeout_s=START_TIMEOUT_S))
 
-    (start,) = (step for step in found.steps if step.name == "start")
-    assert (start.state, found.wasted) == ("error", "")
+    (start,) = (check for check in found.checks if check.name == "start")
+    assert (start.state, found.start_cost) == ("error", "")
     assert "ensemble: this server was built without ensembles" in start.headline
     assert "CAUSE E101" in start.details[0]
 
@@ -77,21 +77,21 @@ def test_doctor_model_that_waits_for_ever_is_not_waited_for(tmp_path: Path) -> N
     (tmp_path / "models" / "pre" / "0" / "model.py").unlink()
     found = examine(Plan(tmp_path / "models", force=True, ready_timeout_s=600))
 
-    (start,) = (step for step in found.steps if step.name == "start")
+    (start,) = (check for check in found.checks if check.name == "start")
     assert "pre: a Python model without its model.py (stuck after" in start.headline
 
 
 def test_doctor_decoupled_ensemble_is_asked_over_generate() -> None:
     found = examine(Plan(DATA / "decoupled_repository", ready_timeout_s=START_TIMEOUT_S, request={"chat_input": "one"}))
 
-    assert found.steps[-1].state == "ok", found
-    assert "HTTP generate" in found.steps[-1].headline
+    assert found.checks[-1].state == "ok", found
+    assert "HTTP generate" in found.checks[-1].headline
 
 
 def test_doctor_request_for_an_unknown_input_is_an_error_that_lists_the_known() -> None:
     found = examine(Plan(REPORT, ready_timeout_s=START_TIMEOUT_S, request={"PROMPT": "Hi"}))
 
-    assert found.steps[-1].state == "error"
+    assert found.checks[-1].state == "error"
     assert "chat_input" in str(found)
 
 
@@ -108,7 +108,7 @@ def test_doctor_names_the_numpy_2_hang_instead_of_waiting(tmp_path: Path) -> Non
     python = numpy_2_environment(tmp_path / "environment") / "bin" / "python3"
     found = examine(Plan(REPORT, python=python, ready_timeout_s=START_TIMEOUT_S, request_timeout_s=600))
 
-    (request,) = (step for step in found.steps if step.name == "request")
+    (request,) = (check for check in found.checks if check.name == "request")
     assert _states(found) == {"probe": "ok", "lint": "warning", "start": "ok", "request": "error"}
     assert request.facts == {"code": "T304", "hangs": True}
     assert "is loaded in the process of pre" in request.headline
@@ -148,7 +148,7 @@ def test_doctor_odd_repository_is_one_clear_answer(tmp_path: Path, make: object,
 UNREADABLE = """
 import os, sys; os.umask(0)
 from pathlib import Path
-from ensemblekit.diagnose.doctor.examination import Plan, examine
+from ensemblekit.diagnose.doctor.run import Plan, examine
 url, good, bad = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 examine(Plan(good, server=url))  # imports what it needs while this process may still read Python's own files
 os.setegid(65534)
@@ -169,8 +169,11 @@ def test_doctor_repository_without_read_permission_says_so(make_server: ServerMa
         Path(folder).chmod(0o755)
         done = subprocess.run(
             [sys.executable, "-c", UNREADABLE, server.http_url, REPORT, bad],
-            capture_output=True, text=True, check=False, env=os.environ | {RUN_DIR_VARIABLE: str(run)},
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {RUN_DIR_VARIABLE: str(run)},
+        )
 
     print(done.stdout)
     assert "lint" in done.stdout

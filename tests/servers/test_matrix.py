@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.matrix.cells import MatrixResult
-from ensemblekit.matrix.run import run_matrix
+from ensemblekit.matrix.run import MatrixResult, run_matrix
 from ensemblekit.paths import RUN_DIR_VARIABLE
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

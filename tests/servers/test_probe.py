@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from ensemblekit.clients.http import model_states
-from ensemblekit.diagnose.probe.binary import PROBE_MODEL, probe_binary
+from ensemblekit.diagnose.probe.start import PROBE_MODEL, probe_binary
 from ensemblekit.diagnose.probe.target import probe_target
 from ensemblekit.errors import ParameterError, RequestError
 from ensemblekit.releases import FLAVOURS, get_release, has_ensembles, list_releases
@@ -100,14 +100,19 @@ def _servers_below(folder: Path) -> list[psutil.Process]:
     return found
 
 
+KILLED = """
+import pathlib, sys, time
+import ensemblekit.diagnose.probe.start as probe
+probe._ask = lambda *words: time.sleep(60)
+probe.probe_binary(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), environment={})
+"""
+
+
 @pytest.mark.parametrize("path", [None, "/nonexistent"], ids=["kernel", "reaper"])
 def test_probe_killed_leaves_no_server(tmp_path: Path, path: str | None) -> None:
     binary = server_tree(get_release("24.08")) / SERVER / "bin" / "tritonserver"
-    code = "import sys, pathlib, time; import ensemblekit.diagnose.probe.binary as probe; " \
-        "probe._ask = lambda *words: time.sleep(60); " \
-        "probe.probe_binary(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), environment={})"  # fmt: skip
     environment = os.environ | ({"PATH": path} if path else {})
-    prober = subprocess.Popen([sys.executable, "-c", code, binary, tmp_path / "probe"], env=environment)
+    prober = subprocess.Popen([sys.executable, "-c", KILLED, binary, tmp_path / "probe"], env=environment)
     _until(lambda: bool(_servers_below(tmp_path / "probe" / "repository")))
     prober.send_signal(signal.SIGKILL)
     prober.wait()

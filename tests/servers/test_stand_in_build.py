@@ -45,11 +45,15 @@ class StandIn:
         command = [sys.executable, "-m", "ensemblekit.cli.main", "build-plan", "run", "--anyway"]
         command += ["--source", str(self.source), "--work", str(self.work), *words]
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.source,
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.source,
             env=self.environment | {"STAND_IN_PACE_S": str(pace_s)},
             # a shell's background job, such as a CI step, inherits that Ctrl-C is ignored
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )  # fmt: skip
+        )
 
     def run(self, *words: str) -> tuple[int, str, str]:
         process = self.start(*words)
@@ -169,7 +173,7 @@ def test_stand_in_build_whose_server_knows_no_ensembles_gets_no_name(tmp_path: P
     code, output, errors = stand_in.run()
 
     assert code == 1
-    assert "verdict:  does not know ensembles" in errors
+    assert "verdict:  no, it does not know ensembles" in errors
     assert not (stand_in.state / "images" / TAG).exists()
     assert "knows ensembles" not in output
 

@@ -24,7 +24,8 @@ from ensemblekit.clients.http import ask_http, stream_http
 from ensemblekit.clients.statistics import metric_value
 from ensemblekit.errors import RequestError
 from ensemblekit.releases import get_release
-from ensemblekit.repository.config import read_config, set_parameter, write_config
+from ensemblekit.repository.config import set_parameter, write_config
+from ensemblekit.repository.read import read_config
 from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import TritonServer

@@ -3,6 +3,7 @@
 
 import ast
 import fcntl
+import hashlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from ensemblekit.gpu import MIN_DRIVER
 from ensemblekit.paths import repo_root
-from setup import commands, environment, installer, locks, machine, messages, options, pythons
+from setup import commands, environment, index, installer, locks, machine, messages, options, pythons
 from tests.fake_nvidia_smi import FakeNvidiaSmi
 
 SCRIPT = repo_root() / "scripts" / "bootstrap.py"
@@ -77,7 +78,7 @@ def test_script_parses_with_the_grammar_of_python_3_6(path: Path) -> None:
     [
         pytest.param(["--quick"], "base", ["base"], id="quick"),
         pytest.param([], "cpu", ["base", "lab", "cpu"], id="full"),
-        pytest.param(["--dev"], "cpu", ["base", "lab", "cpu", "dev"], id="tests"),
+        pytest.param(["--dev"], "cpu", ["base", "lab", "cpu", "hub", "dev"], id="tests"),
         pytest.param(["--quick", "--lab"], "base", ["base", "lab"], id="quick-lab"),
         pytest.param(["--exec", "ensemblekit", "run", "--quick"], "base", ["base"], id="run-quick"),
         pytest.param(["--exec", "ensemblekit", "run", "--help"], "base", ["base"], id="run-help"),
@@ -163,6 +164,52 @@ def test_old_python_takes_a_newer_one_from_the_path(
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert pythons.find_python(False, log)["path"] == newer
+
+
+def test_two_names_of_one_python_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = a_fake_python(tmp_path, "python3.11", "3.11.2")
+    (tmp_path / "python3").symlink_to(real)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert pythons.candidate_pythons(False) == [str(tmp_path / "python3")]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_python_of_a_bundle_is_tried_before_those_of_the_system(
+    log: commands.Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    a_fake_python(tmp_path, "python3.12", "3.12.3")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(pythons, "BROUGHT", a_fake_python(tmp_path, "brought", "3.12.1"))
+
+    assert pythons.find_python(gpu, log)["version"] == "3.12.1"
+
+
+def test_standalone_python_that_does_not_start_is_refused(
+    log: commands.Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", a_fake_python(tmp_path, "python3", "3.13.5"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(pythons, "standalone_python", lambda why, log: str(tmp_path / "missing"))
+
+    with pytest.raises(messages.SetupError, match=r"python3 \(3\.13\.5\).*missing does not start"):
+        pythons.find_python(False, log)
+
+
+def test_uv_comes_from_the_folder_of_find_links_without_an_index(
+    closed_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "uv-9.9-py3-none-manylinux_2_17_x86_64.whl"
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / name).write_bytes(b"the wheel")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    pin = "uv==9.9 --hash=sha256:" + hashlib.sha256(b"the wheel").hexdigest()
+
+    assert index.fetch_locked(pin, str(tmp_path)) == str(tmp_path / name)
+    assert (tmp_path / name).read_bytes() == b"the wheel"
+    with pytest.raises(ValueError, match="another file than the locked one"):
+        index.fetch_locked("uv==9.9 --hash=sha256:" + "0" * 64, str(tmp_path))
 
 
 def test_python_without_ensurepip_names_the_package_to_install(

@@ -19,13 +19,15 @@ from ensemblekit.workarounds.build_plan import (
     CORE_SWITCH,
     FLAG,
     BuildPlan,
+    check_prerequisites,
     compared,
     joined,
     make_plan,
+    missing_packages,
     plan_json,
     shell_script,
+    unmet,
 )
-from ensemblekit.workarounds.prerequisites import check_prerequisites, missing_packages, unmet
 from tests.conftest import DATA
 
 RELEASES, VARIANTS = ("24.07", "24.08", "24.09", "24.10"), ("minimal", "full")
@@ -66,8 +68,10 @@ def test_plan_names_its_release_in_everything_that_is_fetched(plan: BuildPlan) -
 
     assert plan.clone[2:6] == ["--branch", f"r{name}", "--depth", "1"]
     assert [word for word in plan.options() if name in word] == [
-        f"--upstream-container-version={name}", f"--backend=python:r{name}", f"--backend=vllm:r{name}"
-    ]  # fmt: skip
+        f"--upstream-container-version={name}",
+        f"--backend=python:r{name}",
+        f"--backend=vllm:r{name}",
+    ]
     assert plan.image == f"localhost/ensemblekit/tritonserver:{name}-custom-build"
 
 
@@ -120,9 +124,12 @@ def test_stand_in_build_shell_form_runs_as_it_is(tmp_path: Path) -> None:
     programs = f"{DATA / 'stand_in_build'}{os.pathsep}{os.environ['PATH']}"
 
     done = subprocess.run(
-        ["bash", tmp_path / "build.sh"], capture_output=True, text=True, check=False,
+        ["bash", tmp_path / "build.sh"],
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"PATH": programs, "STAND_IN_DOCKER": str(tmp_path)},
-    )  # fmt: skip
+    )
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "images" / "localhost_ensemblekit_tritonserver_24.08-custom-build").is_file()

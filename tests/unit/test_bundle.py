@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.bundle.contents import LEFT_OUT, Pin, choose, layers_for, read_have, read_pins
-from ensemblekit.bundle.create import KIT, _kit_files
+from ensemblekit.bundle.contents import LEFT_OUT, Choice, Pin, choose, layers_for, read_have, read_pins
+from ensemblekit.bundle.create import KIT, Plan, _kit_files, create_bundle
 from ensemblekit.bundle.parts import PartWriter, parse_size
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
@@ -20,7 +20,7 @@ UNPACK = repo_root() / "scripts" / "bundle_unpack.py"
 RUN_TIMEOUT_S = 60
 
 
-def a_bundle(folder: Path, python: str | None = None) -> Path:
+def a_bundle(folder: Path, python: str | None = None, *, brings_python: bool = False) -> Path:
     """A bundle of one file of 50 kB in parts of 20 kB, with the real unpack script."""
     content = folder.parent / "content"
     content.mkdir()
@@ -32,6 +32,7 @@ def a_bundle(folder: Path, python: str | None = None) -> Path:
         archive.add(content / "bundle.json", "bundle/bundle.json")
     version = python or "%d.%d" % sys.version_info[:2]
     manifest = {"format": 1, "python": version, "device": "quick", "parts": [asdict(part) for part in writer.parts]}
+    manifest |= {"brings_python": brings_python}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "unpack.py").write_text(UNPACK.read_text())
     return folder
@@ -83,6 +84,53 @@ def test_other_python_is_refused_before_anything_is_written(tmp_path: Path) -> N
     assert done.returncode == 1
     assert "the bundle was made for Python 3.99" in done.stderr
     assert not (tmp_path / "there").exists()
+
+
+def test_bundle_that_brings_its_python_is_unpacked_by_any(tmp_path: Path) -> None:
+    bundle = a_bundle(tmp_path / "bundle", python="3.99", brings_python=True)
+
+    assert unpack(bundle, str(tmp_path / "there"), "--no-setup").returncode == 0
+    assert (tmp_path / "there" / "data").is_file()
+
+
+@pytest.mark.parametrize("what", ["not an archive", "an archive without a Python"])
+def test_archive_without_the_python_is_refused_before_anything_is_fetched(tmp_path: Path, what: str) -> None:
+    archive = tmp_path / "python.tar.gz"
+    if what == "not an archive":
+        archive.write_text(what)
+    else:
+        with tarfile.open(archive, "w:gz") as content:
+            content.add(__file__, "python/readme")
+    plan = Plan("3.12", "quick", ("base",), Choice((), (), ()), (), weights=False, python_archive=archive)
+
+    with pytest.raises(ParameterError, match=r"(?s)bring Python 3\.12 .*python-build-standalone"):
+        create_bundle(plan, tmp_path / "parts", 20_000, lambda *_: None)
+    assert not (tmp_path / "parts").exists()
+
+
+def test_python_of_an_archive_is_in_the_bundle_as_it_will_run(tmp_path: Path) -> None:
+    """With its links, and links that only an archive knows, and its modes; nothing there must open the archive."""
+    program = tmp_path / "python3.12"
+    program.write_text("#!/bin/sh\necho started\n")
+    program.chmod(0o755)
+    with tarfile.open(tmp_path / "python.tar.gz", "w:gz") as content:
+        content.add(program, "python/bin/python3.12")
+        for name, kind, target in (("python3", tarfile.SYMTYPE, "python3.12"),
+                                   ("python", tarfile.LNKTYPE, "python/bin/python3.12")):  # fmt: skip
+            link = tarfile.TarInfo(f"python/bin/{name}")
+            link.type, link.linkname, link.mode = kind, target, 0o755
+            content.addfile(link)
+    plan = Plan("3.12", "quick", (), Choice((), (), ()), (), weights=False, python_archive=tmp_path / "python.tar.gz")
+    create_bundle(plan, tmp_path / "parts", 10_000_000, lambda *_: None)
+
+    done = unpack(tmp_path / "parts", str(tmp_path / "there"), "--no-setup")
+
+    assert done.returncode == 0, done.stderr
+    for name in ("python3.12", "python3", "python"):
+        answer = subprocess.run(
+            [tmp_path / "there" / "bundle" / "python" / "bin" / name], capture_output=True, text=True
+        )
+        assert answer.stdout == "started\n"
 
 
 def test_folder_in_use_is_left_alone(tmp_path: Path) -> None:

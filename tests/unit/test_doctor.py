@@ -7,25 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.diagnose.doctor.report import write_page
-from ensemblekit.diagnose.doctor.request import build_request, entry_model
-from ensemblekit.diagnose.doctor.start_cost import wasted_by
-from ensemblekit.diagnose.doctor.steps import Examination, Step
+from ensemblekit.diagnose.doctor.report import Check, DoctorReport, Plan, write_page
+from ensemblekit.diagnose.doctor.request import build_request, entry_model, tensor_of
+from ensemblekit.diagnose.doctor.server import ServerSource, start_cost
 from ensemblekit.diagnose.doctor.watchdog import ModelProcess, RequestHangs, watched
 from ensemblekit.diagnose.lint import lint_repository
+from ensemblekit.diagnose.probe.running import ModelConfig, Tensor
 from ensemblekit.errors import ParameterError
 from tests.conftest import DATA
 
-CONFIG = {
-    "name": "all",
-    "input": [
-        {"name": "TEXT", "data_type": "TYPE_STRING", "dims": ["1"]},
-        {"name": "FLAG", "data_type": "TYPE_BOOL", "dims": [1]},
-        {"name": "COUNT", "data_type": "TYPE_INT32", "dims": [-1]},
-        {"name": "MATRIX", "data_type": "TYPE_FP32", "dims": [2, 2]},
-        {"name": "MORE", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
-    ],
-}
+CONFIG = ModelConfig.model_validate(
+    {
+        "name": "all",
+        "input": [
+            {"name": "TEXT", "data_type": "TYPE_STRING", "dims": ["1"]},
+            {"name": "FLAG", "data_type": "TYPE_BOOL", "dims": [1]},
+            {"name": "COUNT", "data_type": "TYPE_INT32", "dims": [-1]},
+            {"name": "MATRIX", "data_type": "TYPE_FP32", "dims": [2, 2]},
+            {"name": "MORE", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
+        ],
+    }
+)
 
 
 def test_build_request_gives_each_required_input_a_plain_value() -> None:
@@ -67,11 +69,11 @@ def test_entry_model_of_an_empty_folder_says_so(tmp_path: Path) -> None:
         entry_model(tmp_path)
 
 
-def test_wasted_by_names_the_models_that_would_be_loaded_first() -> None:
+def test_start_cost_names_the_models_that_would_be_loaded_first() -> None:
     repository = DATA / "report_repository"
     report = lint_repository(repository, flavour="vllm-image")
 
-    assert wasted_by(repository, report).startswith("loaded main_app, pre first and then exited with code 1")
+    assert start_cost(repository, report).startswith("loaded main_app, pre first and then exited with code 1")
 
 
 def test_watched_passes_answer_and_error_on() -> None:
@@ -97,9 +99,43 @@ def test_watched_stand_in_process_that_is_gone_ends_the_wait(monkeypatch: pytest
 
 
 def test_page_escapes_what_a_server_says(tmp_path: Path) -> None:
-    steps = (Step("lint", "error", "a <b>bad</b> model", ("<script>",)), Step("start", "skipped", "not tried"))
-    page = write_page(Examination(Path("models"), "24.08", "", steps, "loaded x first", 1.0, tmp_path)).read_text()
+    checks = (Check("lint", "error", "a <b>bad</b> model", ("<script>",)), Check("start", "skipped", "not tried"))
+    page = write_page(DoctorReport(Path("models"), "24.08", "", checks, "loaded x first", 1.0, tmp_path)).read_text()
 
     assert "a &lt;b&gt;bad&lt;/b&gt; model" in page
     assert "<script>" not in page
     assert "A start would have loaded x first." in page
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("TYPE_INT32", ["x"]),
+        ("TYPE_INT32", [[1], [2, 3]]),
+        ("TYPE_INT32", [2**80]),
+        ("TYPE_FP32", [{"a": 1}]),
+        ("TYPE_NONE", [1]),
+        ("TYPE_INT32", [["x"] * 10**5]),
+    ],
+    ids=["word", "ragged", "too-large", "object", "unknown-type", "many"],
+)
+def test_value_that_is_no_tensor_is_one_short_error(kind: str, values: list[object]) -> None:
+    with pytest.raises(ParameterError, match="--request") as caught:
+        tensor_of(Tensor(name="A", data_type=kind, dims=[1]), values, batched=False)
+
+    assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_nested_value_gets_the_shape_of_its_input(batched: bool) -> None:
+    made = tensor_of(Tensor(name="A", data_type="TYPE_FP32", dims=[2, 2]), [[1, 2], [3, 4]], batched=batched)
+
+    assert made.shape() == ([1, 2, 2] if batched else [2, 2])
+
+
+@pytest.mark.parametrize("name", ["", "absent", "file"], ids=["folder-without-bin", "absent", "no-program"])
+def test_python_that_is_none_is_one_error_before_anything_is_staged(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ParameterError, match=r"run the Python models with .*[\s\S]*--python"):
+        ServerSource.of("24.08").server(Plan(tmp_path, python=tmp_path / name), tmp_path)

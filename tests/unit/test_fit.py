@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from ensemblekit.errors import ParameterError
-from ensemblekit.repository.fit import GIB, fit, read_shape
+from ensemblekit.repository.gpu_memory import GIB, fit, read_shape
 
 LLAMA_3_8B = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
 LLAMA_3_8B |= {"intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": 8192}

@@ -13,7 +13,7 @@ import pytest
 from ensemblekit.diagnose.lint import lint_repository
 from ensemblekit.diagnose.lint.fix import corrections
 from ensemblekit.errors import ParameterError
-from ensemblekit.releases import list_releases
+from ensemblekit.releases import every_release
 from tests.conftest import DATA
 
 LOG_BYTES = 200 * 10**6  # a sparse file: it takes no room
@@ -221,7 +221,34 @@ def test_release_that_is_not_in_the_table_gets_the_nearest() -> None:
     done = _command("lint", str(DATA / "report_repository"), "--release", "99.01")
 
     assert done.returncode == 2
-    assert f"Hint: use the nearest, `--release {list_releases()[-1].name}`" in done.stderr
+    assert f"Hint: use the nearest, `--release {every_release()[-1].name}`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("release", "codes"), [("25.02", []), ("25.03", ["T313"]), ("26.07", ["T313"])], ids=lambda value: str(value)
+)
+def test_release_that_was_not_run_says_so_and_its_image_has_the_backends_of_its_time(
+    release: str, codes: list[str], tmp_path: Path
+) -> None:
+    model = _model(tmp_path, config='backend: "tensorflow"\nplatform: "tensorflow_graphdef"\n')
+    (model / "1" / "model.graphdef").touch()
+
+    report = lint_repository(tmp_path, release=release, flavour="base-plus-vllm")
+
+    assert [finding.code for finding in report.findings] == codes
+    assert any("documented, and was not run here" in sentence for sentence in report.assumed)
+
+
+@pytest.mark.parametrize(("release", "known"), [("24.10", False), ("25.10", False), ("25.11", True)])
+def test_field_that_a_release_does_not_know_is_a_finding(release: str, known: bool, tmp_path: Path) -> None:
+    config = """platform: "ensemble"
+ensemble_scheduling { max_inflight_requests: 2 step [ ] }
+"""
+    _model(tmp_path, config=config)
+
+    codes = {finding.code for finding in lint_repository(tmp_path, release=release).errors}
+
+    assert codes == {"E107" if known else "E116"}
 
 
 def test_config_in_the_root_of_a_repository_is_not_read(tmp_path: Path) -> None:

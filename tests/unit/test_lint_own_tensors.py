@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.diagnose.lint import lint_repository
-from ensemblekit.diagnose.lint.declared_tensors import OwnTensors, own_tensors
+from ensemblekit.diagnose.lint.autocomplete import OwnTensors, own_tensors
 from tests.atlas.cases import ATLAS
 
 IN = {"name": "IN", "data_type": "TYPE_STRING", "dims": [1]}
@@ -35,7 +35,7 @@ def read(body: str, folder: Path, before: str = "") -> OwnTensors:
     ids=["given", "named", "in-a-loop"],
 )
 def test_tensors_that_are_written_out_are_known(before: str, body: str, tmp_path: Path) -> None:
-    assert read(body, tmp_path, before) == OwnTensors((IN,), (OUT,), 0, whole=True)
+    assert read(body, tmp_path, before) == OwnTensors([IN], [OUT], 0, whole=True)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ from matplotlib.patches import FancyBboxPatch
 
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
-from ensemblekit.matrix.cells import Cell, MatrixResult, State
 from ensemblekit.matrix.picture import plot_matrix
-from ensemblekit.matrix.run import run_matrix
+from ensemblekit.matrix.run import Cell, MatrixResult, State, run_matrix
 
 
 def a_cell(release: str, state: State, detail: str = "") -> Cell:

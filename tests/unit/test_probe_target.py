@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ensemblekit.diagnose.probe.files import SCHEDULER, reads_as_ensembles
+from ensemblekit.diagnose.probe.start import probe_binary
 from ensemblekit.diagnose.probe.target import kind_of, probe_target
-from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
+from ensemblekit.errors import KitError, ParameterError, ServerExited, ServerNotReady, UnsupportedMachine
 from ensemblekit.servers.emulation import PLATFORM_CONSTANT, REPLACED_CONSTANT
 
 
@@ -109,14 +111,67 @@ def test_reads_as_ensembles_stand_in_library(tmp_path: Path, content: bytes, ver
     assert reads_as_ensembles(library)[0] is verdict
 
 
+UNREADABLE = """
+import os, sys
+from pathlib import Path
+from ensemblekit.diagnose.probe.files import find_server
+from ensemblekit.errors import KitError
+os.setegid(65534)
+os.seteuid(65534)
+try:
+    find_server(Path(sys.argv[1]))
+except KitError as error:
+    print(error.found)
+"""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to become another user")
 def test_probe_folder_without_read_permission_says_so(tmp_path: Path) -> None:
     (tmp_path / "server").mkdir(mode=0o700)
-    code = "import os, sys; from pathlib import Path; from ensemblekit.diagnose.probe.files import find_server; " \
-        "from ensemblekit.errors import KitError\nos.setegid(65534); os.seteuid(65534)\n" \
-        "try: find_server(Path(sys.argv[1]))\nexcept KitError as error: print(error.found)"  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "server"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", UNREADABLE, tmp_path / "server"], capture_output=True, text=True, check=False
     )
 
     assert "Permission denied" in done.stdout or "no right to look" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "end", "starts"),
+    [
+        ("", "kill -SEGV $$", 3),
+        ("", "kill -ABRT $$", 3),
+        ("failed to listen: Address already in use", "exit 1", 3),
+        ("unrecognized option '--allow-grpc=false'", "exit 1", 2),
+        ("no model", "exit 1", 1),
+    ],
+    ids=["crash", "abort", "port-taken", "unknown-option", "end"],
+)
+def test_stand_in_program_that_ends_is_started_again_where_that_helps(
+    tmp_path: Path, words: str, end: str, starts: int
+) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_text(f'#!/bin/sh\necho start >> {tmp_path}/starts\necho "{words}"\n{end}\n')
+    program.chmod(0o755)
+
+    with pytest.raises(ServerExited):
+        probe_binary(program, tmp_path / "probe", environment={})
+
+    assert len((tmp_path / "starts").read_text().splitlines()) == starts
+
+
+def test_stand_in_program_that_writes_without_end_is_ended_before_it_fills_the_disk(tmp_path: Path) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_text('#!/bin/sh\nwhile :; do printf "no triton $0 $0 $0 $0"; done\n')
+    program.chmod(0o755)
+    with pytest.raises(ServerNotReady, match="wrote 16 MiB and did not answer") as caught:
+        probe_binary(program, tmp_path / "probe", environment={})
+
+    assert len(str(caught.value)) < 3000
+    assert not [one for one in psutil.process_iter() if str(tmp_path) in " ".join(_command(one))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

@@ -6,7 +6,16 @@ import re
 import pytest
 
 from ensemblekit.errors import ParameterError
-from ensemblekit.releases import FLAVOURS, default_release, get_release, has_ensembles, list_releases
+from ensemblekit.faults.catalogue import release_of
+from ensemblekit.releases import (
+    FLAVOURS,
+    backends_of,
+    default_release,
+    every_release,
+    get_release,
+    has_ensembles,
+    list_releases,
+)
 
 
 def test_list_releases_are_the_four_from_24_07_in_order() -> None:
@@ -30,3 +39,27 @@ def test_has_ensembles_only_the_vllm_images_before_24_10_have_none() -> None:
 def test_get_release_unknown_lists_the_known_ones() -> None:
     with pytest.raises(ParameterError, match=r"'23.01'[\s\S]*24.07, 24.08, 24.09, 24.10[\s\S]*Hint: "):
         get_release("23.01")
+
+
+def test_documented_releases_follow_those_that_are_run_without_a_gap() -> None:
+    names = [release.name for release in every_release()]
+    months = [(year, month) for year in range(24, 27) for month in range(1, 13)]
+
+    assert names == [f"{year}.{month:02}" for year, month in months if (24, 7) <= (year, month) <= (26, 7)]
+    assert all(has_ensembles(release, "vllm-image") for release in every_release()[4:])
+
+
+@pytest.mark.parametrize(
+    ("triton", "release"), [("2.49.0", "24.08"), ("2.59.0", "25.06"), ("2.59.1", "25.07"), ("2.60.0", "25.08")]
+)
+def test_release_of_a_server_is_that_of_the_table(triton: str, release: str) -> None:
+    assert release_of(triton) == release
+
+
+def test_backends_of_an_image_are_those_of_its_release() -> None:
+    releases = {release.name: release for release in every_release()}
+
+    assert "tensorflow" in (backends_of(releases["25.02"], "base-plus-vllm") or ())
+    assert "tensorflow" not in (backends_of(releases["25.03"], "base-plus-vllm") or ())
+    assert backends_of(releases["26.07"], "vllm-image") == {"python", "vllm"}
+    assert backends_of(releases["26.07"], "custom-build") is None

@@ -78,7 +78,8 @@ def test_record_that_cannot_be_read_is_none(tmp_path: Path, content: str | None)
 def dry_run(folder: Path, jobs: int | None = None) -> list[bool]:
     """Let the stand-in write its scripts and return which lines count as finished."""
     build = Build(make_plan("24.08", "full", source=folder, jobs=jobs), folder / "work", print, print)
-    return [line.finished for line in build.run(dryrun=True).lines]
+    build.run(dryrun=True)
+    return [line.finished for line in build.record.lines]
 
 
 @pytest.mark.parametrize("change", ["nothing", "command", "scripts"])
@@ -112,7 +113,7 @@ def test_build_that_has_begun_asks_no_longer_for_the_whole_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "build.py").write_text("")
-    monkeypatch.setattr("ensemblekit.workarounds.prerequisites.COMPILER_GB", 10**9)
+    monkeypatch.setattr("ensemblekit.workarounds.build_plan.COMPILER_GB", 10**9)
     command = ["build-plan", "run", "--source", str(tmp_path), "--work", str(tmp_path / "work")]
     monkeypatch.setenv("PATH", str(tmp_path))  # no docker either, so that nothing is built here
 

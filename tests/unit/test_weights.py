@@ -11,7 +11,7 @@ from ensemblekit.assets import weights
 from ensemblekit.errors import KitError, ParameterError
 from ensemblekit.paths import CACHE_VARIABLE
 
-CONVERTED = "import pathlib, sys; print('working'); (pathlib.Path(sys.argv[2]) / 'config.json').write_text('{}')"
+CONVERTED = "import pathlib, sys; print('working'); (pathlib.Path(sys.argv[3]) / 'config.json').write_text('{}')"
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def convert_with(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "convert.py"
     script.write_text(code)
-    monkeypatch.setattr(weights._convert_gguf, "__file__", str(script))
+    monkeypatch.setattr(weights._checkpoint, "__file__", str(script))
 
 
 def a_checkpoint(folder: Path) -> Path:
@@ -146,7 +146,7 @@ def test_checkpoint_says_everything_under_the_names_of_transformers_4_too(tmp_pa
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
 
-    weights._convert_gguf.add_older_names(tmp_path)
+    weights._checkpoint.add_older_names(tmp_path)
 
     config = json.loads((tmp_path / "config.json").read_text())
     tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())

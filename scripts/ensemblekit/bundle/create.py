@@ -32,6 +32,7 @@ LATE_PATCH = 99
 KIT = (
     "README.md",
     "environment.yml",
+    "postBuild",
     "pyproject.toml",
     ".gitignore",
     "env",
@@ -57,6 +58,7 @@ class Plan:
         choice: Which of their pins are carried.
         releases: Triton releases to bring.
         weights: Whether the pinned model comes along.
+        python_archive: A standalone Python for a machine without one, an `install_only` archive.
     """
 
     python: str
@@ -65,6 +67,7 @@ class Plan:
     choice: Choice
     releases: tuple[str, ...]
     weights: bool
+    python_archive: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,13 @@ def create_bundle(plan: Plan, folder: Path, part_size: int, say: Say) -> Bundle:
         say: Hears of progress.
 
     Raises:
-        ParameterError: The folder is not empty.
+        ParameterError: The folder is not empty, or the archive holds no Python of that version.
         FetchError: A package has no wheel for that Python, or the index cannot be reached.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ParameterError(f"write a bundle into {folder}", found="the folder is not empty", hint="name a new folder")
+    if plan.python_archive:
+        _check_archive(plan.python_archive, plan.python)
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".wheels-") as draft:
@@ -101,9 +106,25 @@ def create_bundle(plan: Plan, folder: Path, part_size: int, say: Say) -> Bundle:
         writer = _pack(plan, wheels, folder, part_size, say)
     manifest = {"format": 1, "python": plan.python, "device": plan.device, "kit": "ensemblekit"}
     manifest |= {"size": writer.written, "parts": [asdict(part) for part in writer.parts]}
+    manifest |= {"brings_python": plan.python_archive is not None}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     shutil.copyfile(repo_root() / UNPACK_SCRIPT, folder / "unpack.py")
     return Bundle(folder, len(writer.parts), writer.written, time.monotonic() - began)
+
+
+def _check_archive(path: Path, version: str) -> None:
+    wanted = f"python/bin/python{version}"
+    try:
+        with tarfile.open(path) as archive:
+            found = "" if wanted in archive.getnames() else f"no {wanted} in it"
+    except (OSError, tarfile.TarError) as error:
+        found = str(error)
+    if found:
+        raise ParameterError(
+            f"bring Python {version} out of {path}",
+            found=found,
+            hint=f"of python-build-standalone: cpython-{version}.*-x86_64-unknown-linux-gnu-install_only*.tar.gz",
+        )
 
 
 def _fetch_packages(plan: Plan, wheels: Path, say: Say) -> None:
@@ -170,7 +191,21 @@ def _pack(plan: Plan, wheels: Path, folder: Path, part_size: int, say: Say) -> P
         for path, name in entries:
             archive.add(path, name, recursive=False, filter=_without_owner)
             say("packing", writer.written, total)
+        if plan.python_archive:
+            _copy_python(plan.python_archive, archive)
     return writer
+
+
+def _copy_python(source: Path, archive: tarfile.TarFile) -> None:
+    """Copy a standalone Python member by member: the other machine then needs nothing that opens its archive."""
+    with tarfile.open(source) as python:
+        for member in python:
+            content = python.extractfile(member) if member.isreg() else None
+            member.name = f"{BUNDLE_FOLDER}/{member.name}"
+            if member.islnk():
+                member.linkname = f"{BUNDLE_FOLDER}/{member.linkname}"
+            member.pax_headers = {}
+            archive.addfile(_without_owner(member), content)
 
 
 def _kit_files() -> list[str]:

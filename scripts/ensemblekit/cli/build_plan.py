@@ -2,12 +2,13 @@
 """`ensemblekit build-plan`: print the plan, check the machine, run the build."""
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ensemblekit.cli.options import EXIT_INTERRUPTED, PATH, WORD, as_json, release
+from ensemblekit.cli.options import EXIT_INTERRUPTED, PATH, WORD, as_json, release, rows_table
 from ensemblekit.errors import BuildError, ParameterError
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ def command(
         return
     from rich.console import Console
 
-    from ensemblekit.workarounds.build_plan import make_plan, plan_json, print_plan, shell_script
-    from ensemblekit.workarounds.prerequisites import check_prerequisites, rows_table, unmet
+    from ensemblekit.workarounds.build_plan import check_prerequisites, make_plan, plan_json, shell_script, unmet
 
     if as_json and shell:
         raise ParameterError("print the plan", found="--json and --shell together", hint="choose one of them")
@@ -63,12 +63,38 @@ def command(
         click.echo(plan_json(plan) if as_json else shell_script(plan), nl=as_json)
         return
     console = Console()
-    print_plan(console, plan)
+    _print_plan(console, plan)
     rows = check_prerequisites(plan)
     console.print("This machine")
     console.print(rows_table(rows))
     lacking = f"{len(unmet(rows))} of them still to fix, then: " if unmet(rows) else "Next: "
-    console.print(f"{lacking}{_run_command(plan)}", markup=False, highlight=False, soft_wrap=True)
+    _say(console, f"{lacking}{_run_command(plan)}")
+
+
+def _say(console: "Console", text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_plan(console: "Console", plan: "BuildPlan") -> None:
+    """Print the plan for a reader: what to type, and the one option that matters."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from ensemblekit.workarounds.build_plan import CORE_SWITCH, FLAG, compared, joined
+
+    table = Table("without ensembles", "with ensembles", box=SIMPLE, padding=(0, 1, 0, 0))
+    for without, with_flag in compared(plan):
+        table.add_row(without, with_flag, style="" if without == with_flag else "bold green")
+    source = f"The source\n\n{shlex.join(plan.clone)}" if plan.clone else "The source is here\n"
+    title = f"Triton {plan.release.name} with vLLM and ensembles, {plan.variant} build, upstream's branch"
+    _say(console, f"{title} {plan.branch}\n\n1. {source}\ncd {shlex.quote(plan.folder)}")
+    _say(console, "\n2. The options of build.py: one of them matters\n")
+    console.print(table)
+    _say(console, f"The same through the core's own switch: {CORE_SWITCH} instead of {FLAG}.")
+    _say(console, f"\n3. The dry run writes the scripts to build/ and stops\n\n{joined(plan.command(dryrun=True))}")
+    _say(console, f"\n4. The build\n\n{joined(plan.command())}")
+    name = "The name by which FLAVOUR custom-build with PROVIDER container finds it"
+    _say(console, f"\n5. {name}\n\n{shlex.join(plan.tag)}\n")
 
 
 def _run_command(plan: "BuildPlan") -> str:
@@ -105,35 +131,35 @@ def run(
     from rich.console import Console
     from rich.text import Text
 
-    from ensemblekit.workarounds.build_plan import make_plan
-    from ensemblekit.workarounds.prerequisites import check_prerequisites
-    from ensemblekit.workarounds.source_build import Build, read_record, work_folder
+    from ensemblekit.workarounds.build_plan import check_prerequisites, make_plan
+    from ensemblekit.workarounds.source_build import Build, read_record
 
     plan = make_plan(release, variant, source=source, jobs=jobs)
-    folder = work.resolve() if work else work_folder(plan)
     console = Console()
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(_say, console)
     status = console.status("")
-    build = Build(plan, folder, say, lambda text: status.update(Text(text, no_wrap=True, overflow="ellipsis")))
+
+    def live(text: str) -> None:
+        status.update(Text(text, no_wrap=True, overflow="ellipsis"))
+
+    build = Build(plan, work.resolve() if work else None, say, live)
     if not anyway:
         record = None if fresh else read_record(build.record_path)
         begun = record is not None and any(line.attempts for line in record.lines)
         built = ("free disk",) if begun else ()
-        _require(console, check_prerequisites(plan, folder), NEEDED_FOR_DRYRUN if dryrun else (), but=built)
+        _require(console, check_prerequisites(plan, build.folder), NEEDED_FOR_DRYRUN if dryrun else (), but=built)
     try:
         with status:
-            result = build.run(dryrun=dryrun, fresh=fresh, start=start)
+            probe = build.run(dryrun=dryrun, fresh=fresh, start=start)
     except KeyboardInterrupt:
         click.echo("Stopped. The same command goes on with the line that was interrupted.", err=True)
         context.exit(EXIT_INTERRUPTED)
-    if result.probe is not None:
-        say(f"{result.image} knows ensembles, after {result.seconds / 60:.1f} minutes of building")
+    if probe:
+        minutes = sum(line.seconds for line in build.record.lines) / 60
+        say(f"{plan.image} knows ensembles, after {minutes:.1f} minutes of building")
     for row in (f"log    {build.log}", f"lines  {build.record_path}", f"build  {build.build}"):
         say(row)
-    if result.probe is not None:
+    if probe:
         say("use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
 
 
@@ -149,13 +175,12 @@ def _require(console: "Console", rows: tuple["Row", ...], only: tuple[str, ...],
     Raises:
         BuildError: A required thing is missing.
     """
-    from ensemblekit.workarounds.prerequisites import rows_table, unmet
+    from ensemblekit.workarounds.build_plan import unmet
 
     missing = [row for row in unmet(rows) if (not only or row.name in only) and row.name not in but]
     if not missing:
         return
     console.print(rows_table(rows))
-    raise BuildError(
-        "begin the build", found="; ".join(f"{row.name}: {row.found}" for row in missing),
-        hint=f"{missing[0].without} (the table above has every fix; --anyway builds all the same)",
-    )  # fmt: skip
+    found = "; ".join(f"{row.name}: {row.found}" for row in missing)
+    hint = f"{missing[0].without} (the table above has every fix; --anyway builds all the same)"
+    raise BuildError("begin the build", found=found, hint=hint)

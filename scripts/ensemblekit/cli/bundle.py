@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ensemblekit bundle create`: from the command line to the plan, with progress."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -33,6 +34,9 @@ def command() -> None:
 @click.option("--part-size", default="1GB", help="Largest file, for example 62MB or 4GiB.")
 @click.option("--lab/--no-lab", default=True, help="Bring JupyterLab; only with --device quick can it be left out.")
 @click.option("--leave-out", multiple=True, help="Another package not to carry; may be given again.")
+@click.option(
+    "--python-archive", type=PATH, help="A standalone Python to bring: an install_only file of python-build-standalone."
+)
 @click.option("--everything", is_flag=True, help="Carry also what text generation never imports.")
 def create(
     folder: Path,
@@ -43,6 +47,7 @@ def create(
     part_size: str,
     lab: bool,
     leave_out: tuple[str, ...],
+    python_archive: Path | None,
     everything: bool,
 ) -> None:
     """Write the kit, its locked packages, servers and weights as parts; there, run `python3 unpack.py FOLDER`.
@@ -57,7 +62,13 @@ def create(
     from ensemblekit.bundle.parts import parse_size
 
     left_out = {*map(normal, leave_out), *(() if everything else LEFT_OUT)}
-    plan = _plan(python, device, have, release, lab=lab, left_out=left_out)
+    plan = replace(_plan(python, device, have, release, lab=lab, left_out=left_out), python_archive=python_archive)
+    if have and python_archive:  # what that machine has is for its own Python
+        raise ParameterError(
+            "bring a Python to a machine that has packages",
+            found="--have beside --python-archive",
+            hint="leave one of them out",
+        )
     size = parse_size(part_size)
     console = Console(stderr=True)
     console.print(
@@ -76,7 +87,8 @@ def create(
         )
     console.print(
         f"{bundle.size / 1e6:.0f} MB in {bundle.parts} parts after {bundle.seconds:.0f} s: {folder}\n"
-        f"There: copy the folder, then `python3 unpack.py TARGET` with Python {python}",
+        f"There: copy the folder, then `python3 unpack.py TARGET` with Python "
+        f"{'3.6 or newer' if python_archive else python}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 

@@ -14,10 +14,7 @@ __all__ = ["command"]
 
 @click.command()
 @click.argument("repository", type=PATH, required=False)
-@click.option(
-    "--server", type=WORD, default="24.08/base-plus-vllm",
-    help="As for probe: release/flavour, a server on disk, an image, or a URL.",
-)  # fmt: skip
+@click.option("--server", type=WORD, default="24.08/base-plus-vllm", help="As probe's TARGET.")
 @click.option("--release", default="", help="For lint, where the server does not say it.")
 @engine
 @python
@@ -48,15 +45,23 @@ def command(
     """
     from rich.console import Console
 
-    from ensemblekit.diagnose.doctor.examination import Plan, examine
-    from ensemblekit.diagnose.doctor.report import show_step, show_verdict, write_page
+    from ensemblekit.diagnose.doctor.report import Plan, show_check, show_verdict, write_page
+    from ensemblekit.diagnose.doctor.run import examine
 
     plan = Plan(
-        repository, server, release, engine, python.absolute() if python else None, model, request, force,
-        ready_timeout, request_timeout,
-    )  # fmt: skip
+        repository=repository,
+        server=server,
+        release=release,
+        engine=engine,
+        python=python.absolute() if python else None,
+        model=model,
+        request=request,
+        force=force,
+        ready_timeout_s=ready_timeout,
+        request_timeout_s=request_timeout,
+    )
     console = Console()
-    found = examine(plan, (lambda _step: None) if as_json else lambda step: show_step(step, console))
+    found = examine(plan, (lambda _check: None) if as_json else lambda check: show_check(check, console))
     page = write_page(found)
     if as_json:
         click.echo(json.dumps(found.as_dict() | {"report": str(page)}, indent=2))

@@ -10,7 +10,7 @@ from ensemblekit.cli.options import EXIT_FAILED, WORD, as_json
 from ensemblekit.errors import ParameterError
 
 if TYPE_CHECKING:
-    from ensemblekit.repository.fit import Fit, Shape
+    from ensemblekit.repository.gpu_memory import Fit, Shape
 
 __all__ = ["command"]
 
@@ -42,8 +42,8 @@ def command(
 
     MODEL is a checkpoint's folder, or its config.json.
     """
-    from ensemblekit.repository.fit import fit as estimate
-    from ensemblekit.repository.fit import read_shape
+    from ensemblekit.repository.gpu_memory import fit as estimate
+    from ensemblekit.repository.gpu_memory import read_shape
 
     shape = read_shape(model)
     found = estimate(

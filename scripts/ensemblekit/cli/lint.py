@@ -96,13 +96,14 @@ def _correct(report: "LintReport", *, ask: bool) -> bool:
     from rich.console import Console
 
     from ensemblekit.diagnose.lint.fix import corrections, obstacles
+    from ensemblekit.faults.log import without_controls
 
     made = corrections(report)
     status = Console(stderr=True)
     for correction in made:
-        status.print(correction.diff, markup=False, highlight=False, soft_wrap=True)
+        status.print(without_controls(correction.diff), markup=False, highlight=False, soft_wrap=True)
     for words in obstacles(report):
-        status.print(words, markup=False, highlight=False, soft_wrap=True)
+        status.print(without_controls(words), markup=False, highlight=False, soft_wrap=True)
     if not made:
         status.print("Nothing here can be corrected without knowing what was meant.")
         return False

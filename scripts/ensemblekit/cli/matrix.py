@@ -13,7 +13,7 @@ from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, run
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ensemblekit.matrix.cells import Cell, MatrixResult
+    from ensemblekit.matrix.run import Cell, MatrixResult
 
 __all__ = ["command"]
 
@@ -23,10 +23,7 @@ STYLE = {"as expected": "green", "UNEXPECTED": "bold red", "not run": "yellow"}
 @click.command()
 @click.option("--release", type=WORD, multiple=True, help="A release; may be given again. Default: all.")
 @click.option("--flavour", type=WORD, multiple=True, help="A flavour; may be given again. Default: all.")
-@click.option(
-    "--provider", type=WORD, multiple=True, default=["embedded", "container"],
-    help="embedded or container; may be given again.",
-)  # fmt: skip
+@click.option("--provider", type=WORD, multiple=True, default=["embedded", "container"], help="May be given again.")
 @click.option("--engine", type=WORD, default="stand-in", help="stand-in: seconds a cell; vllm: a minute a cell.")
 @container_engine
 @click.pass_context

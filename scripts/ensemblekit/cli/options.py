@@ -4,10 +4,16 @@
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ensemblekit.diagnose.preflight import Row
 
 __all__ = [
     "EXIT_FAILED",
@@ -26,6 +32,7 @@ __all__ = [
     "model",
     "python",
     "release",
+    "rows_table",
     "shortened",
 ]
 
@@ -102,6 +109,22 @@ def shortened(text: str, length: int = 80) -> str:
     """
     half = (length - 3) // 2
     return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
+
+
+def rows_table(rows: Iterable["Row"], title: str = "") -> "Table":
+    """Return findings about this machine as a table; what is missing has its fix beside it."""
+    from rich.box import SIMPLE
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), title=title or None)
+    for name in ("", "needs", "found", "fix, or what it costs"):
+        table.add_column(name, no_wrap=not name, overflow="fold")
+    for row in rows:
+        lacking = "[red]missing" if row.required else "[yellow]less"
+        fix = "" if row.fine else escape(row.without)
+        table.add_row("[green]ok" if row.fine else lacking, row.name, escape(row.found), fix)
+    return table
 
 
 def _depth(values: Any) -> int:

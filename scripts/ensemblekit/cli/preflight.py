@@ -3,7 +3,7 @@
 
 import click
 
-from ensemblekit.cli.options import EXIT_FAILED
+from ensemblekit.cli.options import EXIT_FAILED, rows_table
 
 __all__ = ["command"]
 
@@ -13,14 +13,9 @@ __all__ = ["command"]
 def command(context: click.Context) -> None:
     """Show what this machine can run; exit code 1 if something required is missing."""
     from rich.console import Console
-    from rich.table import Table
 
     from ensemblekit.diagnose.preflight import preflight
 
-    table = Table("", "thing", "found", "what it costs to be without it", title="What this machine can run")
     rows = preflight()
-    for row in rows:
-        lacking = "[red]missing" if row.required else "[yellow]less"
-        table.add_row("[green]ok" if row.fine else lacking, row.name, row.found, "" if row.fine else row.without)
-    Console().print(table)
+    Console().print(rows_table(rows, "What this machine can run"))
     context.exit(EXIT_FAILED if any(row.required and not row.fine for row in rows) else 0)

@@ -8,9 +8,10 @@ import click
 
 from ensemblekit.cli.options import EXIT_UNUSABLE, WORD, as_json
 from ensemblekit.errors import KitError
+from ensemblekit.faults.log import without_controls
 
 if TYPE_CHECKING:
-    from ensemblekit.diagnose.probe.result import ProbeAnswer
+    from ensemblekit.diagnose.probe.start import ProbeAnswer
 
 __all__ = ["command"]
 
@@ -35,7 +36,7 @@ def command(context: click.Context, target: str, static: bool, allow_load: bool,
             facts = {"target": target, "ensembles": None, "verdict": "could not tell", "error": str(error)}
             click.echo(json.dumps(facts | {"exit_code": EXIT_UNUSABLE}, indent=2))
         else:
-            click.echo(str(error), err=True)
+            click.echo(without_controls(str(error)), err=True)
         context.exit(EXIT_UNUSABLE)
     click.echo(json.dumps(answer.as_dict(), indent=2) if as_json else _text(answer))
     context.exit(answer.exit_code)

@@ -46,10 +46,8 @@ def build(release: str, base: str | None, backend: str, vllm: str | None, contai
         built = build_image(
             get_release(release), base=base, backend=cast(Backend, backend), vllm=vllm, progress=line.update
         )
-    rows = {
-        "image": built.image, "digest": built.digest, "base": built.base, "backend": built.backend,
-        "vllm": built.vllm, "size": f"{built.gb:.2f} GB", "built in": f"{built.seconds:.0f} s", "log": built.log_path,
-    }  # fmt: skip
+    rows = {name: getattr(built, name) for name in ("image", "digest", "base", "backend", "vllm")}
+    rows |= {"size": f"{built.gb:.2f} GB", "built in": f"{built.seconds:.0f} s", "log": str(built.log_path)}
     for name, value in rows.items():
         console.print(f"  {name:<9} {value}", markup=False, highlight=False, soft_wrap=True)
 
@@ -60,14 +58,14 @@ def build(release: str, base: str | None, backend: str, vllm: str | None, contai
 @click.pass_context
 def probe(context: click.Context, release: str, container_engine: str | None) -> None:
     """Ask the built image whether it knows ensembles; exit code 1 if not."""
-    from ensemblekit.diagnose.probe.installation import probe_ensembles
+    from ensemblekit.diagnose.probe.target import probe_installation
     from ensemblekit.releases import get_release
     from ensemblekit.servers.container import install_container
 
     console = _begin(container_engine)
     folder = current_run_dir()
     installation = install_container(get_release(release), "base-plus-vllm", folder.name)
-    found = probe_ensembles(installation, folder / "probe")
+    found = probe_installation(installation, folder / "probe")
     console.print(f"{found}\n{found.elapsed_s:.1f} s, {installation.image}", markup=False, highlight=False)
     context.exit(0 if found.ensembles else EXIT_FAILED)
 

@@ -5,7 +5,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,11 +58,8 @@ def preflight(*, network: bool = True) -> tuple[Row, ...]:
     Raises:
         OSError: The cache folder cannot be made.
     """
-    checks: tuple[Callable[[], Row], ...] = (
-        _system, _python, _stub_library, _cpu, _memory, _disk, _shared_memory, gpu_row,
-    )  # fmt: skip
-    around: tuple[Callable[[], Row], ...] = (_ports, _engine, _pypi, _ngc)
-    return tuple(check() for check in (*checks, *(around if network else ())))
+    rows = (_system(), _python(), _stub_library(), _cpu(), _memory(), _disk(), _shared_memory(), gpu_row())
+    return (*rows, _ports(), _engine(), _pypi(), _ngc()) if network else rows
 
 
 def _system() -> Row:
@@ -171,10 +167,13 @@ _WITHOUT_ENGINE = "NVIDIA's own images cannot be run; the same servers come from
 
 
 def _pypi() -> Row:
-    answered = _run(sys.executable, "-m", "pip", "index", "versions", "nvidia-pytriton") is not None
-    return Row(
-        "PyPI", "reached" if answered else "not reached", answered, "what is not in the cache yet cannot be fetched"
-    )
+    command = [sys.executable, "-m", "pip", "index", "versions", "nvidia-pytriton"]
+    try:
+        answered = not subprocess.run(command, capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        answered = False
+    without = "what is not in the cache yet cannot be fetched"
+    return Row("PyPI", "reached" if answered else "not reached", answered, without)
 
 
 def _ngc() -> Row:
@@ -183,12 +182,3 @@ def _ngc() -> Row:
     except httpx.TransportError:
         return Row("nvcr.io", "not reached", fine=False, without="NVIDIA's images cannot be pulled")
     return Row("nvcr.io", "reached", fine=True, without="NVIDIA's images cannot be pulled")
-
-
-def _run(*command: str) -> str | None:
-    """Return a command's output, None if it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

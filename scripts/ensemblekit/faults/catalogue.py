@@ -16,7 +16,7 @@ from ensemblekit.faults.log import FAILED, parse_log
 from ensemblekit.faults.poll import POLL_FAULTS
 from ensemblekit.faults.serve import SERVE_FAULTS
 from ensemblekit.faults.server import SERVER_FAULTS
-from ensemblekit.releases import list_releases
+from ensemblekit.releases import every_release
 
 __all__ = [
     "CATALOGUE",
@@ -191,12 +191,12 @@ def _note(first: Fault, possible: Sequence[Fault], text: str) -> str:
 
 
 def release_of(triton: str) -> str:
-    """Return the release of a server's version: of the kit's table, else by counting; empty if it is not known.
+    """Return the release of a server's version: of the release table, else by counting; empty if it is not known.
 
     >>> release_of("2.49.0"), release_of("2.59.0"), release_of("")
     ('24.08', '25.06', '')
     """
-    for release in list_releases():
+    for release in every_release():
         if release.triton == triton:
             return release.name
     match = re.match(r"2\.(\d+)\.", triton)

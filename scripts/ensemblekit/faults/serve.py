@@ -170,7 +170,7 @@ SERVE_FAULTS = (
         "a model that this image has no backend for",
         severity="warning",
         message="unable to find backend library for backend '{backend}'",
-        cause="NVIDIA's vLLM image carries the backends python and vllm only.",
+        cause="Each of NVIDIA's images carries some backends only, the vLLM image python and vllm.",
         fix="Use an image that has this backend, or keep this model in another repository.",
         link=links.VLLM_BACKEND,
         silent=True,

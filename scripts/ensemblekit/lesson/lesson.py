@@ -16,7 +16,8 @@ from IPython.display import Markdown, display
 from ensemblekit.assets.padded_heads import splittable_checkpoint
 from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, require_vllm
 from ensemblekit.clients.http import load_model
-from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
+from ensemblekit.diagnose.probe.start import ProbeAnswer
+from ensemblekit.diagnose.probe.target import probe_installation
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.log import LogLine, parse_log, poll_errors, read_log
 from ensemblekit.lesson.show import StatusLine, quick_banner, show_figures_in_kernel, stop_button
@@ -159,7 +160,7 @@ class Lesson:
 
     def probe(
         self, *, release: str | None = None, flavour: Flavour | None = None, provider: Provider | None = None
-    ) -> Probe:
+    ) -> ProbeAnswer:
         """Ask a server whether it knows ensembles, without models of its own; takes about 0.3 s.
 
         Args:
@@ -172,7 +173,8 @@ class Lesson:
         """
         settings = check_settings(RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour)
         folder = self._folder(f"probe-{settings.release}-{settings.flavour}")
-        return probe_ensembles(self._installation(settings.release_row, settings.flavour, folder, provider), folder)
+        installation = self._installation(settings.release_row, settings.flavour, folder, provider)
+        return probe_installation(installation, folder, f"{settings.release}/{settings.flavour}")
 
     def attempt_start(self, server: TritonServer) -> StartOutcome:
         """Start a server and return how that ended, with a progress line while it loads.

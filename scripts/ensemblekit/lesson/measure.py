@@ -14,8 +14,7 @@ from ensemblekit.errors import ParameterError
 from ensemblekit.gpu import require_gpus, visible_gpus
 from ensemblekit.lesson.lesson import Lesson
 from ensemblekit.lesson.show import StatusLine, table
-from ensemblekit.matrix.cells import MatrixResult
-from ensemblekit.matrix.run import run_matrix
+from ensemblekit.matrix.run import MatrixResult, run_matrix
 from ensemblekit.paths import repo_root
 from ensemblekit.settings import Settings
 

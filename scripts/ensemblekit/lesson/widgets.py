@@ -9,7 +9,8 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from ensemblekit.clients.grpc import Served, stream
-from ensemblekit.diagnose.doctor.examination import Plan, examine
+from ensemblekit.diagnose.doctor.report import Plan
+from ensemblekit.diagnose.doctor.run import examine
 from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.diagnose.lint import lint_repository
 from ensemblekit.diagnose.probe.target import probe_target

@@ -8,17 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from ensemblekit.matrix.cells import Cell, MatrixResult, State
+from ensemblekit.matrix.run import Cell, MatrixResult, State
 
 __all__ = ["plot_matrix", "save_picture"]
 
 # Okabe and Ito's green and vermillion stay apart for every kind of colour vision
-COLOUR: dict[State, str] = {
-    "answered": "#009e73", "refused": "#d55e00", "failed": "#5b5f66", "not run": "#e4e6ea",
-}  # fmt: skip
-WORDS: dict[State, str] = {
-    "answered": "ensemble answers", "refused": "ensemble refused", "failed": "failed", "not run": "not run",
-}  # fmt: skip
+STYLE: dict[State, tuple[str, str]] = {
+    "answered": ("#009e73", "ensemble answers"),
+    "refused": ("#d55e00", "ensemble refused"),
+    "failed": ("#5b5f66", "failed"),
+    "not run": ("#e4e6ea", "not run"),
+}
 WIDTH_IN, ROW_IN = 9.0, 0.78
 GAP = 0.06
 DPI = 150
@@ -53,15 +53,16 @@ def _title(result: MatrixResult) -> str:
 
 def _draw(axes: Axes, column: int, row: int, cell: Cell) -> None:
     odd = cell.verdict == "UNEXPECTED"
-    box = FancyBboxPatch(
-        (column + GAP, row + GAP), 1 - 2 * GAP, 1 - 2 * GAP, boxstyle="round,pad=0,rounding_size=0.05",
-        fc=COLOUR[cell.state], ec="black" if odd else "none", lw=3 if odd else 0,
-    )  # fmt: skip
-    axes.add_patch(box)
-    colour = "#5b5f66" if cell.state == "not run" else "white"
-    text: dict[str, Any] = {"ha": "center", "va": "center", "color": colour}
-    small = "UNEXPECTED" if odd else f"{cell.seconds:.1f} s" if cell.state != "not run" else ""
-    axes.text(column + 0.5, row + (0.4 if small else 0.5), WORDS[cell.state], fontsize=10, fontweight="bold", **text)
+    fill, words = STYLE[cell.state]
+    edge: dict[str, Any] = {"ec": "black", "lw": 3} if odd else {"ec": "none", "lw": 0}
+    style = "round,pad=0,rounding_size=0.05"
+    size = 1 - 2 * GAP
+    axes.add_patch(FancyBboxPatch((column + GAP, row + GAP), size, size, style, fc=fill, **edge))
+    ran = cell.state != "not run"
+    seconds = f"{cell.seconds:.1f} s" if ran else ""
+    small = "UNEXPECTED" if odd else seconds
+    text: dict[str, Any] = {"ha": "center", "va": "center", "color": "white" if ran else "#5b5f66"}
+    axes.text(column + 0.5, row + (0.4 if small else 0.5), words, fontsize=10, fontweight="bold", **text)
     axes.text(column + 0.5, row + 0.68, small, fontsize=8.5, **text)
 
 

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the release matrix: start each server on the same repository, ask its ensemble once, stop it."""
+"""The release matrix: start each server on the same repository, ask its ensemble once, and compare with the table."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
 from ensemblekit.faults.refusals import ENSEMBLE_REFUSED
-from ensemblekit.matrix.cells import Cell, MatrixProvider, MatrixResult, State
 from ensemblekit.paths import current_run_dir
-from ensemblekit.releases import FLAVOURS, Flavour, get_release, list_releases
+from ensemblekit.releases import FLAVOURS, Flavour, get_release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
 from ensemblekit.servers.container import image_of, install_container
 from ensemblekit.servers.container_engine import find_engine
@@ -22,12 +22,106 @@ from ensemblekit.servers.outcome import StartOutcome
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
 from ensemblekit.settings import Engine, check_settings
 
-__all__ = ["QUESTION", "run_matrix"]
+__all__ = ["QUESTION", "Cell", "MatrixProvider", "MatrixResult", "State", "Verdict", "run_matrix"]
 
+MatrixProvider = Literal["embedded", "container"]
+State = Literal["answered", "refused", "failed", "not run"]
+Verdict = Literal["as expected", "UNEXPECTED", "not run"]
 Word = TypeVar("Word", bound=str)
 QUESTION = "What is the capital of France?"
 SAMPLING = {"max_tokens": 32, "temperature": 0}
 READY_TIMEOUT_S = 600.0  # with vLLM; the stand-in takes seconds
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One release, flavour and provider, and what happened when it was run.
+
+    Attributes:
+        state: `answered` (the ensemble loaded and answered), `refused` (the server refused the ensemble and
+            exited), `failed` (anything else) or `not run`.
+        detail: The answer, the server's own line, or the reason why the cell was not run.
+        seconds: From the start of the process to the answer or the exit; not part of the text.
+    """
+
+    release: str
+    flavour: Flavour
+    provider: MatrixProvider
+    engine: str
+    state: State
+    detail: str
+    seconds: float = field(default=0.0, compare=False, repr=False)
+
+    @property
+    def expected(self) -> State:
+        """What the release table makes one expect."""
+        return "answered" if has_ensembles(get_release(self.release), self.flavour) else "refused"
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it happened as the release table says."""
+        if self.state == "not run":
+            return "not run"
+        said = self.state != "refused" or ENSEMBLE_REFUSED in self.detail
+        return "as expected" if self.state == self.expected and said else "UNEXPECTED"
+
+
+@dataclass(frozen=True)
+class MatrixResult:
+    """All cells of a matrix. Its text holds no times, so that it is the same in every run."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def unexpected(self) -> tuple[Cell, ...]:
+        """The cells that went against the release table."""
+        return tuple(cell for cell in self.cells if cell.verdict == "UNEXPECTED")
+
+    @property
+    def ran(self) -> tuple[Cell, ...]:
+        """The cells that were run."""
+        return tuple(cell for cell in self.cells if cell.state != "not run")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all cells together."""
+        return sum(cell.seconds for cell in self.cells)
+
+    def table(self) -> str:
+        """Return the cells as aligned text: release, flavour, provider, what happened, verdict."""
+        rows = [("release", "flavour", "provider", "ensemble", "verdict")]
+        rows += [(c.release, c.flavour, c.provider, c.state, c.verdict) for c in self.cells]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
+        return "\n".join(line.rstrip() for line in lines)
+
+    def write(self, path: Path) -> Path:
+        """Write the cells as JSON and return the file.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        rows = [asdict(cell) | {"expected": cell.expected, "verdict": cell.verdict} for cell in self.cells]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"seconds": self.seconds, "cells": rows}, indent=2) + "\n")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "MatrixResult":
+        """Read what `write` wrote.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is no such file.
+        """
+        names = {entry.name for entry in fields(Cell)}
+        rows = json.loads(path.read_text())["cells"]
+        return cls(tuple(Cell(**{name: row[name] for name in names}) for row in rows))
+
+    def __str__(self) -> str:
+        return self.table()
+
+    __repr__ = __str__
 
 
 def run_matrix(
@@ -90,8 +184,8 @@ def _run(cell: Cell, folder: Path, source: ModelSource | None, device: str) -> C
     begin = time.monotonic()
     try:
         installation = _installation(cell, folder)
-    except (UnsupportedMachine, _NotHere) as error:
-        return replace(cell, detail=getattr(error, "found", str(error)))
+    except UnsupportedMachine as error:
+        return replace(cell, detail=error.found)
     except KitError as error:
         return replace(cell, state="failed", detail=error.found)
     try:
@@ -104,17 +198,14 @@ def _run(cell: Cell, folder: Path, source: ModelSource | None, device: str) -> C
     return replace(cell, state=state, detail=detail, seconds=time.monotonic() - begin)
 
 
-class _NotHere(Exception):  # noqa: N818 - a reason why a cell is not run, not an error
-    """What a cell needs is not on this machine."""
-
-
 def _installation(cell: Cell, folder: Path) -> Installation:
     release = get_release(cell.release)
     if cell.provider == "embedded":
         return install_embedded(release, cell.flavour, folder)
     engine, image = find_engine(), image_of(release, cell.flavour)
     if not engine.has_image(image):  # 20 GB are not pulled unasked
-        raise _NotHere(f"the image {image} is not on this machine")
+        found = f"the image {image} is not on this machine"
+        raise UnsupportedMachine("run this cell", found=found, hint=f"`{engine.name} pull {image}` first")
     return install_container(release, cell.flavour, current_run_dir().name, engine=engine)
 
 

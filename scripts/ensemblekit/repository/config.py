@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Change and write a model's config, with Triton's own protobuf schema."""
 
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from tritonclient.grpc import model_config_pb2
 
+from ensemblekit.errors import KitError
 from ensemblekit.repository.read import read_config
 from ensemblekit.repository.textproto import to_text
 
@@ -13,8 +16,8 @@ __all__ = [
     "ensemble_steps",
     "place_on_gpus",
     "placement_text",
-    "read_config",
     "set_parameter",
+    "who_writes",
     "write_config",
 ]
 
@@ -74,12 +77,12 @@ def placement_text(replicas: int) -> str:
     return to_text(config).rstrip()
 
 
-class EnsembleStep:
+class EnsembleStep(NamedTuple):
     """One step of an ensemble: the model, and which ensemble tensor feeds or takes each of its tensors."""
 
-    def __init__(self, model: str, inputs: dict[str, str], outputs: dict[str, str]) -> None:
-        """Hold `inputs` (model input to ensemble tensor) and `outputs` (model output to ensemble tensor)."""
-        self.model, self.inputs, self.outputs = model, inputs, outputs
+    model: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
 
 
 def ensemble_steps(config: model_config_pb2.ModelConfig) -> tuple[EnsembleStep, ...]:
@@ -88,3 +91,35 @@ def ensemble_steps(config: model_config_pb2.ModelConfig) -> tuple[EnsembleStep, 
         EnsembleStep(step.model_name, dict(step.input_map), dict(step.output_map))
         for step in config.ensemble_scheduling.step
     )
+
+
+def who_writes(repository: Path, model: str, name: str) -> str:
+    """Return which step of an ensemble writes what a step's input takes, as a sentence; empty if no config tells.
+
+    Args:
+        repository: The folder with the models' folders.
+        model: The model of the step.
+        name: The model's input.
+    """
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        with suppress(KitError):
+            config = read_config(path)
+            steps = ensemble_steps(config)
+            taken = {step.inputs[name] for step in steps if step.model == model and name in step.inputs}
+            for number, step in enumerate(steps, 1):
+                for output, tensor in step.outputs.items():
+                    if tensor in taken:
+                        dims = _declared(repository / step.model, output)
+                        return (
+                            f"step {number} of {path.parent.name} wrote it: {step.model}, as its output {output}{dims}"
+                        )
+            if given := taken & {tensor.name for tensor in config.input}:
+                return f"no step wrote it: it is the input {min(given)} of {path.parent.name}, as the client sent it"
+    return ""
+
+
+def _declared(model: Path, output: str) -> str:
+    with suppress(KitError):
+        dims = [list(tensor.dims) for tensor in read_config(model).output if tensor.name == output]
+        return f", whose config says {dims[0]}" if dims else ""
+    return ""

@@ -152,39 +152,40 @@ def read_repository(repository: Path) -> tuple[tuple[ModelFolder, ...], tuple[Pa
         ParameterError: It is not a folder that can be read, it is empty, or it is the folder of one model.
     """
     entries = _entries(repository)
-    broken = tuple(entry for entry in entries if entry.is_symlink() and not _leads_somewhere(entry))
-    folders = [entry for entry in entries if entry not in broken and entry.is_dir()]
+    kinds = {entry: _mode(entry) for entry in entries}
+    broken = tuple(entry for entry, mode in kinds.items() if mode is None)
+    folders = [entry for entry, mode in kinds.items() if mode is not None and stat.S_ISDIR(mode)]
     if (repository / CONFIG_NAME).is_file() and not any((folder / CONFIG_NAME).is_file() for folder in folders):
-        raise _unusable(
-            repository,
-            f"a {CONFIG_NAME} beside the folders: this is one model, not a repository",
-            f"give the folder above it: `ensemblekit lint {repository.absolute().parent}`",
-        )
+        hint = f"give the folder above it: `ensemblekit lint {repository.absolute().parent}`"
+        raise _unusable(repository, f"a {CONFIG_NAME} beside the folders: this is one model, not a repository", hint)
     if not folders and not broken:
         what = f"{len(entries)} files and no folder" if entries else "an empty folder"
         raise _unusable(repository, what, "a model repository holds one folder per model, each with its config.pbtxt")
     return tuple(_read_folder(folder) for folder in folders), broken
 
 
-def _leads_somewhere(link: Path) -> bool:
+def _mode(entry: Path) -> int | None:
+    """Return what an entry is; None for a link that leads nowhere, or in a circle."""
     try:
-        link.stat()
+        return entry.stat().st_mode
     except OSError:
-        return False
-    return True
+        if not os.access(entry.parent, os.X_OK):
+            raise _forbidden(entry.parent) from None
+        return None
 
 
 def _entries(repository: Path) -> list[Path]:
     try:
         return sorted(repository.iterdir())
     except FileNotFoundError:
-        raise _unusable(repository, "no such folder", "check the path; it is the one for --model-repository") from None
+        found, hint = "no such folder", "check the path; it is the one for --model-repository"
     except NotADirectoryError:
         raise _not_a_folder(repository) from None
     except PermissionError:
         raise _forbidden(repository) from None
     except OSError as error:  # a link that leads to itself, a dead mount
-        raise _unusable(repository, error.strerror or str(error), "see what is there: `ls -ld` on each part") from None
+        found, hint = error.strerror or str(error), "see what is there: `ls -ld` on each part"
+    raise _unusable(repository, found, hint)
 
 
 def _not_a_folder(path: Path) -> ParameterError:
@@ -214,7 +215,8 @@ def _unusable(path: Path, found: str, hint: str) -> ParameterError:
 def _read_folder(path: Path) -> ModelFolder:
     file = path / CONFIG_NAME
     try:
-        subfolders = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
+        with os.scandir(path) as entries:
+            subfolders = tuple(sorted(entry.name for entry in entries if os.path.isdir(entry)))
         if not file.exists():
             return ModelFolder(path.name, path, None, None, "", subfolders)
         reason = unreadable(file, MAXIMUM_CONFIG_BYTES)

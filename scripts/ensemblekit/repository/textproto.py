@@ -6,8 +6,10 @@ schema refuses can be located in.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from google.protobuf import text_format
 from google.protobuf.message import Message
@@ -51,8 +53,7 @@ class Field:
     fields: list["Field"] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
     start: int
@@ -72,6 +73,7 @@ class Source:
             if match.lastgroup != "space"
         ]
         self._at = 0
+        self._found: dict[tuple[Key, ...], Sequence[Field]] = {}
         self.fields = list(self._read_fields())
 
     def find(self, *keys: Key) -> Field | None:
@@ -81,19 +83,21 @@ class Source:
         >>> source.find("step", 1, "model_name").value
         'b'
         """
-        fields: Sequence[Field] = self.fields
-        found: Sequence[Field] = ()
-        for key in keys:
-            if isinstance(key, str):
-                found = [entry for entry in fields if entry.name == key]
-            elif isinstance(key, int):
-                found = found[key : key + 1]
-            else:
-                found = [entry for entry in found if any((f.name, f.value) == key for f in entry.fields)]
-            if not found:
-                return None
-            fields = [child for entry in found for child in entry.fields]
+        found = self._all(keys)
         return found[0] if found else None
+
+    def _all(self, keys: tuple[Key, ...]) -> Sequence[Field]:
+        """Return all fields under this path; each part of it is looked for once."""
+        if keys not in self._found:
+            above, key = self._all(keys[:-1]) if len(keys) > 1 else (), keys[-1]
+            if isinstance(key, int):
+                self._found[keys] = above[key : key + 1]
+            elif isinstance(key, str):
+                fields = self.fields if len(keys) == 1 else [child for entry in above for child in entry.fields]
+                self._found[keys] = [entry for entry in fields if entry.name == key]
+            else:
+                self._found[keys] = [entry for entry in above if any((f.name, f.value) == key for f in entry.fields)]
+        return self._found[keys]
 
     def line(self, *keys: Key) -> int | None:
         """Return the line of the field under this path, or of the nearest field above it that is there."""
@@ -127,7 +131,7 @@ class Source:
 
     def line_of(self, offset: int) -> int:
         """Return the line, from 1, of an offset."""
-        return sum(1 for position in self._breaks if position < offset) + 1
+        return bisect_left(self._breaks, offset) + 1
 
     def _peek(self) -> _Token | None:
         return self._tokens[self._at] if self._at < len(self._tokens) else None
@@ -176,13 +180,11 @@ class Source:
             entry.fields = list(self._read_fields(_CLOSE))
             entry.end = self._take().end if self._peek() else len(self.text)
         elif token and token.kind in ("text", "word"):
-            first = token
-            while (token := self._peek()) and token.kind == first.kind:
-                entry.value += _plain(self._take().text)
-                entry.end = token.end
-                if first.kind == "word":
-                    break
-            entry.value_span = (first.start, entry.end)
+            parts = [self._take()]
+            while token.kind == "text" and (more := self._peek()) and more.kind == "text":
+                parts.append(self._take())
+            entry.value, entry.end = "".join(_plain(part.text) for part in parts), parts[-1].end
+            entry.value_span = (token.start, entry.end)
         return entry
 
 

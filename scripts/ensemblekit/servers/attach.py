@@ -7,15 +7,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import httpx
+from pydantic import BaseModel
 
-from ensemblekit.errors import ParameterError, ServerNotReady
+from ensemblekit.clients.bounded import Asker
+from ensemblekit.errors import ParameterError, RequestError, ServerNotReady
 
-__all__ = ["URL_VARIABLE", "AttachedServer"]
+__all__ = ["URL_VARIABLE", "AttachedServer", "ServerAbout"]
 
 URL_VARIABLE = "ENSEMBLEKIT_URL"  # a server for all pages that take a URL, see `scripts/lab --url`
 ASK_TIMEOUT_S = 2.0
+OK = 200
 POLL_S = 0.2
+
+
+class ServerAbout(BaseModel):
+    """What a server says of itself at `/v2`."""
+
+    version: str = "of no version"
+    extensions: list[str]
 
 
 @dataclass
@@ -75,10 +84,7 @@ class AttachedServer:
             ServerNotReady: Nothing that says it is ready answers there within `timeout_s` seconds.
         """
         deadline = time.monotonic() + timeout_s
-        while True:
-            found = self._state()
-            if found is None:
-                return self
+        while found := self._state(deadline - time.monotonic()):
             if time.monotonic() > deadline:
                 raise ServerNotReady(
                     f"attach to the server at {self.http_url} within {timeout_s:.0f} s",
@@ -86,21 +92,23 @@ class AttachedServer:
                     hint=f"ask it by hand: `curl -i http://{self.http_url}/v2/health/ready`",
                 )
             time.sleep(POLL_S)
+        return self
 
-    def _state(self) -> str | None:
+    def _state(self, left_s: float) -> str:
+        """Return what is wrong with it, empty if nothing is."""
+        asker = Asker(self.http_url, left_s, self.key_headers)
         try:
-            ready, about = (self._get(path) for path in ("/v2/health/ready", "/v2"))
-        except httpx.TransportError as error:
-            return f"{type(error).__name__}: {error}"
-        if ready.status_code != httpx.codes.OK:
-            return f"HTTP {ready.status_code} from /v2/health/ready"
-        # the metrics endpoint answers 200 to any path
-        return None if '"extensions"' in about.text else "an answer, but not that of a server's HTTP endpoint"
-
-    def _get(self, path: str) -> httpx.Response:
-        return httpx.get(
-            f"http://{self.http_url}{path}", timeout=ASK_TIMEOUT_S, headers=self.key_headers, trust_env=False
-        )
+            ready = asker.ask("/v2/health/ready")
+            about = asker.ask("/v2")
+        except RequestError as error:
+            return error.found
+        if ready.status != OK:
+            return f"HTTP {ready.status} from /v2/health/ready"
+        try:
+            about.read(ServerAbout)
+        except RequestError:  # the metrics endpoint answers 200 to any path
+            return "an answer, but not that of a server's HTTP endpoint"
+        return ""
 
     def stop(self) -> None:
         """Do nothing: the server belongs to somebody else."""

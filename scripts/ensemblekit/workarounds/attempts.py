@@ -2,7 +2,7 @@
 """Ways around the missing flag through configuration alone: each really tried, none of them gives an ensemble."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ensemblekit.clients.http import load_model
@@ -135,7 +135,8 @@ def _told(attempt: Attempt, status: int, said: tuple[str, ...]) -> Attempt:
     reason = match[1].replace(attempt.name, "…") if match else ""
     if REPLACED_CONSTANT.strip(b"\0").decode() in reason:
         reason = GENUINE_REFUSAL
-    if status == HTTP_OK:
-        ensemble = "ensemble_scheduling" in attempt.config
-        reason = "an ensemble" if ensemble else "loads, but as a Python model: Triton runs no steps for it"
-    return Attempt(attempt.name, attempt.what, attempt.config, attempt.backend_folder, status, reason)
+    done = replace(attempt, status=status, reason=reason)
+    if not done.loaded:
+        return done
+    loaded = "an ensemble" if done.is_ensemble else "loads, but as a Python model: Triton runs no steps for it"
+    return replace(done, reason=loaded)

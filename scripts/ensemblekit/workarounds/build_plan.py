@@ -1,32 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command lines of upstream's build.py, with and without the one flag that matters."""
+"""The command lines of upstream's build.py, with and without the flag that matters, and what they need."""
 
+import ast
+import importlib.util
 import json
+import os
 import shlex
+import shutil
+import stat
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
+import httpx
+import psutil
 
-from ensemblekit.errors import ParameterError
+from ensemblekit.diagnose.preflight import Row
+from ensemblekit.errors import KitError, ParameterError
+from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.releases import Release, get_release
 from ensemblekit.servers.container import image_of
+from ensemblekit.servers.container_engine import ContainerEngine, find_engine
 
 __all__ = [
     "CORE_SWITCH",
     "FLAG",
-    "VARIANTS",
     "BuildPlan",
-    "Variant",
+    "check_prerequisites",
     "compared",
     "joined",
     "make_plan",
+    "missing_packages",
     "plan_json",
-    "print_plan",
     "shell_script",
+    "unmet",
 ]
 
 Variant = Literal["minimal", "full"]
@@ -37,16 +46,25 @@ FLAG = "--backend=ensemble"
 CORE_SWITCH = "--extra-core-cmake-arg=TRITON_ENABLE_ENSEMBLE=ON"
 
 WIDTH = 100  # columns of a printed command
+GB = 10**9
+GIB = 2**30
+# Upstream documents no figure. An estimate from image sizes: what is built, the build image and the CI image are
+# each of the order of NVIDIA's vLLM image, and the compiler's own files come on top. Nobody has measured it.
+IMAGES_AT_ONCE = 3
+COMPILER_GB = 20
+MEMORY_A_JOB_GIB = 1.0  # a C++ compiler on gRPC's sources; a rule of thumb, not upstream's
+WANTED_CORES = 4  # fewer work, for longer
+JOBS_A_CORE = 2  # upstream's default
+DOCKER_SOCKET = Path("/var/run/docker.sock")  # upstream's script mounts this very path
+NETWORK_TIMEOUT_S = 4
+# what build.py of mid 2024 imports besides Python's own library; read from the source itself where it is here
+USUAL_PACKAGES = ("distro", "requests")
 
 # What upstream's README of the vLLM backend gives for its image; `full` is that list, `minimal` leaves out the
 # cloud file systems and the two endpoints of cloud services, whose SDKs take long to compile.
-FEATURES = (
-    "--enable-logging", "--enable-stats", "--enable-tracing", "--enable-metrics", "--enable-gpu-metrics",
-    "--enable-cpu-metrics", "--enable-gpu",
-)  # fmt: skip
-CLOUD_FILE_SYSTEMS = ("--filesystem=gcs", "--filesystem=s3", "--filesystem=azure_storage")
-ENDPOINTS = ("--endpoint=http", "--endpoint=grpc")
-CLOUD_ENDPOINTS = ("--endpoint=sagemaker", "--endpoint=vertex-ai")
+ENABLED = ("logging", "stats", "tracing", "metrics", "gpu-metrics", "cpu-metrics", "gpu")
+FILE_SYSTEMS = {"minimal": (), "full": ("gcs", "s3", "azure_storage")}
+ENDPOINTS = {"minimal": ("http", "grpc"), "full": ("http", "grpc", "sagemaker", "vertex-ai")}
 # upstream's script says `docker run -it`, which fails where the log goes to a file
 WITHOUT_TERMINAL = "--no-container-interactive"
 
@@ -90,11 +108,13 @@ class BuildPlan:
         Args:
             switch: What turns ensembles on: `FLAG`, `CORE_SWITCH`, or None for a build that cannot load them.
         """
-        full = self.variant == "full"
         return [
-            *("-v", WITHOUT_TERMINAL, *([f"-j{self.jobs}"] if self.jobs else [])),
-            *(*FEATURES, *(CLOUD_FILE_SYSTEMS if full else ())),
-            *(*ENDPOINTS, *(CLOUD_ENDPOINTS if full else ())),
+            "-v",
+            WITHOUT_TERMINAL,
+            *([f"-j{self.jobs}"] if self.jobs else []),
+            *(f"--enable-{name}" for name in ENABLED),
+            *(f"--filesystem={name}" for name in FILE_SYSTEMS[self.variant]),
+            *(f"--endpoint={name}" for name in ENDPOINTS[self.variant]),
             f"--upstream-container-version={self.release.name}",
             *(f"--backend={name}:{self.branch}" for name in ("python", "vllm")),
             *([switch] if switch else []),
@@ -161,10 +181,8 @@ def compared(plan: BuildPlan) -> tuple[tuple[str, str], ...]:
     >>> [pair for pair in compared(make_plan("24.08", "full")) if pair[0] != pair[1]]
     [('', '--backend=ensemble')]
     """
-    without, rows = plan.options(None), []
-    for option in plan.options(FLAG):
-        rows.append((option if option in without else "", option))
-    return tuple(rows)
+    without = plan.options(None)
+    return tuple((option if option in without else "", option) for option in plan.options(FLAG))
 
 
 def plan_json(plan: BuildPlan) -> str:
@@ -204,25 +222,133 @@ def shell_script(plan: BuildPlan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def print_plan(console: Console, plan: BuildPlan) -> None:
-    """Print the plan for a reader: what to type, and the one option that matters."""
+def check_prerequisites(plan: BuildPlan, work: Path | None = None) -> tuple[Row, ...]:
+    """Look at this machine and return the findings; takes a few seconds where a registry does not answer.
 
-    def say(text: str = "", style: str = "") -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
+    Args:
+        plan: What is to be built.
+        work: Where the source and the build folder go, by default the kit's cache.
 
-    say(f"Triton {plan.release.name} with vLLM and ensembles, {plan.variant} build, upstream's branch {plan.branch}")
-    if plan.clone:
-        say(f"\n1. The source\n\n{shlex.join(plan.clone)}\ncd {plan.folder}")
-    else:
-        say(f"\n1. The source is here\n\ncd {shlex.quote(plan.folder)}")
-    say("\n2. The options of build.py: one of them matters\n")
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("without ensembles", no_wrap=True)
-    table.add_column("with ensembles", no_wrap=True)
-    for without, with_flag in compared(plan):
-        table.add_row(without, with_flag, style="" if without == with_flag else "bold green")
-    console.print(table)
-    say(f"The same through the core's own switch: {CORE_SWITCH} instead of {FLAG}.")
-    say(f"\n3. The dry run writes the scripts to build/ and stops\n\n{joined(plan.command(dryrun=True))}")
-    say(f"\n4. The build\n\n{joined(plan.command())}")
-    say(f"\n5. The name by which FLAVOUR custom-build with PROVIDER container finds it\n\n{shlex.join(plan.tag)}\n")
+    Raises:
+        OSError: The cache folder cannot be made.
+    """
+    source = Row("source", str(plan.source), fine=True, without="", required=True)
+    return (
+        source if plan.source else _git(),
+        _packages(plan),
+        _engine(),
+        _socket(),
+        _disk(plan, plan.source or work or cache_dir()),
+        _memory(plan),
+        _cores(),
+        _site("github.com", "the components' sources cannot be cloned"),
+        _site("nvcr.io", f"the base image {plan.release.name}-py3-min cannot be pulled"),
+    )
+
+
+def _git() -> Row:
+    found = shutil.which("git")
+    fix = "`sudo apt install git`, or --source FOLDER with a checkout"
+    return Row("git", "installed" if found else "none", bool(found), fix, required=True)
+
+
+def missing_packages(source: Path | None) -> tuple[str, ...]:
+    """Return the Python packages that build.py imports and this Python lacks.
+
+    Args:
+        source: A checkout, whose own imports are read; None for what upstream's build.py usually imports.
+
+    Raises:
+        OSError: The source's build.py cannot be read.
+        SyntaxError: It is no Python.
+    """
+    names = _imports(source / "build.py") if source else USUAL_PACKAGES
+    return tuple(name for name in names if importlib.util.find_spec(name) is None)
+
+
+def _imports(file: Path) -> tuple[str, ...]:
+    """Return the top-level packages that a file imports and that are not Python's own."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return tuple(sorted(found - sys.stdlib_module_names))
+
+
+def _packages(plan: BuildPlan) -> Row:
+    missing = missing_packages(plan.source)
+    found = f"no {' and no '.join(missing)}" if missing else "all that build.py imports"
+    python = Path(sys.executable)  # as it is typed in the kit's checkout
+    python = python.relative_to(repo_root()) if python.is_relative_to(repo_root()) else python
+    return Row("Python packages", found, not missing, f"`{python} -m pip install {' '.join(missing)}`", required=True)
+
+
+def _engine() -> Row:
+    try:
+        engine = find_engine("docker")
+    except KitError as error:
+        start = "`sudo systemctl start docker`, and `sudo usermod -aG docker $USER` so that you may use it"
+        fix = start if shutil.which("docker") else "`sudo apt install docker.io`: upstream's scripts call docker itself"
+        return Row("docker", error.found, fine=False, without=fix, required=True)
+    return Row("docker", f"{engine.name} answers", fine=True, without="", required=True)
+
+
+def _socket() -> Row:
+    fix = "upstream's script mounts it into the build container: `sudo systemctl start docker`"
+    try:
+        there = stat.S_ISSOCK(DOCKER_SOCKET.stat().st_mode)
+    except OSError:
+        return Row("docker socket", f"no {DOCKER_SOCKET}", fine=False, without=fix, required=True)
+    usable = there and os.access(DOCKER_SOCKET, os.R_OK | os.W_OK)
+    found = str(DOCKER_SOCKET) if usable else f"{DOCKER_SOCKET}, not yours to use"
+    return Row("docker socket", found, usable, fix if not there else "`sudo usermod -aG docker $USER`", required=True)
+
+
+def _disk(plan: BuildPlan, folder: Path) -> Row:
+    wanted = IMAGES_AT_ONCE * plan.release.vllm_image_gb + COMPILER_GB
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    places = {"sources": existing}
+    if images := _image_folder():
+        places["images"] = images
+    free = min(shutil.disk_usage(place).free for place in places.values()) / GB
+    fix = f"estimated need {wanted:.0f} GB (nobody has measured it): `docker system prune`, or a larger disk"
+    return Row("free disk", f"{free:.0f} GB for {' and '.join(places)}", free >= wanted, fix, required=True)
+
+
+def _image_folder() -> Path | None:
+    """Return where docker keeps images; None if that is on another machine, or it does not answer."""
+    if not shutil.which("docker"):
+        return None
+    try:
+        answer = ContainerEngine("docker").ask("info", "--format", "{{.DockerRootDir}}").stdout.strip()
+    except KitError:
+        return None  # an engine that does not answer has a row of its own
+    return Path(answer) if answer and Path(answer).is_dir() else None
+
+
+def _memory(plan: BuildPlan) -> Row:
+    jobs = plan.jobs or JOBS_A_CORE * (psutil.cpu_count() or 1)
+    free = psutil.virtual_memory().available / GIB
+    fitting = max(1, int(free / MEMORY_A_JOB_GIB))
+    found = f"{free:.0f} GiB free for {jobs} compile jobs"
+    return Row("memory", found, free / jobs >= MEMORY_A_JOB_GIB, f"`--jobs {fitting}`, or the compiler may be killed")
+
+
+def _cores() -> Row:
+    cores = psutil.cpu_count() or 1
+    return Row("cores", str(cores), cores >= WANTED_CORES, "it works, for hours: the compiler takes what there is")
+
+
+def _site(host: str, without: str) -> Row:
+    try:
+        httpx.head(f"https://{host}/", timeout=NETWORK_TIMEOUT_S)
+    except httpx.TransportError:
+        return Row(host, "not reached", fine=False, without=without)
+    return Row(host, "reached", fine=True, without=without)
+
+
+def unmet(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the required rows that are not fine."""
+    return tuple(row for row in rows if row.required and not row.fine)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run upstream's build line by line: timed, stoppable, and resumed behind the last line that was finished.
 
-`build.py --dryrun` writes a script `docker_build` with one Docker command a line. Each is run by itself, so that
-one that failed can be run again without those before it.
+`build.py --dryrun` writes a script `docker_build` with one Docker command a line. Each is run by itself.
 """
 
 import contextlib
@@ -20,7 +19,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from ensemblekit.diagnose.probe.installation import Probe, probe_ensembles
+from ensemblekit.diagnose.probe.start import ProbeAnswer
+from ensemblekit.diagnose.probe.target import probe_installation
 from ensemblekit.errors import BuildError, KitError, ParameterError
 from ensemblekit.faults.catalogue import recognise
 from ensemblekit.faults.container import BUILD_FAULTS
@@ -29,10 +29,9 @@ from ensemblekit.paths import cache_dir
 from ensemblekit.servers.container import install_container
 from ensemblekit.servers.container_engine import ContainerEngine, find_engine
 from ensemblekit.servers.supervised import SupervisedProcess, wait_until
-from ensemblekit.workarounds.build_plan import BuildPlan
-from ensemblekit.workarounds.prerequisites import missing_packages
+from ensemblekit.workarounds.build_plan import BuildPlan, missing_packages
 
-__all__ = ["Build", "BuildLine", "BuildRecord", "BuildResult", "read_lines", "read_record", "work_folder"]
+__all__ = ["Build", "BuildLine", "BuildRecord", "read_lines", "read_record"]
 
 BUILDER_STOP_S = 5  # for the compiler; what it has written stays in the container
 POLL_S = 0.2
@@ -73,12 +72,12 @@ class BuildLine(BaseModel):
         made = _MAKES.search(self.text)
         return made["name"] if made and made["verb"] == "run" else ""
 
-    def ask_made(self, engine: ContainerEngine) -> str:
-        """Return the id of what is there now under the name that the line makes; empty if nothing is.
+    def is_there(self, engine: ContainerEngine) -> bool:
+        """Return whether what the line made is still what stands under its name."""
+        return self.ask_made(engine) == self.made
 
-        Raises:
-            UnsupportedMachine: The engine does not answer.
-        """
+    def ask_made(self, engine: ContainerEngine) -> str:
+        """Return the id of what stands under the name that the line makes; empty if nothing does."""
         made = _MAKES.search(self.text)
         if made is None:
             return ""
@@ -91,35 +90,6 @@ class BuildRecord(BaseModel):
 
     fingerprint: str
     lines: list[BuildLine]
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """A build that went through.
-
-    Attributes:
-        lines: The lines of upstream's script and what each took.
-        probe: The answer of the server that was built; None after a dry run.
-        image: The image's name for the flavour `custom-build`; empty after a dry run.
-    """
-
-    lines: tuple[BuildLine, ...]
-    probe: Probe | None = None
-    image: str = ""
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of all lines, in seconds."""
-        return sum(line.seconds for line in self.lines)
-
-
-def work_folder(plan: BuildPlan) -> Path:
-    """Return where a plan's source, log and record are kept between runs.
-
-    Raises:
-        OSError: The cache folder cannot be made.
-    """
-    return cache_dir() / "builds" / f"{plan.release.name}-{plan.variant}"
 
 
 def read_record(path: Path) -> BuildRecord | None:
@@ -175,38 +145,28 @@ class Build:
 
     Attributes:
         plan: What is built.
-        work: Where log and record are, and the source if it is cloned.
+        work: Where log and record are, and the source if it is cloned; by default in the cache.
         say: Called with a sentence when a line is skipped, begins or ends.
         live: Called a few times a second with the running line, its seconds and the log's last line.
+        record: The lines of upstream's script, and what each has taken.
     """
 
     plan: BuildPlan
-    work: Path
+    work: Path | None
     say: Callable[[str], None]
     live: Callable[[str], None]
 
-    @property
-    def source(self) -> Path:
-        """The checkout of the server repository."""
-        return self.plan.source or self.work / self.plan.folder
+    def __post_init__(self) -> None:
+        """Find the folders; nothing is made yet."""
+        self.folder = self.work or cache_dir() / "builds" / f"{self.plan.release.name}-{self.plan.variant}"
+        self.source = self.plan.source or self.folder / self.plan.folder
+        self.build = self.source / "build"  # always inside the checkout
+        self.log = self.folder / "build.log"  # of all lines and attempts
+        self.record_path = self.folder / "build.json"
+        self.record = BuildRecord(fingerprint="", lines=[])
 
-    @property
-    def build(self) -> Path:
-        """Upstream's build folder, always inside the checkout."""
-        return self.source / "build"
-
-    @property
-    def log(self) -> Path:
-        """The log of all lines and attempts."""
-        return self.work / "build.log"
-
-    @property
-    def record_path(self) -> Path:
-        """Where the finished lines and their seconds stand."""
-        return self.work / "build.json"
-
-    def run(self, *, dryrun: bool = False, fresh: bool = False, start: int | None = None) -> BuildResult:
-        """Do what is not done yet and return the result.
+    def run(self, *, dryrun: bool = False, fresh: bool = False, start: int | None = None) -> ProbeAnswer | None:
+        """Do what is not done yet and return the answer of the server that was built; None after a dry run.
 
         Args:
             dryrun: Stop when upstream's scripts are written; nothing of Docker is needed.
@@ -219,106 +179,105 @@ class Build:
             UnsupportedMachine: No engine answers.
             KeyboardInterrupt: It was stopped; the next run goes on with the same line.
         """
-        self.work.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.work / ".lock", timeout=0):
+            with FileLock(self.folder / ".lock", timeout=0):
                 return self._run(dryrun=dryrun, fresh=fresh, start=start)
         except Timeout as error:
             hint = "wait for it, or give another folder with --work"
             found = "another `build-plan run` works there"
-            raise BuildError(f"build in {self.work}", found=found, hint=hint) from error
+            raise BuildError(f"build in {self.folder}", found=found, hint=hint) from error
 
-    def _run(self, *, dryrun: bool, fresh: bool, start: int | None) -> BuildResult:
+    def _run(self, *, dryrun: bool, fresh: bool, start: int | None) -> ProbeAnswer | None:
         self._clone(fresh=fresh)
-        record = self._write_scripts()
+        self._write_scripts()
+        lines = self.record.lines
         if dryrun:
-            return BuildResult(tuple(record.lines))
-        if start and start > len(record.lines):
-            hint = f"1 to {len(record.lines)}; the log of the last run names them"
+            return None
+        if start and start > len(lines):
+            hint = f"1 to {len(lines)}; the log of the last run names them"
             raise ParameterError(f"begin at line {start}", found="no such line in upstream's script", hint=hint)
         engine = find_engine("docker")  # upstream's scripts call docker, no other engine
-        first = 0 if fresh else self._first_to_run(record, engine)
+        first = 0 if fresh else self._first_to_run(engine)
         first = min(first, start - 1) if start else first
-        for number, line in enumerate(record.lines):
+        for number, line in enumerate(lines):
             if number < first:
-                self._tell(record, line, f"done before in {line.seconds:.0f} s, not repeated")
-            else:
-                if number > first or fresh or number + 1 == start:
-                    # what it made came of an older result of the lines before it
-                    record.lines[number] = line = BuildLine(text=line.text, folder=line.folder)
-                self._do_line(record, line, engine)
-        return self._finish(record, engine)
+                self._tell(number, f"done before in {line.seconds:.0f} s, not repeated")
+                continue
+            if number > first or fresh or number + 1 == start:
+                # what it made came of an older result of the lines before it
+                lines[number] = BuildLine(text=line.text, folder=line.folder)
+            self._do_line(number, engine)
+        return self._finish(engine)
 
     def _clone(self, *, fresh: bool) -> None:
         """Fetch the source, whole or not at all."""
         if self.plan.source or (self.source.is_dir() and not fresh):
             return
-        draft = self.work / "clone"
+        draft = self.folder / "clone"
         for folder in (draft, self.source):
             shutil.rmtree(folder, ignore_errors=True)
-        self._call("clone", [*self.plan.clone[:-1], str(draft)], folder=self.work)
+        self._call("clone", [*self.plan.clone[:-1], str(draft)], folder=self.folder)
         draft.rename(self.source)
 
-    def _write_scripts(self) -> BuildRecord:
-        """Let build.py write its scripts, which takes a second, and return how far an earlier run came with them."""
+    def _write_scripts(self) -> None:
+        """Let build.py write its scripts, which takes a second, and find how far an earlier run came with them."""
         if missing := missing_packages(self.source):
             found = f"it imports {', '.join(missing)}, which this Python lacks"
             hint = f"{sys.executable} -m pip install {' '.join(missing)}"
             raise BuildError(f"run {self.source / 'build.py'}", found=found, hint=hint)
         command = [sys.executable, *self.plan.command(dryrun=True)[1:]]
         self._call("dry run", command, folder=self.source)
-        new = BuildRecord(fingerprint=_fingerprint(self.build, command), lines=read_lines(self.build))
         old = read_record(self.record_path)
-        record = old if old is not None and old.fingerprint == new.fingerprint else new
-        self._write(record)
-        return record
+        self.record = BuildRecord(fingerprint=_fingerprint(self.build, command), lines=read_lines(self.build))
+        if old is not None and old.fingerprint == self.record.fingerprint:
+            self.record = old
+        self._write()
 
-    def _first_to_run(self, record: BuildRecord, engine: ContainerEngine) -> int:
+    def _first_to_run(self, engine: ContainerEngine) -> int:
         """Return the index of the first line that is not finished, or whose image is gone."""
-        for number, line in enumerate(record.lines):
-            gone = not line.container and line.ask_made(engine) != line.made
-            if not line.finished or gone:
-                return number
-        return len(record.lines)
+        lines = enumerate(self.record.lines)
+        left = (index for index, one in lines if not (one.finished and (one.container or one.is_there(engine))))
+        return next(left, len(self.record.lines))
 
-    def _do_line(self, record: BuildRecord, line: BuildLine, engine: ContainerEngine) -> None:
+    def _do_line(self, number: int, engine: ContainerEngine) -> None:
         """Run one line; compiling goes on in the container of a failed attempt."""
+        line = self.record.lines[number]
         command, after = ["bash", "-c", f"set -e\n{line.folder}\n{line.text}"], list[str]()
         if line.container:
             # the container would compile on after its client has been killed
             after = [engine.name, "stop", "-t", str(BUILDER_STOP_S), line.container]
-            if line.made and line.ask_made(engine) == line.made:
+            if line.made and line.is_there(engine):
                 command = [engine.name, "start", "--attach", line.container]
         line.attempts += 1
         line.finished = False
-        self._write(record)
-        self._tell(record, line, f"begins, attempt {line.attempts}")
+        self._write()
+        self._tell(number, f"begins, attempt {line.attempts}")
         begin = time.monotonic()
         try:
-            self._call(self._place(record, line), command, folder=self.build, after=after)
+            self._call(self._place(number), command, folder=self.build, after=after)
             line.finished = True
         finally:
             line.seconds += time.monotonic() - begin
             with contextlib.suppress(KitError):  # an engine that has died meanwhile
                 line.made = line.ask_made(engine)
-            self._write(record)
-            self._tell(record, line, f"{'done' if line.finished else 'stopped'} after {line.seconds:.1f} s")
+            self._write()
+            self._tell(number, f"{'done' if line.finished else 'stopped'} after {line.seconds:.1f} s")
 
-    def _place(self, record: BuildRecord, line: BuildLine) -> str:
-        number = next(index for index, other in enumerate(record.lines, 1) if other is line)
-        return f"line {number} of {len(record.lines)}, {line.title}"
+    def _place(self, number: int) -> str:
+        return f"line {number + 1} of {len(self.record.lines)}, {self.record.lines[number].title}"
 
-    def _tell(self, record: BuildRecord, line: BuildLine, text: str) -> None:
-        self.say(f"{self._place(record, line)}: {text}")
+    def _tell(self, number: int, text: str) -> None:
+        self.say(f"{self._place(number)}: {text}")
 
-    def _write(self, record: BuildRecord) -> None:
+    def _write(self) -> None:
         """Write the record, whole or not at all."""
         draft = self.record_path.with_suffix(".draft")
-        draft.write_text(record.model_dump_json(indent=2) + "\n")
+        draft.write_text(self.record.model_dump_json(indent=2) + "\n")
         draft.replace(self.record_path)
 
-    def _call(self, what: str, command: list[str], *, folder: Path, after: Sequence[str] = ()) -> None:
-        """Run a command with its output appended to the log.
+    def _call(self, what: str, command: Sequence[str], *, folder: Path, after: Sequence[str] = ()) -> None:
+        """Run a command with its output appended to the log; whatever ends this call ends all that came of it.
 
         Raises:
             BuildError: It failed.
@@ -326,12 +285,18 @@ class Build:
         with self.log.open("a") as log:
             log.write(f"=== {datetime.now():%Y-%m-%d %H:%M:%S} {what}\n")
         begin = time.monotonic()
+        process = SupervisedProcess(
+            command, self.log, environment=os.environ | PLAIN_PROGRESS, folder=folder, after=after, append=True
+        )
 
         def poll() -> None:
             self.live(f"{what}: {time.monotonic() - begin:.0f} s  {last_line(self.log)}")
 
-        code = _run_logged(command, self.log, folder=folder, after=after, on_poll=poll)
-        if code != 0:
+        try:
+            code = wait_until(lambda: process.exit_code, interval_s=POLL_S, on_poll=poll)
+        finally:
+            process.stop()
+        if code:
             lines = tail(self.log)
             known = recognise("\n".join(lines), among=BUILD_FAULTS)
             raise BuildError(
@@ -342,34 +307,13 @@ class Build:
                 log_tail=lines,
             )
 
-    def _finish(self, record: BuildRecord, engine: ContainerEngine) -> BuildResult:
+    def _finish(self, engine: ContainerEngine) -> ProbeAnswer:
         """Probe the image that was built and give it the kit's name."""
         self.live("probe: does it know ensembles?")
         release = self.plan.release
         installation = install_container(release, "custom-build", "build-plan", image="tritonserver", engine=engine)
-        probe = probe_ensembles(installation, self.work / "probe")
+        probe = probe_installation(installation, self.folder / "probe", "tritonserver")
         if not (probe.ensembles is True and engine.ask(*self.plan.tag[1:]).returncode == 0):
             hint = "did another build.py run meanwhile? Begin anew with --fresh"
             raise BuildError(f"use the image that was built as {self.plan.image}", found=str(probe), hint=hint)
-        return BuildResult(tuple(record.lines), probe, self.plan.image)
-
-
-def _run_logged(
-    command: Sequence[str], log: Path, *, folder: Path, after: Sequence[str], on_poll: Callable[[], None]
-) -> int:
-    """Run a command and return its exit code; whatever ends this call ends the command and all that came of it.
-
-    Args:
-        command: The command line.
-        log: Its output is appended there.
-        folder: Where the command runs.
-        after: A command to run once it has ended, however it ended.
-        on_poll: Called a few times a second.
-    """
-    process = SupervisedProcess(
-        command, log, environment=os.environ | PLAIN_PROGRESS, folder=folder, after=after, append=True
-    )
-    try:
-        return wait_until(lambda: process.exit_code, interval_s=POLL_S, on_poll=on_poll) or 0
-    finally:
-        process.stop()
+        return probe

@@ -4,6 +4,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy
 
@@ -40,23 +41,46 @@ class Difference:
         return self.old != self.new
 
 
-# What is compared: its name, its value, what it asks if it moves, and if it does not.
-_Value = Callable[[Release], str]
-_FIELDS: tuple[tuple[str, _Value, str, str], ...] = (
-    ("ensembles in the vLLM image", lambda row: _yes(row.ensemble_in_vllm_image), "the reason to upgrade", ""),
-    ("Triton", lambda row: row.triton, "read the release notes between the two", ""),
-    ("vLLM", lambda row: row.vllm, "its engine arguments: start once with your own model.json", ""),
-    ("Python", lambda row: row.python, "rebuild what your Python models pack in EXECUTION_ENV_PATH",
-     "packed environments of Python models stay as they are"),
-    ("CUDA", lambda row: row.cuda, "what you compiled against it", ""),
-    ("driver, any GPU", lambda row: f"{driver_for(row).minimum} or later", "upgrade the driver first",
-     "a driver that runs the old image runs the new one"),
-    ("driver, data center GPU", lambda row: ", ".join(driver_for(row).data_center), "upgrade the driver first",
-     "these or later ones of their branches; the driver may stay"),
-    ("Python models take numpy 2", lambda row: _yes(row.numpy_2_safe), "numpy<2 is no longer needed",
-     "keep numpy<2: it breaks string tensors in both"),
-    ("size of the vLLM image", lambda row: f"{row.vllm_image_gb:g} GB", "disk and pull time on every node", ""),
-)  # fmt: skip
+class _Line(NamedTuple):
+    """What is compared, and what it asks of the reader if it moves, or if it does not."""
+
+    name: str
+    value: Callable[[Release], str]
+    moved: str
+    same: str = ""
+
+
+_LINES = (
+    _Line("ensembles in the vLLM image", lambda row: _yes(row.ensemble_in_vllm_image), "the reason to upgrade"),
+    _Line("Triton", lambda row: row.triton, "read the release notes between the two"),
+    _Line("vLLM", lambda row: row.vllm, "its engine arguments: start once with your own model.json"),
+    _Line(
+        "Python",
+        lambda row: row.python,
+        "rebuild what your Python models pack in EXECUTION_ENV_PATH",
+        "packed environments of Python models stay as they are",
+    ),
+    _Line("CUDA", lambda row: row.cuda, "what you compiled against it"),
+    _Line(
+        "driver, any GPU",
+        lambda row: f"{driver_for(row).minimum} or later",
+        "upgrade the driver first",
+        "a driver that runs the old image runs the new one",
+    ),
+    _Line(
+        "driver, data center GPU",
+        lambda row: ", ".join(driver_for(row).data_center),
+        "upgrade the driver first",
+        "these or later ones of their branches; the driver may stay",
+    ),
+    _Line(
+        "Python models take numpy 2",
+        lambda row: _yes(row.numpy_2_safe),
+        "numpy<2 is no longer needed",
+        "keep numpy<2: it breaks string tensors in both",
+    ),
+    _Line("size of the vLLM image", lambda row: f"{row.vllm_image_gb:g} GB", "disk and pull time on every node"),
+)
 
 
 def _yes(value: bool) -> str:
@@ -69,11 +93,11 @@ def compare_releases(old: Release, new: Release) -> tuple[Difference, ...]:
     Raises:
         KeyError: The release table has no driver for a release's CUDA.
     """
-    rows = []
-    for name, value, moved, same in _FIELDS:
-        before, after = value(old), value(new)
-        rows.append(Difference(name, before, after, moved if before != after else same))
-    return tuple(rows)
+    return tuple(_compared(line, line.value(old), line.value(new)) for line in _LINES)
+
+
+def _compared(line: _Line, old: str, new: str) -> Difference:
+    return Difference(line.name, old, new, line.same if old == new else line.moved)
 
 
 def driver_fits(version: str, driver: Driver) -> bool:

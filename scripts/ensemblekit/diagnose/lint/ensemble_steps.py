@@ -10,7 +10,6 @@ from tritonclient.grpc import model_config_pb2
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.diagnose.lint.graph import STEPS
-from ensemblekit.diagnose.lint.load import loaded_versions
 
 __all__ = ["check_dependencies", "check_mapping", "circle"]
 
@@ -45,8 +44,8 @@ def check_dependencies(model: Model, models: Mapping[str, Model], failed: Mappin
         at, name, version = (*STEPS, index), step.model_name, step.model_version
         if failed.get(name) == "load":
             yield make_finding("E209", model.folder, (*at, "model_name"), step=name)
-        elif version != -1 and version not in loaded_versions(models[name]):
-            have = ", ".join(str(number) for number in loaded_versions(models[name]))
+        elif version != -1 and version not in models[name].versions:
+            have = ", ".join(str(number) for number in models[name].versions)
             detail = f"Of {name} the version {have} would be loaded." if have else ""
             if version == 0:
                 detail += " Without `model_version`, Triton takes it for version 0."
@@ -59,13 +58,12 @@ def circle(name: str, models: Mapping[str, Model]) -> str | None:
     queue, seen = [name], set[str]()
     while queue:
         current = queue.pop()
-        steps = models[current].config.ensemble_scheduling.step if current in models else ()
-        for step in steps:
-            if step.model_name == name:
+        for step in dict.fromkeys(models[current].steps if current in models else ()):
+            if step == name:
                 return current
-            if step.model_name not in seen:
-                seen.add(step.model_name)
-                queue.append(step.model_name)
+            if step not in seen:
+                seen.add(step)
+                queue.append(step)
     return None
 
 

@@ -48,7 +48,7 @@ class Correction:
             OSError: The file cannot be written.
         """
         if self.before:
-            flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW
+            flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK  # of a pipe nobody may be reading
             with os.fdopen(os.open(self.path, flags), "wb") as file:
                 file.write(self.after.encode())
             return

@@ -1,38 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Triton checks when it loads models together: the E2xx faults."""
+"""What Triton and a model's backend check when they load it: the E2xx faults, and the files that a config needs.
 
-import ast
+A path that leaves the model's folder is not opened, and nothing is executed.
+"""
+
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2
 
-from ensemblekit.diagnose.lint.autocomplete import Model
+from ensemblekit.diagnose.lint.autocomplete import LONGEST_CODE, Model, parse_code
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.faults import refusals
 from ensemblekit.repository.read import read_bytes, unreadable
 
-__all__ = ["check_backend", "check_tensors", "check_versions", "engine_arguments", "loaded_versions"]
+__all__ = [
+    "EXECUTION_ENVIRONMENT",
+    "MODEL_DIRECTORY",
+    "check_backend",
+    "check_files",
+    "check_tensors",
+    "check_versions",
+    "engine_arguments",
+    "unknown_backend",
+    "unread_code",
+]
 
 _KINDS = model_config_pb2.ModelInstanceGroup
-
-
-def loaded_versions(model: Model) -> tuple[int, ...]:
-    """Return the versions that the model's version_policy loads: the latest one unless it says otherwise."""
-    have, policy = model.folder.versions, model.config.version_policy
-    if policy.HasField("specific"):
-        return tuple(version for version in have if version in policy.specific.versions)
-    if policy.HasField("all"):
-        return have
-    count = policy.latest.num_versions if policy.HasField("latest") else 1
-    return have[-count:] if count > 0 else ()
+EXECUTION_ENVIRONMENT, MODEL_DIRECTORY = "EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY"
+# what each backend opens in the version folder unless default_model_filename says otherwise: one of these
+MODEL_FILES = {
+    "onnxruntime": ("model.onnx",),
+    "tensorrt": ("model.plan",),
+    "pytorch": ("model.pt", "model.py"),
+    "tensorflow": ("model.savedmodel", "model.graphdef"),
+    "openvino": ("model.xml", "model.onnx", "model.pdmodel"),
+    "dali": ("model.dali", "dali.py"),
+}
+_POINTER = b"version https://git-lfs.github.com/"  # Git LFS has left this where a large file belongs
+_POINTER_BYTES = 1024
+_PACK = "Put the archive there (conda-pack makes it), or remove the parameter."
 
 
 def check_versions(model: Model) -> Iterator[Finding]:
     """Yield that no version of the model would be loaded."""
-    if loaded_versions(model):
+    if model.versions:
         return
     folder = model.folder
     detail, fix = "", ""
@@ -115,7 +130,7 @@ def _check_python(model: Model) -> Iterator[Finding]:
     if any(character.isspace() for character in model.name):
         detail = f'The name "{model.name}" has a blank.'
         yield make_finding("S456", model.folder, file=model.folder.path, detail=detail)
-    for version in loaded_versions(model):
+    for version in model.versions:
         file = model.folder.inside(str(version), model.config.default_model_filename)
         if file is None:
             continue  # it leaves the folder: a finding of its own
@@ -124,9 +139,9 @@ def _check_python(model: Model) -> Iterator[Finding]:
             yield make_finding("E215", model.folder, file=model.folder.path / str(version), path=file, detail=detail)
             continue
         try:
-            ast.parse(read_bytes(file))
+            parse_code(file)
         except (OSError, RecursionError, MemoryError):
-            continue  # too large to be read or understood here; `unread` says so
+            continue  # too large to be read or understood here; `unread_code` says so
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None)
             reason = f"SyntaxError: {getattr(error, 'msg', error)} ({file.name}, line {line})"
@@ -150,7 +165,7 @@ def _check_vllm(model: Model) -> Iterator[Finding]:
     if written.HasField("model_transaction_policy") and not written.model_transaction_policy.decoupled:
         reason = refusals.DECOUPLED_OF_VLLM.format(model=model.name)
         yield make_finding("E220", model.folder, ("model_transaction_policy",), reason=reason)
-    for version in loaded_versions(model):
+    for version in model.versions:
         arguments = engine_arguments(model, version)
         file = model.folder.path / str(version) / "model.json"
         if arguments is None or "model" not in arguments:
@@ -169,3 +184,82 @@ def unknown_backend(model: Model, known: frozenset[str]) -> Iterator[Finding]:
     if model.config.backend and model.config.backend not in known:
         finding = make_finding("E214", model.folder, ("backend",), backend=model.config.backend)
         yield replace(finding, why=f"{did_you_mean(model.config.backend, known)} {finding.why}".strip())
+
+
+def unread_code(model: Model) -> Iterator[str]:
+    """Yield the files of a Python or vLLM model that were not read: too large, outside its folder, no regular file."""
+    for version in model.versions if model.config.backend in ("python", "vllm") else ():
+        name = "model.json" if model.config.backend == "vllm" else model.config.default_model_filename
+        file = model.folder.inside(str(version), name)
+        if file is None or (file.is_file() and unreadable(file, LONGEST_CODE)):
+            yield f"{model.name}/{version}/{name}"
+
+
+def check_files(model: Model) -> Iterator[Finding]:
+    """Yield the files that a model's load needs and that are not there."""
+    if model.config.backend in MODEL_FILES:
+        yield from _check_model_files(model)
+    for index, output in enumerate(model.config.output):
+        file = model.folder.inside(output.label_filename)
+        if output.label_filename and file and (reason := _unusable(file)):
+            yield _missing("S423", model, ("output", index, "label_filename"), file, reason)
+    for index, warmup in enumerate(model.config.model_warmup):
+        for entry in warmup.inputs.values():
+            file = model.folder.inside("warmup", entry.input_data_file)
+            if entry.input_data_file and file and (reason := _unusable(file)):
+                yield _missing("S423", model, ("model_warmup", index), file, reason, field="input_data_file")
+    if model.config.backend in ("python", "vllm") and EXECUTION_ENVIRONMENT in model.config.parameters:
+        yield from _check_environment(model)
+
+
+def _unusable(file: Path) -> str:
+    return unreadable(file) or ("" if file.exists() else "not there")
+
+
+def _missing(
+    code: str, model: Model, at: tuple[str | int, ...], file: Path, reason: str, field: str = "label_filename"
+) -> Finding:
+    says = refusals.NO_TEXT_FILE.format(file=file) if reason == "not there" else ""
+    return make_finding(code, model.folder, at, says=says, detail=f"{field} asks for {file}: {reason}.")
+
+
+def _check_model_files(model: Model) -> Iterator[Finding]:
+    folder, config = model.folder, model.config
+    named = folder.config.default_model_filename if folder.config else ""
+    names = (*([named] if named else MODEL_FILES[config.backend]), *config.cc_model_filenames.values())
+    for version in model.versions:
+        paths = [folder.inside(str(version), name) for name in names]
+        files = [path for path in paths if path and path.exists()]
+        place = folder.path / str(version)
+        if not files and all(paths):
+            detail = f"{config.backend} looks for {' or '.join(names)} in {place}, and there is none."
+            yield make_finding("S422", folder, file=place, detail=detail)
+        for file in files:
+            if _is_pointer(file):
+                detail = f"{file.name} is a pointer of Git LFS: the file itself was not fetched."
+                yield make_finding("S422", folder, file=file, detail=detail, fix="Fetch it: `git lfs pull`.")
+            elif not file.is_dir() and not file.is_file():
+                yield make_finding("S422", folder, file=file, detail=f"{file.name}: {unreadable(file)}.")
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        return read_bytes(file, _POINTER_BYTES).startswith(_POINTER)
+    except OSError:
+        return False  # what is larger is none
+
+
+def _check_environment(model: Model) -> Iterator[Finding]:
+    """Yield an archive that is not there; of a path outside the model only the server knows, so that is a warning."""
+    value = model.config.parameters[EXECUTION_ENVIRONMENT].string_value
+    own = value.startswith(MODEL_DIRECTORY)
+    path = Path(value.replace(MODEL_DIRECTORY, str(model.folder.path)))
+    at = ("parameters", ("key", EXECUTION_ENVIRONMENT))
+    if own and not path.exists():
+        says = refusals.NO_CANONICAL_PATH.format(path=path)
+        yield make_finding("S424", model.folder, at, says=says, detail=f"There is no {path}.", fix=_PACK)
+    elif not own and not (path.is_absolute() and path.exists()):
+        where = "this machine has no such file" if path.is_absolute() else "it is no whole path"
+        yield make_finding("S424", model.folder, at, severity="warning", detail=f"It is {value}, and {where}.")
+    elif path.is_dir() and not (path / "bin" / "activate").exists():
+        yield make_finding("S425", model.folder, at, detail=f"The folder {path} has no bin/activate.")

@@ -12,6 +12,7 @@ from rich.markup import escape
 from ensemblekit.diagnose.lint.findings import Finding, LintReport
 from ensemblekit.faults.catalogue import FAULTS
 from ensemblekit.faults.fault import Severity
+from ensemblekit.faults.log import without_controls
 
 __all__ = ["as_json", "as_sarif", "show_report"]
 
@@ -30,26 +31,29 @@ def show_report(report: LintReport, console: Console, *, notes: bool = True) -> 
     """
     for finding in report.findings:
         if notes or finding.severity != "note":
-            _show_finding(finding, report, console)
-    target = f"{report.release} {report.flavour or '(no flavour given)'}"
+            _show_finding(finding, console)
     models = f"{len(report.models)} model{'' if len(report.models) == 1 else 's'}"
-    console.print(f"{models} read for Triton {escape(target)}", highlight=False)
-    for sentence in report.assumed:
-        console.print(f"assumed: {sentence}", highlight=False, markup=False, soft_wrap=True)
-    for words in report.unseen:
-        console.print(f"not looked at: {words}", highlight=False, markup=False, soft_wrap=True)
-    console.print(_summary(report), highlight=False)
+    lines = [f"{models} read for Triton {report.release} {report.flavour or '(no flavour given)'}"]
+    lines += [f"assumed: {sentence}" for sentence in report.assumed]
+    lines += [f"not looked at: {words}" for words in report.unseen]
+    for line in (*lines, _summary(report)):
+        console.print(_plain(line), highlight=False, markup=False, soft_wrap=True)
 
 
-def _show_finding(finding: Finding, report: LintReport, console: Console) -> None:
+def _show_finding(finding: Finding, console: Console) -> None:
     head = f"[{_STYLE[finding.severity]}]{finding.severity} {finding.code}[/] {escape(finding.title)}"
     follows = " (follows from another finding)" if finding.consequence else ""
     console.print(f"{head}{follows}", highlight=False, soft_wrap=True)
     rows = [("at", finding.place), ("Triton", finding.says), ("why", finding.why), ("fix", finding.fix)]
     for name, text in [*rows, ("see", finding.link)]:
         if text:
-            console.print(_row_of_text(name, text, console), markup=False, highlight=False, soft_wrap=True)
+            console.print(_row_of_text(name, _plain(text), console), markup=False, highlight=False, soft_wrap=True)
     console.print()
+
+
+def _plain(text: str) -> str:
+    """Return a text as one line that a terminal shows and does not obey: names may hold anything."""
+    return without_controls(text).replace("\n", " ")
 
 
 def _row_of_text(name: str, text: str, console: Console) -> str:
@@ -73,7 +77,7 @@ def _summary(report: LintReport) -> str:
     else:
         refused = sorted({finding.model for finding in report.errors if finding.model})
         end = f"a server will refuse {', '.join(refused) or 'the repository'}, and exit unless told otherwise"
-    return f"{', '.join(parts) or 'nothing found'}: {escape(end)}"
+    return f"{', '.join(parts) or 'nothing found'}: {end}"
 
 
 def _row(finding: Finding) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.diagnose.lint.graph import check_graph
 from ensemblekit.faults import refusals
-from ensemblekit.releases import Release
+from ensemblekit.releases import DocumentedRelease
 from ensemblekit.repository.read import ModelFolder
 from ensemblekit.repository.textproto import Field
 
@@ -26,12 +26,9 @@ _PLATFORMS = {
     "onnxruntime": ("onnxruntime_onnx",),
     "pytorch": ("pytorch_libtorch",),
 }
-# fields of today's ModelConfig that these releases do not know; read out of their libraries
-_LATER_FIELDS = {
-    "model_metrics": ("24.07", "24.08", "24.09", "24.10"),
-    "max_inflight_requests": ("24.07", "24.08", "24.09", "24.10"),
-    "is_non_linear_format_io": ("24.07",),
-}
+# fields of today's ModelConfig, and the first release that knows each: read out of the libraries up to 24.10, and of
+# protobuf/model_config.proto in the branches r24.07 to r26.07 of triton-inference-server/common
+_LATER_FIELDS = {"is_non_linear_format_io": "24.08", "model_metrics": "24.11", "max_inflight_requests": "25.11"}
 _LIST_FIELDS = (("instance_group", "instance group"), ("optimization", "optimization"), ("model_warmup", ""))
 _CONTROL = model_config_pb2.ModelSequenceBatching.Control
 _SIGNALS = ("CONTROL_SEQUENCE_START", "CONTROL_SEQUENCE_END", "CONTROL_SEQUENCE_READY")
@@ -41,7 +38,7 @@ _IDENTITY_TYPES = ("TYPE_UINT64", "TYPE_INT64", "TYPE_UINT32", "TYPE_INT32", "TY
 _EITHER = "'int32_false_true', 'fp32_false_true' or 'bool_false_true'"
 
 
-def check_parsing(folder: ModelFolder, release: Release) -> Iterator[Finding]:
+def check_parsing(folder: ModelFolder, release: DocumentedRelease) -> Iterator[Finding]:
     """Yield why the config cannot be read as text of Triton's schema, which ends all other checks."""
     path = folder.config_path
     if folder.problem is not None:
@@ -52,10 +49,11 @@ def check_parsing(folder: ModelFolder, release: Release) -> Iterator[Finding]:
             code, folder, line=folder.problem.line, detail=f"{folder.problem.reason.rstrip('.')}.", path=path
         )
         return
-    for name, releases in _LATER_FIELDS.items():
-        if release.name in releases and re.search(rf"^[^#\"]*\b{name}\b", folder.text, re.MULTILINE):
-            line = folder.text[: folder.text.index(name)].count("\n") + 1
-            detail = f"Triton {release.name} has no field named {name}; later releases do."
+    for name, first in _LATER_FIELDS.items():
+        found = re.search(rf"^[^#\"\n]*\b{name}\b", folder.text, re.MULTILINE) if release.name < first else None
+        if found:
+            line = folder.source.line_of(found.end())
+            detail = f"Triton {release.name} has no field named {name}; those from {first} on do."
             yield make_finding("E116", folder, line=line, detail=detail, path=path)
 
 
@@ -169,10 +167,11 @@ def _check_scheduling(model: Model) -> Iterator[Finding]:
     for field, words in _LIST_FIELDS:
         given = getattr(config, field)
         if config.HasField(field) if field == "optimization" else len(given):
-            yield _not_for_ensembles(folder, field, words)
+            says = "" if words else refusals.WARMUP_OF_ENSEMBLE.format(model=folder.name)
+            yield make_finding("E109", folder, (field,), field=words, says=says)
     if not config.ensemble_scheduling.step:
-        finding = make_finding("E107", folder, ("ensemble_scheduling",))
-        yield _saying(finding, refusals.NO_STEP.format(model=config.name))
+        says = refusals.NO_STEP.format(model=config.name)
+        yield make_finding("E107", folder, ("ensemble_scheduling",), says=says)
         return
     yield from _with_repeated_keys(model, check_graph(model))
 
@@ -198,15 +197,6 @@ def check_keys(model: Model) -> Iterator[Finding]:
     """Yield keys that stand twice in one map of a config."""
     for first, last in model.folder.source.repeated_keys():
         yield make_finding("T316", model.folder, line=last.line, detail=_repeated_key(first, last))
-
-
-def _not_for_ensembles(folder: ModelFolder, field: str, words: str) -> Finding:
-    finding = make_finding("E109", folder, (field,), field=words)
-    return finding if words else _saying(finding, refusals.WARMUP_OF_ENSEMBLE.format(model=folder.name))
-
-
-def _saying(finding: Finding, words: str) -> Finding:
-    return replace(finding, says=words)
 
 
 def _check_controls(model: Model) -> Iterator[Finding]:

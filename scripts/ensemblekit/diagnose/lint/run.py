@@ -2,36 +2,39 @@
 """`lint_repository`: the whole of lint as one function."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from ensemblekit.diagnose.lint.autocomplete import Model, complete
 from ensemblekit.diagnose.lint.ensemble_steps import check_dependencies, check_mapping, circle
-from ensemblekit.diagnose.lint.files import check_files, check_numpy, check_paths
 from ensemblekit.diagnose.lint.findings import Finding, LintReport, make_finding
-from ensemblekit.diagnose.lint.graph import check_streams
+from ensemblekit.diagnose.lint.graph import STEPS, check_streams
 from ensemblekit.diagnose.lint.load import (
     check_backend,
+    check_files,
     check_tensors,
     check_versions,
-    loaded_versions,
     unknown_backend,
+    unread_code,
 )
 from ensemblekit.diagnose.lint.poll import check_keys, check_model, check_parsing
-from ensemblekit.diagnose.lint.serving import (
-    check_engines,
-    check_late,
-    check_metrics,
-    check_template,
-    check_version_names,
-)
+from ensemblekit.diagnose.lint.serving import check_alone, check_engines, check_late, check_numpy
 from ensemblekit.errors import ParameterError, RepositoryError
-from ensemblekit.releases import Flavour, Release, default_release, get_release, has_ensembles, list_releases
-from ensemblekit.repository.read import CONFIG_NAME, ModelFolder, read_config, read_repository, unreadable
+from ensemblekit.releases import (
+    DocumentedRelease,
+    Flavour,
+    Release,
+    backends_of,
+    default_release,
+    every_release,
+    has_ensembles,
+    list_releases,
+)
+from ensemblekit.repository.read import CONFIG_NAME, ModelFolder, read_config, read_repository
 
 __all__ = ["lint_repository"]
-
-VLLM_IMAGE_BACKENDS = frozenset({"python", "vllm"})
 
 
 def lint_repository(
@@ -89,51 +92,53 @@ def _config_in_the_root(repository: Path) -> Finding:
     return make_finding("T314", _nobody(repository), file=file, detail=detail, fix=fix)
 
 
-def _target(name: str) -> Release:
-    """Return a release of the table; of another one lint says nothing, and names the nearest."""
-    known = [release.name for release in list_releases()]
-    if name not in known:
-        nearest = next((one for one in reversed(known) if one < name), known[0])
-        raise ParameterError(
-            f"lint for Triton release {name!r}",
-            found=f"the releases that lint knows are {', '.join(known)}",
-            hint=f"use the nearest, `--release {nearest}`; what a server checks changes little between releases",
-        )
-    return get_release(name)
+def _target(name: str) -> DocumentedRelease:
+    """Return a release that is at least documented; of another one lint says nothing, and names the nearest."""
+    known = {release.name: release for release in every_release()}
+    if name in known:
+        return known[name]
+    nearest = next((one for one in reversed(known) if one < name), next(iter(known)))
+    raise ParameterError(
+        f"lint for Triton release {name!r}",
+        found=f"the releases that lint knows are {', '.join(known)}",
+        hint=f"use the nearest, `--release {nearest}`; what a server checks changes little between releases",
+    )
 
 
 def _nobody(repository: Path) -> ModelFolder:
     return ModelFolder("", repository, None, None, "", ())
 
 
+@dataclass
 class _Run:
-    """The checks of one run, and which models have failed so far."""
+    """The checks of one run, and which models have failed so far; the arguments are those of `lint_repository`."""
 
-    def __init__(
-        self,
-        release: Release,
-        flavour: Flavour | None,
-        python: Path | None,
-        gpus: int | None,
-        backends: frozenset[str] | None,
-    ) -> None:
-        self.release, self.flavour, self.python, self.gpus = release, flavour, python, gpus
-        self.backends = backends
-        self.ensembles = has_ensembles(release, flavour or "base-plus-vllm")
-        self.folders: dict[str, ModelFolder] = {}
-        self.models: dict[str, Model] = {}
-        self.failed: dict[str, str] = {}
+    release: DocumentedRelease
+    flavour: Flavour | None
+    python: Path | None
+    gpus: int | None
+    backends: frozenset[str] | None
+    models: dict[str, Model] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    circular: set[str] = field(default_factory=set)
 
     def check(self, folders: tuple[ModelFolder, ...]) -> list[Finding]:
         """Return all findings: those of the poll, of the load, and the late traps."""
-        self.folders = {folder.name: folder for folder in folders}
         findings = [finding for folder in folders for finding in self._poll(folder)]
-        simple = [model for model in self.models.values() if not model.ensemble]
-        for model in simple:
-            findings += self._settle(model, "load", self._check_alone(model))
-        for model in self._ensembles_in_order():
+        self.used.update(*(model.steps for model in self.models.values()))
+        for model in self.models.values():
+            if not model.ensemble:
+                findings += self._settle(model, "load", self._check_alone(model))
+        ordered, circular = self._ensembles_in_order()
+        self.circular.update(model.name for model in circular)
+        for model in (*ordered, *circular):
+            model.decoupled = any(self.models[name].decoupled for name in model.steps if name in self.models)
             findings += self._settle(model, "load", self._check_ensemble(model))
         findings += self._late()
+        if self.failed and len(self.failed) < len(folders):
+            first = next(folder for folder in folders if folder.name == min(self.failed))
+            findings.append(replace(make_finding("T306", first), line=None))
         return findings
 
     def _poll(self, folder: ModelFolder) -> list[Finding]:
@@ -143,7 +148,8 @@ class _Run:
             return findings
         model = complete(folder)
         self.models[folder.name] = model
-        return self._settle(model, "poll", check_model(model, ensembles=self.ensembles))
+        ensembles = has_ensembles(self.release, self.flavour or "base-plus-vllm")
+        return self._settle(model, "poll", check_model(model, ensembles=ensembles))
 
     def _settle(self, model: Model, phase: str, findings: Iterator[Finding]) -> list[Finding]:
         """Note whether the model has failed; only its first error is what the server will say."""
@@ -164,25 +170,37 @@ class _Run:
         yield from check_backend(model, gpus=self.gpus)
         yield from check_tensors(model)
         yield from check_files(model)
-        if self.flavour == "vllm-image" and model.config.backend not in VLLM_IMAGE_BACKENDS and self.backends is None:
-            yield make_finding("T313", model.folder, ("backend",), backend=model.config.backend)
+        image = backends_of(self.release, self.flavour) if self.flavour and self.backends is None else None
+        once = backends_of(list_releases()[0], "base-plus-vllm") or ()  # others were added to the image by somebody
+        added = self.flavour != "vllm-image" and model.config.backend not in once
+        if image is not None and model.config.backend not in image and not added:
+            detail = f"{self.release.name} {self.flavour} has {', '.join(sorted(image))}."
+            yield make_finding("T313", model.folder, ("backend",), backend=model.config.backend, detail=detail)
 
-    def _ensembles_in_order(self) -> list[Model]:
-        """Return the ensembles, inner ones before those that contain them."""
-        waiting = {name: model for name, model in self.models.items() if model.ensemble}
-        ordered: list[Model] = []
-        while waiting:
-            free = [n for n, m in waiting.items() if not any(name in waiting for name in _step_names(m))]
-            for name in free or [next(iter(waiting))]:
-                ordered.append(waiting.pop(name))
-        return ordered
+    def _ensembles_in_order(self) -> tuple[list[Model], list[Model]]:
+        """Return the ensembles, inner ones before those that contain them; and those that may be in a circle."""
+        inner = {
+            name: {step for step in model.steps if step in self.models and self.models[step].ensemble}
+            for name, model in self.models.items()
+            if model.ensemble
+        }
+        sorter, ordered = TopologicalSorter[str](), list[str]()
+        for name, steps in inner.items():
+            sorter.add(name, *steps)
+        with suppress(CycleError):
+            sorter.prepare()
+        while ready := sorter.get_ready():
+            ordered += ready
+            sorter.done(*ready)
+        placed = set(ordered)
+        return [self.models[n] for n in ordered], [self.models[n] for n in inner if n not in placed]
 
     def _check_ensemble(self, model: Model) -> Iterator[Finding]:
         if self.failed.get(model.name) == "poll":
             return
-        if back := circle(model.name, self.models):
-            at = ("ensemble_scheduling", "step", ("model_name", _next_in_circle(model, back)))
-            yield make_finding("E210", model.folder, at, step=back)
+        if model.name in self.circular and (back := circle(model.name, self.models)):
+            step = next((name for name in model.steps if name in (back, model.name)), model.steps[0])
+            yield make_finding("E210", model.folder, (*STEPS, ("model_name", step)), step=back)
             return
         findings = list(check_dependencies(model, self.models, self.failed))
         if not any(finding.code == "E201" for finding in findings):
@@ -193,19 +211,12 @@ class _Run:
 
     def _late(self) -> Iterator[Finding]:
         for model in self.models.values():
-            yield from check_template(model)
-            yield from check_version_names(model)
-            yield from check_metrics(model)
-            yield from check_paths(model)
+            yield from check_alone(model)
             if model.name not in self.failed:
                 yield from check_keys(model)
-            if model.name not in self.failed:
-                yield from check_late(model, self.models)
+                yield from check_late(model, self.models, used=model.name in self.used)
         yield from check_engines(self.models)
         yield from check_numpy(self.models, self.release, self.python)
-        if self.failed and len(self.failed) < len(self.folders):
-            first = min(self.failed)
-            yield replace(make_finding("T306", self.folders[first]), line=None)
 
     def unseen(self) -> Iterator[str]:
         """Yield what was not looked at, so that nothing is said of it."""
@@ -213,17 +224,15 @@ class _Run:
             backend = model.config.backend
             if backend and backend not in ("python", "vllm"):
                 yield f"what backend {backend} makes of {model.name}"
-            used = any(model.name in _step_names(other) for other in self.models.values())
-            if used and not model.complete:
+            if model.name in self.used and not model.complete:
                 yield f"the tensors of {model.name}, which it tells only when it is loaded"
-            for version in loaded_versions(model) if backend in ("python", "vllm") else ():
-                name = "model.json" if backend == "vllm" else model.config.default_model_filename
-                file = model.folder.inside(str(version), name)
-                if file is None or (file.is_file() and unreadable(file)):
-                    yield f"{model.name}/{version}/{name}"
+            yield from unread_code(model)
 
     def assumed(self) -> Iterator[str]:
         """Yield what was taken for granted."""
+        if not isinstance(self.release, Release):
+            ran = [release.name for release in list_releases()]
+            yield f"what {self.release.name} checks is what {ran[-1]} does: it is documented, and was not run here"
         ensembles = (model.config.HasField("ensemble_scheduling") for model in self.models.values())
         if self.flavour is None and any(ensembles):
             shipped = has_ensembles(self.release, "vllm-image")
@@ -231,12 +240,3 @@ class _Run:
             yield text if shipped else f"{text}: NVIDIA's vLLM image of it was not (--flavour vllm-image; E101)"
         if self.python is None and any(m.config.backend == "python" for m in self.models.values()):
             yield "a Python with numpy 1.x for the Python models (--python looks into it)"
-
-
-def _step_names(model: Model) -> list[str]:
-    return [step.model_name for step in model.config.ensemble_scheduling.step]
-
-
-def _next_in_circle(model: Model, back: str) -> str:
-    names = _step_names(model)
-    return next((name for name in names if name in (back, model.name)), names[0])

@@ -2,39 +2,41 @@
 """What loads without a word and breaks later: the T3xx traps that a repository shows by itself."""
 
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, make_finding
-from ensemblekit.diagnose.lint.graph import STEPS, is_decoupled
-from ensemblekit.diagnose.lint.load import engine_arguments, loaded_versions
+from ensemblekit.diagnose.lint.graph import STEPS
+from ensemblekit.diagnose.lint.load import EXECUTION_ENVIRONMENT, MODEL_DIRECTORY, engine_arguments
+from ensemblekit.releases import DocumentedRelease, Release
 from ensemblekit.repository.read import read_bytes
 from ensemblekit.repository.textproto import Source
 
-__all__ = ["check_engines", "check_late", "check_metrics", "check_template", "check_version_names"]
+__all__ = ["check_alone", "check_engines", "check_late", "check_numpy"]
 
 DEFAULT_SHARE = 0.9  # vLLM's gpu_memory_utilization
 METRICS = "REPORT_CUSTOM_METRICS"
 _ON = ("yes", "true")
 _KINDS = model_config_pb2.ModelInstanceGroup
 
-_TEMPLATE = re.compile(r"\$\{[^}]*\}")
+_TEMPLATE = re.compile(r"\$\{[^}$]*\}")
+_NUMPY = re.compile(r"numpy-(\d[\w.]*)\.dist-info")
 _ALMOST_A_VERSION = re.compile(r"0\d+|[vV]\d+|\d+\.\d+")
 
 
-def check_late(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
-    """Yield the traps of one ensemble, or of a decoupled model that no ensemble uses."""
-    used = {step.model_name for other in models.values() for step in other.config.ensemble_scheduling.step}
+def check_late(model: Model, models: Mapping[str, Model], *, used: bool) -> Iterator[Finding]:
+    """Yield the traps of one ensemble, or of a decoupled model; of one that is `used`, its ensemble's are told."""
     if model.ensemble:
         yield from _check_optional_inputs(model, models)
         yield from _check_batches(model, models)
         yield from _check_single_items(model, models)
-    elif model.name in used:
+    elif used:
         return
-    if is_decoupled(model, models):
+    if model.decoupled:
         yield from _decoupled_notes(model, models)
 
 
@@ -101,8 +103,8 @@ def _feeds_single_items(model: Model, index: int, models: Mapping[str, Model]) -
 
 
 def _decoupled_notes(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
-    sources = [step.model_name for step in model.config.ensemble_scheduling.step]
-    streams = [name for name in sources if name in models and is_decoupled(models[name], models)]
+    sources = list(model.steps)
+    streams = [name for name in sources if name in models and models[name].decoupled]
     place = (*STEPS, sources.index(streams[0])) if streams else ("model_transaction_policy",)
     cause = f"{model.name} is decoupled" + (f" because {streams[0]} is." if streams else ".")
     yield make_finding("T302", model.folder, place, detail=cause)
@@ -112,7 +114,15 @@ def _decoupled_notes(model: Model, models: Mapping[str, Model]) -> Iterator[Find
         yield make_finding("T307", model.folder, place)
 
 
-def check_template(model: Model) -> Iterator[Finding]:
+def check_alone(model: Model) -> Iterator[Finding]:
+    """Yield the traps of one model that need no other to be seen."""
+    yield from _check_template(model)
+    yield from _check_version_names(model)
+    yield from _check_metrics(model)
+    yield from _check_paths(model)
+
+
+def _check_template(model: Model) -> Iterator[Finding]:
     """Yield strings in which a template was not filled in."""
     for entry in model.folder.source.strings():
         if match := _TEMPLATE.search(entry.value):
@@ -120,7 +130,7 @@ def check_template(model: Model) -> Iterator[Finding]:
             yield make_finding("T311", model.folder, line=line, detail=f"Here stands {match[0]}.")
 
 
-def check_version_names(model: Model) -> Iterator[Finding]:
+def _check_version_names(model: Model) -> Iterator[Finding]:
     """Yield folders that were meant as versions and are none."""
     for name in model.folder.subfolders:
         if model.folder.versions and _ALMOST_A_VERSION.fullmatch(name):
@@ -131,12 +141,12 @@ def check_version_names(model: Model) -> Iterator[Finding]:
             yield make_finding("T312", model.folder, file=model.folder.path / name, version_folder=name, reason=reason)
 
 
-def check_metrics(model: Model) -> Iterator[Finding]:
+def _check_metrics(model: Model) -> Iterator[Finding]:
     """Yield that vLLM's metrics are asked for on one side only."""
     if model.config.backend != "vllm":
         return
     value = model.config.parameters[METRICS].string_value if METRICS in model.config.parameters else None
-    for version in loaded_versions(model):
+    for version in model.versions:
         arguments = engine_arguments(model, version) or {}
         file = model.folder.path / str(version) / "model.json"
         place = ("parameters", ("key", METRICS))
@@ -163,7 +173,7 @@ def check_engines(models: Mapping[str, Model]) -> Iterator[Finding]:
         if sum(share for _, share in shares) <= 1 and len(shares) < 2:
             continue
         model = shares[-1][0]
-        version = loaded_versions(model)[-1]
+        version = model.versions[-1]
         file = model.folder.path / str(version) / "model.json"
         listed = " + ".join(f"{share:g} ({model.name})" for model, share in shares)
         line = _line_in_json(file, "gpu_memory_utilization")
@@ -178,7 +188,7 @@ def _shares(models: Mapping[str, Model]) -> dict[int, list[tuple[Model, float]]]
     """Return the engines on each GPU with their shares; an engine that names no GPU is on the first."""
     shares: dict[int, list[tuple[Model, float]]] = {}
     for model in models.values():
-        versions = loaded_versions(model)
+        versions = model.versions
         groups = model.config.instance_group
         if model.config.backend != "vllm" or not versions or any(g.kind == _KINDS.KIND_CPU for g in groups):
             continue
@@ -192,3 +202,86 @@ def _shares(models: Mapping[str, Model]) -> dict[int, list[tuple[Model, float]]]
             for device in group.gpus or [0]:
                 shares.setdefault(device, []).extend([(model, share)] * max(1, group.count))
     return shares
+
+
+def _check_paths(model: Model) -> Iterator[Finding]:
+    """Yield names of files that lead out of the model's folder: the server follows them, lint does not."""
+    config = model.config
+    names: list[tuple[tuple[str | int, ...], tuple[str, ...]]] = [
+        (("default_model_filename",), ("1", config.default_model_filename)),
+        *((("cc_model_filenames",), ("1", name)) for name in config.cc_model_filenames.values()),
+        *(
+            (("output", index, "label_filename"), (output.label_filename,))
+            for index, output in enumerate(config.output)
+        ),
+    ]
+    for at, parts in names:
+        if model.folder.inside(*parts) is None:
+            yield make_finding("T315", model.folder, at, detail=f"It is {parts[-1]}.")
+
+
+def _numpy_version(python: Path) -> str | None:
+    """Return the numpy of an interpreter, of an environment's folder or of this process; None without one.
+
+    Args:
+        python: An interpreter, or a folder made by venv or conda. Nothing is executed: an environment that
+            is not to be trusted can be looked at.
+    """
+    prefix = python if python.is_dir() else python.parent.parent
+    folders = [*prefix.glob("lib/python3*/site-packages"), *prefix.glob("lib/python3*/dist-packages")]
+    if prefix.resolve() == Path(sys.prefix).resolve():
+        folders += [Path(entry) for entry in sys.path if entry.endswith("-packages")]
+    folders += [path for base in folders for path in _added(base)]
+    return _first(folders)
+
+
+def _added(folder: Path) -> Iterator[Path]:
+    """Yield the folders that .pth files of an environment add."""
+    for file in folder.glob("*.pth"):
+        for line in _text(file).splitlines():
+            if line.startswith("/"):
+                yield Path(line)
+
+
+def _text(file: Path) -> str:
+    try:
+        return read_bytes(file).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _first(folders: Iterable[Path]) -> str | None:
+    for folder in folders:
+        for entry in sorted(folder.glob("numpy-*.dist-info")):
+            if match := _NUMPY.fullmatch(entry.name):
+                return match[1]
+    return None
+
+
+def check_numpy(models: Mapping[str, Model], release: DocumentedRelease, python: Path | None) -> Iterator[Finding]:
+    """Yield Python models with string tensors whose environment has a numpy that the release's stub breaks on."""
+    if not isinstance(release, Release) or release.numpy_2_safe:  # of one that was not run this is not known
+        return
+    for model in models.values():
+        if model.config.backend not in ("python", "vllm") or not _has_strings(model):
+            continue
+        own = _own_environment(model)
+        where = own or python
+        version = _numpy_version(where) if where else None
+        if version and int(version.split(".")[0]) >= 2:
+            place = ("parameters", ("key", EXECUTION_ENVIRONMENT)) if own else ("backend",)
+            detail = f"{where} has numpy {version}, and {release.name} will run {model.name} with it."
+            yield make_finding("T304", model.folder, place, detail=detail)
+
+
+def _has_strings(model: Model) -> bool:
+    tensors = (*model.config.input, *model.config.output)
+    return any(tensor.data_type == model_config_pb2.TYPE_STRING for tensor in tensors)
+
+
+def _own_environment(model: Model) -> Path | None:
+    if EXECUTION_ENVIRONMENT not in model.config.parameters:
+        return None
+    text = model.config.parameters[EXECUTION_ENVIRONMENT].string_value
+    path = Path(text.replace(MODEL_DIRECTORY, str(model.folder.path)))
+    return path if path.is_dir() else None

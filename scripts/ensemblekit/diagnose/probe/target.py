@@ -6,14 +6,25 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ensemblekit.diagnose.probe.binary import probe_binary
-from ensemblekit.diagnose.probe.files import ServerOnDisk, find_server, reads_as_ensembles, require_run_bit
-from ensemblekit.diagnose.probe.result import FIX, ProbeAnswer, from_probe
-from ensemblekit.errors import ParameterError, UnsupportedMachine
+from ensemblekit.diagnose.probe.files import find_server, read_image, read_server
+from ensemblekit.diagnose.probe.start import (
+    PROBE_MODEL,
+    PROBE_TIMEOUT_S,
+    ProbeAnswer,
+    answer_of,
+    probe_binary,
+    write_repository,
+)
+from ensemblekit.errors import ParameterError
+from ensemblekit.releases import FLAVOURS, Flavour, Release, get_release, has_ensembles, list_releases
+from ensemblekit.servers.embedded import SERVER, EmbeddedInstallation, check_machine, server_tree
 
-__all__ = ["Kind", "kind_of", "probe_target", "server_of_release"]
+if TYPE_CHECKING:
+    from ensemblekit.servers.process import Installation
+
+__all__ = ["Kind", "kind_of", "probe_installation", "probe_target", "release_of"]
 
 Kind = Literal["release", "disk", "image", "url"]
 _RELEASE = re.compile(r"^(\d\d\.\d\d)(?:/([\w-]+))?$")
@@ -62,70 +73,82 @@ def probe_target(target: str, *, static: bool = False, allow_load: bool = False)
         raise ParameterError(
             f"probe {target} with --allow-load", found="a server that is started for it anyway", hint="leave it out"
         )
-    if kind == "url":
-        return _ask(target, static=static, allow_load=allow_load)
-    if kind == "image":
-        from ensemblekit.diagnose.probe.image import probe_image, read_image
-
-        return read_image(target) if static else probe_image(target)
-    server = server_of_release(target) if kind == "release" else find_server(Path(target).expanduser())
-    return _read(target, server) if static else _start(target, server)
-
-
-def _ask(target: str, *, static: bool, allow_load: bool) -> ProbeAnswer:
-    from ensemblekit.diagnose.probe.running import ask_server
-
-    if static:
+    if static and kind == "url":
         raise ParameterError(
             f"read the library of the server at {target}", found="a URL", hint="--static is for files and images"
         )
-    return ask_server(target, allow_load=allow_load)
+    if kind == "url":
+        from ensemblekit.diagnose.probe.running import ask_server
+
+        return ask_server(target, allow_load=allow_load)
+    if kind == "image" and static:
+        return read_image(target)
+    with tempfile.TemporaryDirectory(prefix="ensemblekit-probe-") as folder:
+        if kind == "image":
+            return _probe_image(target, Path(folder))
+        path = _files_of_release(target) if kind == "release" else Path(target).expanduser()
+        server = find_server(path, run=not static)
+        if static:
+            return read_server(target, server)
+        return probe_binary(server.binary, Path(folder), environment=server.environment, target=target)
 
 
-def server_of_release(target: str) -> ServerOnDisk:
-    """Return the server of `release/flavour`; the flavour is `vllm-image` if it is left out.
+def release_of(target: str) -> tuple[Release, Flavour]:
+    """Return what `release/flavour` means; the flavour is `vllm-image` if it is left out.
 
     Raises:
         ParameterError: There is no such release or flavour.
-        FetchError: Its wheel cannot be fetched.
-        UnsupportedMachine: It cannot run here.
     """
-    from ensemblekit.releases import FLAVOURS, get_release, has_ensembles, list_releases
-    from ensemblekit.servers.embedded import SERVER, check_machine, server_tree
-
-    match = _RELEASE.match(target)
-    name, flavour = (match[1], match[2] or FLAVOURS[0]) if match else (target, FLAVOURS[0])
+    name, _, word = target.partition("/")
     if name not in (known := [row.name for row in list_releases()]):
         raise ParameterError(
-            f"probe {target}",
+            f"use {target}",
             found=f"no release {name} in the kit's table",
             hint=f"it has {', '.join(known)}; of another release give the server's files, its image or its URL",
         )
-    release = get_release(name)
-    if flavour not in FLAVOURS:
-        raise ParameterError(
-            f"probe {target}", found=f"no flavour {flavour!r}", hint=f"the flavours are {', '.join(FLAVOURS)}"
-        )
+    for flavour in FLAVOURS:
+        if flavour == (word or FLAVOURS[0]):
+            return get_release(name), flavour
+    raise ParameterError(f"use {target}", found=f"no flavour {word!r}", hint=f"the flavours are {', '.join(FLAVOURS)}")
+
+
+def _files_of_release(target: str) -> Path:
+    release, flavour = release_of(target)
     check_machine()
-    tree = server_tree(release, ensembles=has_ensembles(release, flavour))
-    return find_server(tree / SERVER)
+    return server_tree(release, ensembles=has_ensembles(release, flavour)) / SERVER
 
 
-def _start(target: str, server: ServerOnDisk) -> ProbeAnswer:
-    require_run_bit(server.binary)
-    with tempfile.TemporaryDirectory(prefix="ensemblekit-probe-") as folder:
-        return from_probe(target, probe_binary(server.binary, Path(folder), environment=server.environment))
+def probe_installation(installation: "Installation", folder: Path, target: str = "") -> ProbeAnswer:
+    """Start a server on one ensemble of an absent model, ask it to load that, and stop it.
 
+    Args:
+        installation: The server.
+        folder: For the throw-away repository and the log.
+        target: What the answer calls it.
 
-def _read(target: str, server: ServerOnDisk) -> ProbeAnswer:
-    if server.core is None:
-        raise UnsupportedMachine(
-            f"read the core library of {target}",
-            found=f"no libtritonserver beside {server.binary}",
-            hint="leave --static out: the server itself is then asked",
-        )
+    Raises:
+        ServerError: It did not start.
+        RequestError: It did not answer.
+    """
+    if isinstance(installation, EmbeddedInstallation):
+        return probe_binary(installation.binary, folder, environment=installation.environment, target=target)
+    from ensemblekit.clients.http import load_model
+    from ensemblekit.servers.process import ServerOptions, TritonServer
+
     begin = time.monotonic()
-    verdict, evidence = reads_as_ensembles(server.core)
-    return ProbeAnswer(
-        target, verdict, "library read", evidence, time.monotonic() - begin, FIX if verdict is False else ""
-    )
+    server = TritonServer(installation, write_repository(folder), folder, ServerOptions(explicit=True))
+    try:
+        server.start(PROBE_TIMEOUT_S)
+        answer = load_model(server, PROBE_MODEL)
+        elapsed = time.monotonic() - begin
+    finally:
+        server.stop()
+    return answer_of(target or installation.image, answer.status, answer.body.strip(), server.log_path, elapsed)
+
+
+def _probe_image(image: str, folder: Path) -> ProbeAnswer:
+    from ensemblekit.servers.container import install_container
+
+    # the release only names the row for an error's text: an image may hold any
+    installation = install_container(list_releases()[0], "vllm-image", "probe", image=image)
+    return probe_installation(installation, folder, image)

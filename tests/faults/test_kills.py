@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kill any process at any moment: the user is told, nothing is left behind, the next run works."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.conftest import LONG, Report
+
+PROGRAM = Path(sys.executable).with_name("ensemblekit")
+MARK = "ENSEMBLEKIT_FAULTS_RUN"  # inherited by all that comes of a command
+SHARED_MEMORY = Path("/dev/shm")
+TRIALS = 25 if LONG else 1
+RUN = ("run", "--quick", "--only", "01")
+SERVE = ("serve", "--engine", "stand-in", "--device", "cpu")
+# what stands in the command line of a victim; `serve` and the runner are the command itself
+VICTIMS: dict[str, tuple[tuple[str, ...], Callable[[str], bool]]] = {
+    "runner": (RUN, lambda line: "ensemblekit" in line and " run " in f"{line} "),
+    "kernel": (RUN, lambda line: "ipykernel_launcher" in line),
+    "server of a lesson": (RUN, lambda line: "bin/tritonserver" in line and "_reaper.py" not in line),
+    "stub of a lesson": (RUN, lambda line: "triton_python_backend_stub" in line),
+    "reaper of a lesson": (RUN, lambda line: "_reaper.py" in line),
+    "serve": (SERVE, lambda line: "ensemblekit" in line and " serve " in f"{line} "),
+    "server of serve": (SERVE, lambda line: "bin/tritonserver" in line and "_reaper.py" not in line),
+    "stub of serve": (SERVE, lambda line: "triton_python_backend_stub" in line),
+    "reaper of serve": (SERVE, lambda line: "_reaper.py" in line),
+}
+FOUND_S, ENDED_S, GONE_S = 60.0, 180.0, 30.0
+TOLD_S = 5.0
+
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+def of_the_command(mark: str) -> list[psutil.Process]:
+    """Return every process that came of a command, whoever its parent is now."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            if process.info["status"] != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def matching(mark: str, is_victim: Callable[[str], bool]) -> list[psutil.Process]:
+    """Return the command's processes of one kind."""
+    found = []
+    for process in of_the_command(mark):
+        try:
+            if is_victim(" ".join(process.cmdline())):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
+    """Return whether something came true in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def left_behind() -> set[Path]:
+    """Return what servers and kernels leave when nobody tidies up."""
+    temporary = Path(tempfile.gettempdir())
+    return {*SHARED_MEMORY.glob("ensemblekit-*"), *temporary.glob("python_env_*"), *temporary.glob("kernel-*.json")}
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_killed_process_leaves_nothing_and_the_user_is_told(victim: str, report: Report, tmp_path: Path) -> None:
+    words, is_victim = VICTIMS[victim]
+    for trial in range(TRIALS):
+        moment_s = random.Random(f"{victim}{trial}").uniform(0, 6)
+        held, told_s = _kill_one(words, is_victim, moment_s, tmp_path / str(trial))
+        report.count(f"kill -9 of {victim}", held, **({} if told_s is None else {"told_s": told_s}))
+        assert held, f"{victim}, {moment_s:.2f} s after it was seen"
+
+
+def _kill_one(
+    words: tuple[str, ...], is_victim: Callable[[str], bool], moment_s: float, folder: Path
+) -> tuple[bool, float | None]:
+    folder.mkdir(parents=True)
+    before = left_behind()
+    mark = str(folder)
+    output = folder / "output"
+    more = ["--runs-dir", str(folder / "runs")] if words[0] == "run" else []
+    with output.open("wb") as file:
+        command = subprocess.Popen(
+            [PROGRAM, *words, *more],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=os.environ | {MARK: mark, "ENSEMBLEKIT_RUN_DIR": str(folder / "run")},
+            start_new_session=True,
+        )
+    try:
+        assert wait_until(lambda: bool(matching(mark, is_victim)) or command.poll() is not None, FOUND_S)
+        time.sleep(moment_s)
+        victims = matching(mark, is_victim)
+        killed = bool(victims)
+        if killed:
+            victims[0].send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        ended = wait_until(lambda: command.poll() is not None, ENDED_S)
+        told_s = time.monotonic() - began
+        gone = wait_until(lambda: not of_the_command(mark) and left_behind() <= before, GONE_S)
+    finally:
+        rest = of_the_command(mark)
+        for process in rest:
+            process.kill()
+    text = output.read_text(errors="replace")
+    itself = command.returncode == -signal.SIGKILL
+    # a lesson goes on, or its run ends with a report; a `serve` whose server died ends at once with the reason
+    said = itself or "Report: " in text or "Could not " in text
+    serving = words is SERVE and killed and not itself
+    if not (ended and gone and said):
+        print(f"ended {ended}, gone {gone}, said {said}; left {rest} {left_behind() - before}\n{text[-2000:]}")
+    in_time = not serving or told_s < TOLD_S or "Ready" not in text
+    return ended and gone and said and in_time, told_s if serving else None
+
+
+def test_next_run_works(report: Report, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [PROGRAM, *RUN, "--runs-dir", tmp_path], capture_output=True, text=True, timeout=300, check=False
+    )
+    report.count("the run after all kills", done.returncode == 0)
+
+    assert done.returncode == 0, done.stdout + done.stderr
