@@ -76,7 +76,7 @@ def lab(home: Path) -> Iterator[str]:
 
 
 def _tracked() -> str:
-    status = ["git", "-C", str(repo_root()), "status", "--porcelain"]
+    status = ["git", "-C", str(repo_root()), "status", "--porcelain", "notebooks"]
     return subprocess.run(status, capture_output=True, text=True, check=True).stdout
 
 
@@ -192,7 +192,7 @@ def _run_all(page: Page) -> None:
 
 
 def _has_run_without_errors(page: Page) -> None:
-    last = page.locator(CELLS).last.locator(".jp-InputPrompt")
-    expect(last).to_have_text(re.compile(r"\[\d+\]:"), timeout=PATIENCE_MS)
+    last = page.locator(CELLS).last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]:"))
     wrong = page.locator("[data-mime-type='application/vnd.jupyter.error'], [data-mime-type$='.stderr']")
+    last.or_(wrong).first.wait_for(state="attached")
     assert wrong.all_inner_texts() == []
