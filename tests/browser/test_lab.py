@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A participant's way: JupyterLab opens a lesson, runs all its cells, and the panel starts a server."""
+"""A participant's way: JupyterLab opens on the start page, lessons run from the menu, their servers can be asked."""
 
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -9,20 +10,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
-from ensemblekit.batch.notebooks import choose_notebooks
 from ensemblekit.clients.grpc import REQUEST_TIMEOUT_S
 from ensemblekit.faults.poll import ENSEMBLE_REFUSED
-from ensemblekit.paths import RUN_DIR_VARIABLE
+from ensemblekit.lesson.lab import START_PAGE, WORK_VARIABLE, make_working_copy
+from ensemblekit.paths import BATCH_VARIABLE, RUN_DIR_VARIABLE, repo_root
 from ensemblekit.servers.ports import free_ports
+from ensemblekit.servers.running import RunningServer, running_servers
+from ensemblekit.servers.supervised import wait_until
 
-LESSON = "01_reproduce_the_failure"
+FAILURE, INFERENCE = "01_reproduce_the_failure", "06_inference_through_the_ensemble"
 TOKEN = "for-this-test-only"
 PATIENCE_MS = 1000 * REQUEST_TIMEOUT_S  # two busy cores, a kernel and a server
-CELLS = ".jp-Notebook .jp-CodeCell"
+CELLS = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook .jp-CodeCell"
+START_S = 120.0  # on a machine with other work
+BUTTON = ".jupyter-button"
+STOP_WITHIN_S = 20.0
 
 pytestmark = [
     pytest.mark.server,
@@ -32,59 +37,86 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with one lesson, as a participant without vLLM sets it: JupyterLab saves what it opens."""
-    (lesson,) = choose_notebooks([LESSON])
-    notebook = nbformat.read(lesson.path, as_version=4)
-    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    cell.source = cell.source.replace('ENGINE: str = "auto"', 'ENGINE: str = "stand-in"')
-    for cell in notebook.cells:
-        cell.pop("outputs", None) if cell.cell_type != "code" else cell.update(outputs=[], execution_count=None)
-    made = tmp_path / "notebooks"
-    made.mkdir()
-    nbformat.write(notebook, made / lesson.path.name)
-    return made
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a participant without vLLM: working copies, and runs."""
+    folder = tmp_path_factory.mktemp("home")
+    work = folder / "work"
+    make_working_copy(work)
+    for name in (FAILURE, INFERENCE):
+        page = work / f"{name}.ipynb"
+        page.write_text(page.read_text().replace('ENGINE: str = \\"auto\\"', 'ENGINE: str = \\"stand-in\\"'))
+    return folder
 
 
-@pytest.fixture
-def lab(folder: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of a JupyterLab on that folder, with settings of its own."""
+@pytest.fixture(scope="module")
+def lab(home: Path) -> Iterator[str]:
+    """The address of a JupyterLab as `scripts/lab` opens it, with settings of its own; the kit's files stay clean."""
     (port,) = free_ports(1)
-    own = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTERLAB_SETTINGS_DIR")}
-    environment = os.environ | own | {RUN_DIR_VARIABLE: str(tmp_path / "run"), "IPYTHONDIR": str(tmp_path / "ipython")}
-    environment.pop("ENSEMBLEKIT_BATCH", None)
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}"]
-    command += [f"--IdentityProvider.token={TOKEN}", "--ServerApp.port_retries=0", f"--notebook-dir={folder}"]
-    with (tmp_path / "lab.log").open("wb") as log:
+    own = {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTERLAB_SETTINGS_DIR")}
+    own |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "IPYTHONDIR": str(home / "ipython")}
+    own |= {WORK_VARIABLE: str(home / "work"), RUN_DIR_VARIABLE: str(home / "run")}
+    environment = {name: value for name, value in (os.environ | own).items() if name != BATCH_VARIABLE}
+    command = [sys.executable, "-m", "ensemblekit.cli", "lab", "--no-browser", "--allow-root", f"--port={port}"]
+    command += [f"--IdentityProvider.token={TOKEN}", "--ServerApp.port_retries=0"]
+    before, log_path = _tracked(), home / "lab.log"
+    with log_path.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
-        _wait_for(process, tmp_path / "lab.log")
+        ready = wait_until(
+            lambda: "is running at" in log_path.read_text() or process.poll() is not None or None, START_S
+        )
+        assert ready, log_path.read_text()
+        assert process.poll() is None, log_path.read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()
+    assert _tracked() == before
 
 
-def _wait_for(process: "subprocess.Popen[bytes]", log: Path) -> None:
-    import time
-
-    while "is running at" not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.1)
+def _tracked() -> str:
+    status = ["git", "-C", str(repo_root()), "status", "--porcelain", "notebooks"]
+    return subprocess.run(status, capture_output=True, text=True, check=True).stdout
 
 
-def test_lab_runs_a_lesson_and_its_panel_starts_the_failing_server(
-    browser: Browser, lab: str, screenshots: Path
-) -> None:
-    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    """What the reader's system prefers."""
+    return str(request.param)
+
+
+def _open(browser: Browser, address: str, scheme: str = "light") -> Page:
+    page = browser.new_page(viewport={"width": 1300, "height": 1000}, color_scheme=scheme)  # type: ignore[arg-type]
     page.set_default_timeout(PATIENCE_MS)
-    page.goto(f"{lab}/lab/tree/{LESSON}.ipynb?token={TOKEN}")
+    page.goto(f"{address}token={TOKEN}")
     page.locator(CELLS).first.wait_for()
     page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()  # else JupyterLab asks which kernel to take
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.locator(".lm-Menu-item", has_text=re.compile(r"^Run All Cells")).first.click()
-    start = page.locator(".jupyter-button", has_text="Start")
+    return page
+
+
+def test_lab_opens_on_the_start_page(browser: Browser, lab: str, scheme: str, screenshots: Path) -> None:
+    page = _open(browser, f"{lab}/?", scheme)
+
+    assert page.url.split("?")[0].endswith(f"/lab/tree/{START_PAGE}")
+    expect(page.get_by_role("heading", name="Start here")).to_be_visible()
+    assert page.locator("body").get_attribute("data-jp-theme-light") == str(scheme == "light").lower()
+    page.locator(".jp-RenderedMermaid svg, .jp-RenderedMermaid img").first.wait_for()
+    page.screenshot(path=screenshots / f"lab-start-{scheme}.png")
+    files = page.locator(".jp-DirListing-itemText").all_inner_texts()
+    assert not {"conftest.py", "ruff.toml", "records"} & set(files)
+    assert page.locator(".Toastify__toast, .jp-Dialog").count() == 0
+    page.get_by_role("link", name="Reproduce the failure of Triton 24.08").first.click()
+    page.get_by_role("heading", name=re.compile("^Reproduce the failure")).first.wait_for()
+    page.close()
+
+
+def test_lab_runs_the_failure_and_its_panel_starts_the_failing_server(
+    browser: Browser, lab: str, screenshots: Path
+) -> None:
+    page = _open(browser, f"{lab}/lab/tree/{FAILURE}.ipynb?")
+    _run_all(page)
+    start = page.locator(BUTTON, has_text="Start")
     start.click()
 
     panel = page.locator(".jupyter-widgets", has_text="ensemble: refused").first
@@ -96,8 +128,71 @@ def test_lab_runs_a_lesson_and_its_panel_starts_the_failing_server(
     page.close()
 
 
+def test_lab_chat_box_answers_word_by_word_after_run_all_and_stop_ends_its_server(
+    browser: Browser, lab: str, home: Path, screenshots: Path
+) -> None:
+    page = _open(browser, f"{lab}/lab/tree/{INFERENCE}.ipynb?", "dark")
+    _run_all(page)
+    _has_run_without_errors(page)
+    page.locator("textarea").fill("Do words appear one after another?")
+    answer = page.locator(".jupyter-widgets:has(> .jupyter-button) > .widget-html .widget-html-content").first
+    _note_changes(answer)
+    page.locator(BUTTON, has_text="Ask").click()
+
+    expect(answer).to_contain_text("one after another?", timeout=PATIENCE_MS)
+    seen = page.evaluate("() => window.seen")
+    assert len(seen) > 3
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(seen))
+    answer.scroll_into_view_if_needed()
+    page.screenshot(path=screenshots / "lab-06-chat.png")
+    (server,) = _servers_of(home)
+    assert server.idle
+    page.locator(BUTTON, has_text="Stop").last.click()
+    page.locator(".jupyter-widgets", has_text="is stopped").first.wait_for()
+    assert _servers_of(home) == []
+    page.close()
+
+
+def test_start_page_shows_running_servers_and_stops_one(
+    browser: Browser, lab: str, home: Path, screenshots: Path
+) -> None:
+    page = _open(browser, f"{lab}/lab/tree/{INFERENCE}.ipynb?")
+    _run_all(page)
+    _has_run_without_errors(page)
+    page.close()  # the tab; its kernel and server live on
+
+    start = _open(browser, f"{lab}/lab/tree/{START_PAGE}?")
+    _run_all(start)
+    row = start.locator(".jupyter-widgets", has_text=f"{INFERENCE} at 127.0.0.1").last
+    row.wait_for()
+    start.screenshot(path=screenshots / "lab-start-servers.png")
+    start.locator(BUTTON, has_text="Stop").first.click()
+
+    start.locator(".jupyter-widgets", has_text="No server is running").first.wait_for()
+    assert _servers_of(home) == []
+    start.close()
+
+
+def _servers_of(home: Path) -> list[RunningServer]:
+    return [server for server in running_servers() if str(home) in " ".join(server.process.cmdline())]
+
+
+def _note_changes(element: Locator) -> None:
+    """Keep every text that an element shows in the page's `seen`."""
+    element.evaluate("""(element) => {
+        window.seen = [];
+        new MutationObserver(() => window.seen.push(element.innerText))
+          .observe(element, {childList: true, subtree: true, characterData: true});
+    }""")
+
+
+def _run_all(page: Page) -> None:
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator(".lm-Menu-item", has_text=re.compile(r"^Run All Cells")).first.click()
+
+
 def _has_run_without_errors(page: Page) -> None:
-    last = page.locator(CELLS).last.locator(".jp-InputPrompt")
-    expect(last).to_have_text(re.compile(r"\[\d+\]:"), timeout=PATIENCE_MS)
+    last = page.locator(CELLS).last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]:"))
     wrong = page.locator("[data-mime-type='application/vnd.jupyter.error'], [data-mime-type$='.stderr']")
+    last.or_(wrong).first.wait_for(state="attached")
     assert wrong.all_inner_texts() == []

@@ -3,16 +3,19 @@
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from ensemblekit.cli.serve import choose_ports
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError, ServerNotReady
-from ensemblekit.lesson.lesson import open_lesson
+from ensemblekit.lesson.lesson import open_lesson, parameters
 from ensemblekit.releases import get_release
-from ensemblekit.servers.attach import AttachedServer
+from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer
 from ensemblekit.servers.embedded import install_embedded
-from ensemblekit.servers.ports import free_ports
+from ensemblekit.servers.ports import free_ports, is_free
 from ensemblekit.servers.process import ServerOptions, TritonServer
 from tests.conftest import DATA
 
@@ -44,6 +47,39 @@ def test_attach_to_a_running_server_answers(others_server: TritonServer, form: s
 
     assert ask(attached, "Hi", sampling_parameters={"words": 1}).text == "Hi 0 "
     assert attached.metrics_url == others_server.metrics_url
+
+
+def test_attach_to_an_address_for_grpc_of_its_own_answers(others_server: TritonServer) -> None:
+    (other,) = free_ports(1)
+    url = f"http://127.0.0.1:{other},grpc://{others_server.grpc_url}"
+
+    assert AttachedServer.at(url).grpc_url == others_server.grpc_url
+    assert AttachedServer.at(url).metrics_url == f"127.0.0.1:{other + 2}"
+    attached = AttachedServer.at(f"{others_server.http_url},{others_server.grpc_url}").start()
+    assert ask(attached, "Hi", sampling_parameters={"words": 1}).text == "Hi 0 "
+
+
+def test_page_that_takes_a_url_uses_the_one_of_the_whole_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = SimpleNamespace(
+        user_ns={"__annotations__": {"URL": str, "PROVIDER": str}, "URL": "", "PROVIDER": "embedded"}
+    )
+    monkeypatch.setattr("ensemblekit.lesson.lesson.get_ipython", lambda: shell)
+    monkeypatch.setenv(URL_VARIABLE, "10.0.0.7:8000")
+
+    assert parameters() == {"URL": "10.0.0.7:8000", "PROVIDER": "attach"}
+    shell.user_ns["URL"] = "10.0.0.8:8000"
+    assert parameters()["URL"] == "10.0.0.8:8000"
+
+
+def test_server_listens_where_it_is_told_and_nowhere_else(tmp_path: Path) -> None:
+    """127.0.0.2 is an address that the default one does not answer at, on every Linux."""
+    installation = install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path)
+    options = ServerOptions(host="127.0.0.2")
+    with TritonServer(installation, DATA / "decoupled_repository", tmp_path, options) as server:
+        assert ask(server, "Hi", sampling_parameters={"words": 1}).text == "Hi 0 "
+        assert server.http_url == f"127.0.0.2:{server.http_port}"
+        assert is_free(server.http_port)
+        assert not is_free(server.metrics_port)
 
 
 def test_attach_stopped_leaves_the_server_running(others_server: TritonServer) -> None:
@@ -94,3 +130,11 @@ def test_attach_to_the_metrics_endpoint_is_noticed(others_server: TritonServer) 
 
     with pytest.raises(ServerNotReady, match="not that of a server's HTTP endpoint"):
         metrics.start(timeout_s=0.3)
+
+
+def test_ports_of_a_shared_server_are_in_a_row_unless_told_otherwise() -> None:
+    assert choose_ports(None, None) is None
+    assert choose_ports(8000, None) == (8000, 8001, 8002)
+    http, grpc, metrics = choose_ports(8000, 9001) or (0, 0, 0)
+    assert (http, grpc) == (8000, 9001)
+    assert metrics not in (http, grpc)

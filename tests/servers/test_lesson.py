@@ -3,13 +3,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ensemblekit.errors import KitError, UnsupportedMachine
 from ensemblekit.lesson import lesson as lesson_module
 from ensemblekit.lesson.lesson import Lesson, open_lesson
-from ensemblekit.paths import RUN_DIR_VARIABLE
+from ensemblekit.paths import BATCH_VARIABLE, RUN_DIR_VARIABLE
+from ensemblekit.servers.running import LAB_VARIABLE
 from tests.conftest import DATA
 
 REPOSITORY = DATA / "report_repository"
@@ -55,6 +57,40 @@ def test_lesson_opened_again_stops_what_the_old_one_left(lesson: Lesson) -> None
     open_lesson("lesson_test", ENGINE="stand-in")
 
     assert not server.running
+
+
+def test_lesson_finished_in_a_batch_run_stops_its_server(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BATCH_VARIABLE, "1")
+    server = lesson.server(REPOSITORY, explicit=True)
+    lesson.start(server)
+
+    lesson.finish()
+
+    assert not server.running
+
+
+def test_lesson_finished_by_a_reader_keeps_its_server_until_the_next_lesson_or_stop(
+    lesson: Lesson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = list[Any]()
+    monkeypatch.delenv(BATCH_VARIABLE, raising=False)
+    monkeypatch.setenv(LAB_VARIABLE, "this-test")
+    monkeypatch.setattr(lesson_module, "display", shown.append)
+    server = lesson.server(REPOSITORY, explicit=True)
+    lesson.start(server)
+    lesson.finish()
+    assert server.running
+
+    following = open_lesson("next_lesson", ENGINE="stand-in", FLAVOUR="base-plus-vllm", made_for="stand-in")
+    other = following.server(REPOSITORY, explicit=True)
+    following.start(other)
+    assert not server.running
+    following.finish()
+    button, line = shown[-1].children
+    button.click()
+
+    assert "is stopped" in line.value
+    assert not other.running
 
 
 def test_lesson_start_that_fails_is_readable(lesson: Lesson) -> None:

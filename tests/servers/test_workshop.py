@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A shared server for thirty seats: a real Triton behind a real nginx; one seat floods, one is greedy."""
 
+import asyncio
 import json
 import shutil
 import stat
@@ -18,8 +19,12 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from ensemblekit.clients import grpc as clients
+from ensemblekit.clients.http import ask_http, model_states, stream_http
+from ensemblekit.clients.statistics import model_statistics
 from ensemblekit.errors import ParameterError, PortBusy, ServerExited
 from ensemblekit.paths import repo_root
+from ensemblekit.servers.attach import AttachedServer
 from ensemblekit.servers.ports import free_ports, is_free
 from ensemblekit.settings import check_settings
 from ensemblekit.workshop.gate import Limits, Seat
@@ -94,6 +99,18 @@ def test_seat_with_its_key_is_answered_over_http_and_grpc(shared: SharedServer) 
 
     assert got[0] == ask(shared, seat).json()["text_output"] == "(stand-in) You asked: Hi"
     assert grpc.get_model_config("ensemble", headers=key(seat)).config.platform == "ensemble"
+
+
+def test_page_with_the_url_of_a_seat_asks_in_every_way(shared: SharedServer) -> None:
+    seat, told = shared.seats[0], "(stand-in) You asked: Hi"
+    server = AttachedServer.at(f"{seat.key}@127.0.0.1:{shared.gate.port}").start()
+
+    assert clients.ask(server, "Hi").text == "".join(clients.stream(server, "Hi")) == told
+    assert ask_http(server, "Hi") == "".join(stream_http(server, "Hi")) == told
+    assert [answer.text for answer in asyncio.run(clients.ask_many(server, ["Hi", "Hi"]))] == [told, told]
+    assert model_statistics(server)["ensemble"]
+    assert model_states(server)["ensemble"] == "READY"
+    assert seat.key not in repr(server)
 
 
 def test_without_a_key_nothing_is_answered_and_the_error_says_what_is_wanted(shared: SharedServer) -> None:

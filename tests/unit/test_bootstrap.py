@@ -84,6 +84,8 @@ def test_script_parses_with_the_grammar_of_python_3_6(path: Path) -> None:
         pytest.param(["--exec", "ensemblekit", "run", "--help"], "base", ["base"], id="run-help"),
         pytest.param(["--exec", "ensemblekit", "run", "--only", "01"], "cpu", ["base", "lab", "cpu"], id="run-full"),
         pytest.param(["--exec", "ensemblekit", "run", "-p", "ENGINE", "stand-in"], "base", ["base"], id="stand-in"),
+        pytest.param(["--lab", "--exec", "ensemblekit", "lab", "--quick"], "base", ["base", "lab"], id="lab-quick"),
+        pytest.param(["--lab", "--exec", "ensemblekit", "lab"], "cpu", ["base", "lab", "cpu"], id="lab-full"),
         pytest.param(["--exec", "jupyter", "lab", "--help"], "cpu", ["base", "lab", "cpu"], id="other-program"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 from ensemblekit.checks.task import UNTOUCHED, Mistake, excerpt, lint_mistakes, start, task
 from ensemblekit.errors import KitError
 from ensemblekit.releases import FLAVOURS, get_release, has_ensembles, list_releases
-from ensemblekit.repository.config import read_config
+from ensemblekit.repository.read import read_config
 from ensemblekit.repository.stage import StagedRepository
 from ensemblekit.servers.outcome import StartOutcome
 

@@ -25,6 +25,7 @@ __all__ = [
     "FOLDER",
     "JSON_OBJECT",
     "PATH",
+    "PORT",
     "SECONDS",
     "WORD",
     "as_json",
@@ -161,6 +162,7 @@ PATH = _Path(path_type=Path)
 FOLDER = _Path(path_type=Path, file_okay=False)
 PROGRAM = _Path(path_type=Path, exists=True)
 WORD = _Word()
+PORT = click.IntRange(1, 65533)  # the two after it are wanted too
 JSON_OBJECT = _JsonObject()
 
 release = click.option("--release", type=WORD, default="24.08", help="Which Triton.")

@@ -2,20 +2,22 @@
 """`ensemblekit serve`: a server in the foreground, for readers who want to ask it from another shell."""
 
 import os
+import platform
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemblekit.cli.options import SECONDS, WORD, container_engine, device, engine, model, release
+from ensemblekit.cli.options import PORT, SECONDS, WORD, container_engine, device, engine, model, release
 from ensemblekit.errors import ServerExited
 from ensemblekit.paths import RUN_DIR_VARIABLE, new_run_id, runs_dir
+from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK, free_ports
 
 if TYPE_CHECKING:
     from ensemblekit.servers.process import TritonServer
 
-__all__ = ["command", "serve_forever"]
+__all__ = ["choose_ports", "command", "serve_forever"]
 
 WATCH_S = 0.2  # how soon a server that dies is noticed
 
@@ -29,20 +31,45 @@ WATCH_S = 0.2  # how soon a server that dies is noticed
 @click.option("--timeout", type=SECONDS, default=600.0, help="Seconds the server may take to load.")
 @click.option("--provider", type=WORD, default="embedded", help="embedded (PyPI wheels) or container.")
 @container_engine
-def command(timeout: float, container_engine: str | None, **parameters: str) -> None:
-    """Start a server on the staged model repository and keep it until Ctrl-C."""
+@click.option("--host", type=WORD, default=LOOPBACK, help="Where HTTP and gRPC listen; 0.0.0.0 is every address.")
+@click.option("--port", type=PORT, help="HTTP's port; a free one if left out.")
+@click.option("--grpc-port", type=PORT, help="gRPC's port; the next after --port if left out.")
+def command(
+    timeout: float,
+    container_engine: str | None,
+    host: str,
+    port: int | None,
+    grpc_port: int | None,
+    **parameters: str,
+) -> None:
+    """Start a server on the staged model repository and keep it until Ctrl-C.
+
+    It is for this machine alone unless --host says otherwise; who reaches it can ask it, but load or unload nothing.
+    """
     from ensemblekit.servers.container_engine import choose_engine
 
     choose_engine(container_engine)
-    serve_forever({name.upper(): value for name, value in parameters.items()}, ready_timeout_s=timeout)
+    given = {name.upper(): value for name, value in parameters.items()}
+    serve_forever(given, ready_timeout_s=timeout, host=host, ports=choose_ports(port, grpc_port))
 
 
-def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float) -> None:
+def choose_ports(http: int | None, grpc: int | None) -> tuple[int, int, int] | None:
+    """Return the ports of HTTP, gRPC and metrics: in a row as in Triton's defaults, None for free ones."""
+    if http is None and grpc is None:
+        return None
+    first = http or free_ports(1)[0]
+    second = grpc or first + 1
+    metrics = first + 2 if grpc is None else free_ports(1)[0]
+    return first, second, metrics
+
+
+def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float, **listening: Any) -> None:
     """Start a server, print how to reach it, and keep it until Ctrl-C.
 
     Args:
         parameters: As in a lesson's parameters cell.
         ready_timeout_s: How long it may take to load.
+        **listening: `host` and `ports` of `ServerOptions`.
 
     Raises:
         ParameterError: A parameter is unknown or out of range.
@@ -57,7 +84,7 @@ def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float) -> N
     settings = check_settings(**parameters, READY_TIMEOUT_S=ready_timeout_s)
     lesson = Lesson("serve", settings)
     click.echo(f"Starting {settings}")
-    server = lesson.server(lesson.repository())
+    server = lesson.server(lesson.repository(), **listening)
     try:
         lesson.start(server)
         _say(server)
@@ -78,6 +105,9 @@ def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float) -> N
 
 
 def _say(server: "TritonServer") -> None:
+    address = server.http_url + (f",{server.grpc_url}" if server.grpc_port != server.http_port + 1 else "")
+    if server.options.host == EVERYWHERE:
+        address = address.replace(LOOPBACK, platform.node())
     url = f"http://{server.http_url}/v2/models/ensemble/generate"
     body = '{"chat_input": "What is the capital of France?"}'
     lines = [
@@ -88,5 +118,7 @@ def _say(server: "TritonServer") -> None:
         f"  log      {server.log_path}",
         "Ask it from another shell:",
         f"  curl -s {url} -d '{body}'",
+        "Use it in the lessons and exercises that take a URL:",
+        f"  scripts/lab --url {address}",
     ]
     click.echo("\n".join(lines))

@@ -48,6 +48,12 @@ class Served(Protocol):
         """`host:port` of the metrics endpoint."""
 
 
+def key_headers(server: Served) -> dict[str, str]:
+    """Return what a request must carry where the server has a gate that wants a key, as a workshop's has."""
+    headers: dict[str, str] = getattr(server, "key_headers", {})
+    return headers
+
+
 class Controlled(Served, Protocol):
     """A running server whose models can be loaded and listed, by those who have its key."""
 
@@ -211,7 +217,7 @@ def stream_results(
     """
     results: Queue[tuple[Any, InferenceServerException | None]] = Queue()
     with triton.InferenceServerClient(server.grpc_url) as client:
-        client.start_stream(lambda result, error: results.put((result, error)))
+        client.start_stream(lambda result, error: results.put((result, error)), headers=key_headers(server))
         # a stream that broke says why through the callback
         with contextlib.suppress(InferenceServerException):
             client.async_stream_infer(model, inputs, enable_empty_final_response=True)
@@ -241,7 +247,10 @@ def _piece(result: triton.InferResult) -> str | None:
 
 
 def stream_responses(
-    client: triton_aio.InferenceServerClient, model: str, inputs: list[triton.InferInput]
+    client: triton_aio.InferenceServerClient,
+    model: str,
+    inputs: list[triton.InferInput],
+    headers: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Any]:
     """Return the responses to one request as they come, in a stream which ends with an empty final response.
 
@@ -254,7 +263,7 @@ def stream_responses(
     async def once() -> AsyncIterator[Any]:
         yield request
 
-    call: AsyncIterator[Any] = client._client_stub.ModelStreamInfer(once())
+    call: AsyncIterator[Any] = client._client_stub.ModelStreamInfer(once(), metadata=tuple((headers or {}).items()))
     return call
 
 
@@ -268,7 +277,7 @@ async def _ask_one(
     begin, pieces, times = time.perf_counter(), [], []
     failed: InferenceServerException | None = None
     # to its end: Triton keeps a request for ever whose client leaves at the last response (its stop then takes 30 s)
-    async for response in stream_responses(client, model, inputs):
+    async for response in stream_responses(client, model, inputs, key_headers(server)):
         if response.error_message:
             failed = failed or InferenceServerException(response.error_message)
             continue

@@ -9,7 +9,15 @@ from typing import Any
 
 import httpx
 
-from ensemblekit.clients.grpc import ENSEMBLE, REQUEST_TIMEOUT_S, Controlled, Served, ended, request_body
+from ensemblekit.clients.grpc import (
+    ENSEMBLE,
+    REQUEST_TIMEOUT_S,
+    Controlled,
+    Served,
+    ended,
+    key_headers,
+    request_body,
+)
 from ensemblekit.errors import RequestError
 
 __all__ = ["LoadAnswer", "ask_http", "curl_command", "load_model", "model_states", "stream_http"]
@@ -55,7 +63,7 @@ def ask_http(
     url = f"http://{server.http_url}/v2/models/{model}/generate"
     body = request_body(text, model=model, sampling_parameters=sampling_parameters)
     try:
-        answer = _post(url, body, timeout_s)
+        answer = _post(url, body, timeout_s, key_headers(server))
     except RequestError as error:
         raise (ended(server, model) or error) from error
     content = _json(answer)
@@ -81,7 +89,8 @@ def stream_http(
     url = f"http://{server.http_url}/v2/models/{model}/generate_stream"
     body = request_body(text, model=model, sampling_parameters=sampling_parameters, stream=True)
     try:
-        with httpx.stream("POST", url, json=body, timeout=timeout_s, trust_env=False) as answer:
+        headers = key_headers(server)
+        with httpx.stream("POST", url, json=body, timeout=timeout_s, headers=headers, trust_env=False) as answer:
             if answer.status_code != httpx.codes.OK:
                 answer.read()
                 raise _failed(url, _said(answer))

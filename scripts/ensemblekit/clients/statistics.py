@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from ensemblekit.clients.grpc import Served
+from ensemblekit.clients.grpc import Served, key_headers
 from ensemblekit.errors import RequestError
 
 __all__ = ["ModelStatistics", "model_statistics", "time_by_step"]
@@ -39,7 +39,7 @@ def model_statistics(server: Served) -> dict[str, ModelStatistics]:
     """
     try:
         with InferenceServerClient(server.grpc_url) as client:
-            rows = client.get_inference_statistics().model_stats
+            rows = client.get_inference_statistics(headers=key_headers(server)).model_stats
     except InferenceServerException as error:
         raise RequestError(
             f"read the statistics of the server at {server.grpc_url}",

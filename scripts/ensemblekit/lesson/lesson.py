@@ -25,7 +25,7 @@ from ensemblekit.paths import BATCH_VARIABLE, current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
 from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
-from ensemblekit.servers.attach import AttachedServer
+from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer
 from ensemblekit.servers.container import ContainerInstallation, install_container
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.emulation import EMULATION_TEXT
@@ -332,7 +332,11 @@ def parameters() -> dict[str, Any]:
             raise ParameterError(
                 f"use the parameter {name}", found="no such parameter", hint=f"did you mean {close[0]}?"
             )
-    return {name: namespace[name] for name in given if name in known}
+    values = {name: namespace[name] for name in given if name in known}
+    url = os.environ.get(URL_VARIABLE)
+    if url and values.get("URL") == "":  # a page that can use a server of somebody else, and names none itself
+        values |= {"PROVIDER": "attach", "URL": url}
+    return values
 
 
 def open_lesson(
@@ -358,9 +362,17 @@ def open_lesson(
     lesson = _OPEN[name] = Lesson(name, settings)
     atexit.register(lesson.stop)
     show_figures_in_kernel()
+    _put_own_programs_on_the_path()
     if settings.engine == "stand-in" and "ENGINE" in given and not made_for:
         display(Markdown(WITHOUT_VLLM if given["ENGINE"] == "auto" else quick_banner()))
     return lesson
+
+
+def _put_own_programs_on_the_path() -> None:
+    """Let `!ensemblekit ...` find its program in a kernel that was started without the environment's own PATH."""
+    own, path = os.path.dirname(sys.executable), os.environ.get("PATH", "")
+    if own not in path.split(os.pathsep):
+        os.environ["PATH"] = own + os.pathsep + path
 
 
 def _require_failure(name: str, settings: Settings) -> None:

@@ -2,7 +2,7 @@
 """Provider `attach`: a running server that the kit did not start and never stops."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from ensemblekit.clients.bounded import Asker
 from ensemblekit.errors import ParameterError, RequestError, ServerNotReady
 
-__all__ = ["AttachedServer", "ServerAbout"]
+__all__ = ["URL_VARIABLE", "AttachedServer", "ServerAbout"]
 
+URL_VARIABLE = "ENSEMBLEKIT_URL"  # a server for all pages that take a URL, see `scripts/lab --url`
 ASK_TIMEOUT_S = 2.0
 OK = 200
 POLL_S = 0.2
@@ -40,30 +41,41 @@ class AttachedServer:
     grpc_url: str
     metrics_url: str
     log_path: Path = Path("/dev/null")
+    key: str = field(default="", repr=False)
+
+    @property
+    def key_headers(self) -> dict[str, str]:
+        """What every request must carry: a seat's key, where a workshop's server is behind a gate."""
+        return {"authorization": f"Bearer {self.key}"} if self.key else {}
 
     @property
     def control_headers(self) -> dict[str, str]:
-        """What a request to load a model must carry: the kit knows no key of this server."""
-        return {}
+        """What a request about models must carry: the kit knows no key for loading them on this server."""
+        return self.key_headers
 
     @classmethod
     def at(cls, url: str) -> Self:
-        """Return the server at `host:port`; gRPC and metrics are the next two ports, as in Triton's defaults.
+        """Return the server at `host:port`, HTTP's; gRPC and metrics are the next two ports, as in Triton's defaults.
+
+        Where they are not, as behind a proxy, their addresses follow behind commas: HTTP, gRPC, metrics. The key of a
+        workshop's seat stands before them: `KEY@host:port`.
 
         Raises:
-            ParameterError: The text is not `host:port`.
+            ParameterError: The text is not of that form.
 
         >>> AttachedServer.at("http://10.0.0.7:8000").grpc_url
         '10.0.0.7:8001'
+        >>> AttachedServer.at("KEY@10.0.0.7:8000").key_headers
+        {'authorization': 'Bearer KEY'}
+        >>> AttachedServer.at("http://10.0.0.7:80,grpc://10.0.0.8:443").grpc_url
+        '10.0.0.8:443'
         """
-        host, _, port = url.removeprefix("http://").rstrip("/").rpartition(":")
-        if not host or "/" in host or not port.isdigit():
-            raise ParameterError(
-                f"attach to the server at {url!r}",
-                found="not of the form host:port",
-                hint="give the HTTP endpoint of a running tritonserver, for example URL = '127.0.0.1:8000'",
-            )
-        return cls(f"{host}:{port}", f"{host}:{int(port) + 1}", f"{host}:{int(port) + 2}")
+        key, _, addresses = url.removeprefix("http://").rpartition("@")
+        given = [_host_and_port(part.strip(), addresses) for part in addresses.split(",")]
+        host, port = given[0]
+        given += [(host, port + step) for step in range(len(given), 3)]
+        http, grpc, metrics = (f"{host}:{port}" for host, port in given[:3])
+        return cls(http, grpc, metrics, key=key)
 
     def start(self, timeout_s: float = ASK_TIMEOUT_S) -> Self:
         """Return this server once it says it is ready.
@@ -84,7 +96,7 @@ class AttachedServer:
 
     def _state(self, left_s: float) -> str:
         """Return what is wrong with it, empty if nothing is."""
-        asker = Asker(self.http_url, left_s)
+        asker = Asker(self.http_url, left_s, self.key_headers)
         try:
             ready = asker.ask("/v2/health/ready")
             about = asker.ask("/v2")
@@ -109,3 +121,17 @@ class AttachedServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave it as it is."""
+
+
+def _host_and_port(text: str, url: str) -> tuple[str, int]:
+    for scheme in ("http://", "grpc://"):
+        text = text.removeprefix(scheme)
+    host, _, port = text.rstrip("/").rpartition(":")
+    if not host or "/" in host or not port.isdigit() or url.count(",") > 2:
+        raise ParameterError(
+            f"attach to the server at {url!r}",
+            found="not of the form host:port",
+            hint="give the HTTP endpoint of a running tritonserver, for example URL = '127.0.0.1:8000', "
+            "and gRPC's behind a comma where it is not the next port: '127.0.0.1:8000,127.0.0.1:9001'",
+        )
+    return host, int(port)

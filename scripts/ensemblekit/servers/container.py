@@ -23,7 +23,7 @@ from ensemblekit.gpu import visible_gpu
 from ensemblekit.releases import Flavour, Release
 from ensemblekit.servers.container_engine import ContainerEngine, find_engine
 from ensemblekit.servers.container_images import ensure_image, no_progress
-from ensemblekit.servers.ports import LOOPBACK
+from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK
 
 __all__ = ["BUILT_IMAGES", "ContainerInstallation", "base_image", "image_of", "install_container"]
 
@@ -91,12 +91,15 @@ class ContainerInstallation:
         shm_prefix: str,
         options: list[str],
         environment: dict[str, str],
+        host: str = LOOPBACK,
     ) -> list[str]:
         """Return the command line that runs the server in the foreground, with everything mounted read-only."""
-        host = os.environ.get(NETWORK_VARIABLE) == "host"
-        # published ports end inside the container at every address; outside they are on loopback alone
-        address = LOOPBACK if host else "0.0.0.0"  # noqa: S104
-        network = ["--network=host"] if host else [f"--publish={LOOPBACK}:{port}:{port}" for port in ports]
+        shared = os.environ.get(NETWORK_VARIABLE) == "host"
+        # published ports end inside the container at every address; outside they are at `host` alone
+        hosts = (host, host, LOOPBACK)
+        addresses = hosts if shared else (EVERYWHERE,) * len(hosts)
+        published = [f"--publish={at}:{port}:{port}" for at, port in zip(hosts, ports, strict=True)]
+        network = ["--network=host"] if shared else published
         mounts = [f"--volume={repository}:/models:ro"]
         mounts += [f"--volume={folder}:{folder}:ro" for folder in _weights(repository)]
         return [
@@ -108,7 +111,7 @@ class ContainerInstallation:
             *shlex.split(os.environ.get(ARGUMENTS_VARIABLE, "")),
             *(self.image, "tritonserver", "--model-repository=/models"),
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-            *(f"--{endpoint}-address={address}" for endpoint in ("http", "grpc", "metrics")),
+            *(f"--{name}-address={at}" for name, at in zip(("http", "grpc", "metrics"), addresses, strict=True)),
             *(f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
             *options,
         ]

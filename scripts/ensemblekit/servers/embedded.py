@@ -78,6 +78,7 @@ class EmbeddedInstallation:
         shm_prefix: str,
         options: list[str],
         environment: dict[str, str],
+        host: str = LOOPBACK,
     ) -> list[str]:
         """Return the command line of the server; the environment is its process's own."""
         return [
@@ -85,7 +86,8 @@ class EmbeddedInstallation:
             f"--model-repository={plain_path(repository)}",
             f"--backend-directory={plain_path(self.backends)}",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-            *(f"--{endpoint}-address={LOOPBACK}" for endpoint in ("http", "grpc", "metrics")),
+            *(f"--{endpoint}-address={host}" for endpoint in ("http", "grpc")),
+            f"--metrics-address={LOOPBACK}",
             *(f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
             *options,
         ]

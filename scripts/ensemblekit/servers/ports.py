@@ -15,6 +15,7 @@ from ensemblekit.errors import PortBusy
 __all__ = ["control_arguments", "control_headers", "free_ports", "holder_of", "is_free", "new_key", "require_free"]
 
 LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - only where it is asked for
 # below Linux's ephemeral ports (32768-60999), so that no outgoing connection takes one between choice and use
 PORT_RANGE = range(20000, 32000)
 HEADER = "ensemblekit-key"

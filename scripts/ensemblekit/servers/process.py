@@ -30,6 +30,7 @@ from ensemblekit.servers.container import ContainerInstallation
 from ensemblekit.servers.embedded import EmbeddedInstallation
 from ensemblekit.servers.outcome import CRASH_LOG, Kind, StartOutcome, outcome_of
 from ensemblekit.servers.ports import (
+    EVERYWHERE,
     LOOPBACK,
     control_arguments,
     control_headers,
@@ -62,6 +63,7 @@ class ServerOptions:
         exit_on_error: False adds `--exit-on-error=false`: the server stays although models failed.
         one_at_a_time: `--model-load-thread-count=1`: two vLLM engines must not measure free memory at once.
         ports: HTTP, gRPC and metrics ports; free ones are found if None.
+        host: The address at which HTTP and gRPC listen; metrics stay on loopback.
         extra: More arguments, as they are; a control mode that is given here is open to everybody.
     """
 
@@ -70,6 +72,7 @@ class ServerOptions:
     exit_on_error: bool = True
     one_at_a_time: bool = False
     ports: tuple[int, int, int] | None = None
+    host: str = LOOPBACK
     extra: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
@@ -114,14 +117,19 @@ class TritonServer:
         self._log, self._died = LogReader(self.log_path), ""
 
     @property
+    def _host(self) -> str:
+        """Where this process reaches the server."""
+        return LOOPBACK if self.options.host == EVERYWHERE else self.options.host
+
+    @property
     def http_url(self) -> str:
         """Address of the HTTP endpoint, without scheme, as tritonclient wants it."""
-        return f"{LOOPBACK}:{self.http_port}"
+        return f"{self._host}:{self.http_port}"
 
     @property
     def grpc_url(self) -> str:
         """Address of the gRPC endpoint."""
-        return f"{LOOPBACK}:{self.grpc_port}"
+        return f"{self._host}:{self.grpc_port}"
 
     @property
     def metrics_url(self) -> str:
@@ -171,6 +179,7 @@ class TritonServer:
             self.repository,
             (self.http_port, self.grpc_port, self.metrics_port),
             shm_prefix=self._shm_prefix,
+            host=self.options.host,
             options=[*(control_arguments(self._key) if self.options.explicit else []), *self.options.arguments()],
             environment=self.environment,
         )
