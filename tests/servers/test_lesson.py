@@ -76,13 +76,13 @@ def test_lesson_finished_by_a_reader_keeps_its_server_until_the_next_lesson_or_s
     monkeypatch.delenv(BATCH_VARIABLE, raising=False)
     monkeypatch.setenv(LAB_VARIABLE, "this-test")
     monkeypatch.setattr(lesson_module, "display", shown.append)
-    server = lesson.server(REPOSITORY, explicit=True)
+    server = lesson.server(lesson.repository(), explicit=True)
     lesson.start(server)
     lesson.finish()
     assert server.running
 
     following = open_lesson("next_lesson", ENGINE="stand-in", FLAVOUR="base-plus-vllm", made_for="stand-in")
-    other = following.server(REPOSITORY, explicit=True)
+    other = following.server(following.repository(), explicit=True)
     following.start(other)
     assert not server.running
     following.finish()
