@@ -4,7 +4,6 @@
 from pathlib import Path
 
 import pytest
-from ensemblekit.matrix.cells import Cell, MatrixResult, State
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
@@ -18,6 +17,7 @@ from ensemblekit.lesson.measure import recorded_bench
 from ensemblekit.lesson.plots import draw_pipeline, plot_start_phases, plot_start_timeline, plot_statistics, plot_tokens
 from ensemblekit.lesson.show import alternative_text
 from ensemblekit.matrix.picture import plot_matrix
+from ensemblekit.matrix.run import Cell, MatrixResult, State
 from ensemblekit.repository.stage import StagedRepository
 from ensemblekit.servers.outcome import outcome_of
 from tests.conftest import DATA
