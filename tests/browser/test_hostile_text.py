@@ -11,13 +11,12 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from ensemblekit.diagnose.doctor.steps import Examination, Step
 from nbformat import v4, write
 from playwright.sync_api import Browser, Page
 
 from ensemblekit.batch.report import write_report
 from ensemblekit.batch.runner import LessonResult, Run
-from ensemblekit.diagnose.doctor.report import write_page
+from ensemblekit.diagnose.doctor.report import Check, DoctorReport, write_page
 from ensemblekit.lesson.show import table
 from tests.unit.test_report import PIXEL
 
@@ -91,10 +90,10 @@ def _report(folder: Path, text: str) -> list[Path]:
 def _doctor(folder: Path, text: str) -> Path:
     folder.mkdir()
     steps = (
-        Step("lint", "warning", text, (text, f"llm: {text}"), 1.0, {text: text}),
-        Step("request", "ok", text, (text,), 1.0, {}),
+        Check("lint", "warning", text, (text, f"llm: {text}"), 1.0, {text: text}),
+        Check("request", "ok", text, (text,), 1.0, {}),
     )
-    return write_page(Examination(Path(text), text, text, steps, text, 1.0, folder))
+    return write_page(DoctorReport(Path(text), text, text, steps, text, 1.0, folder))
 
 
 @pytest.fixture

@@ -12,9 +12,16 @@ from matplotlib.transforms import Bbox
 
 from ensemblekit.bench.report import plot_bench, plot_latency
 from ensemblekit.clients.grpc import Answer
-from ensemblekit.diagnose.explain.explainer import explain_log, plot_explanation
+from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.lesson.measure import recorded_bench
-from ensemblekit.lesson.plots import draw_pipeline, plot_start_phases, plot_start_timeline, plot_statistics, plot_tokens
+from ensemblekit.lesson.plots import (
+    draw_pipeline,
+    plot_explanation,
+    plot_start_phases,
+    plot_start_timeline,
+    plot_statistics,
+    plot_tokens,
+)
 from ensemblekit.lesson.show import alternative_text
 from ensemblekit.matrix.picture import plot_matrix
 from ensemblekit.matrix.run import Cell, MatrixResult, State
