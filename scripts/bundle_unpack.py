@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from typing import Iterator, Optional
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CHUNK = 1 << 20
@@ -60,7 +61,7 @@ def read_manifest() -> dict:
     return manifest
 
 
-def wrong_in(manifest):
+def wrong_in(manifest: object) -> Optional[str]:
     """Return what is wrong with a manifest, None if nothing is."""
     if not isinstance(manifest, dict):
         return "the manifest is no JSON object"
@@ -127,7 +128,7 @@ class Joined(io.RawIOBase):
             self.file = None
 
 
-def members(manifest):
+def members(manifest: dict) -> Iterator[tuple]:
     """Yield each entry of the archive, and the file to read it from."""
     paths = [os.path.join(HERE, part["name"]) for part in manifest["parts"]]
     with io.BufferedReader(Joined(paths), CHUNK) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
@@ -135,7 +136,7 @@ def members(manifest):
             yield member, archive
 
 
-def check_members(manifest):
+def check_members(manifest: dict) -> None:
     """Refuse an archive that would write outside the target, or holds what no bundle has; nothing is written yet."""
     room, found = sum(part["size"] for part in manifest["parts"]), set()
     rest = room
@@ -154,7 +155,7 @@ def check_members(manifest):
         raise UnpackError("read the archive in the bundle", reason, COPY_AGAIN)
 
 
-def wrong_with(member, room):
+def wrong_with(member: tarfile.TarInfo, room: int) -> Optional[str]:
     """Return why an entry is not written, None if it may be."""
     words = member.name.split("/")
     if member.name.startswith("/") or ".." in words or "\\" in member.name or "\0" in member.name:
@@ -168,7 +169,7 @@ def wrong_with(member, room):
     return None
 
 
-def unpack(manifest, target):
+def unpack(manifest: dict, target: str) -> None:
     """Write the kit and its wheels to a new folder, or to one where this was interrupted."""
     marker = os.path.join(target, MARKER)
     if os.path.isdir(target) and os.listdir(target) and not os.path.isfile(marker):
@@ -188,7 +189,7 @@ def unpack(manifest, target):
         raise UnpackError("unpack into %s" % target, "%s: %s" % (type(error).__name__, error), hint)
 
 
-def write(member, archive, target):
+def write(member: tarfile.TarInfo, archive: tarfile.TarFile, target: str) -> None:
     """Write one file or folder; of its mode only whether it can be run."""
     path = os.path.join(target, member.name)
     if member.isdir():

@@ -37,7 +37,7 @@ def excerpt(value: object) -> str:
     """Return a value as a message quotes it.
 
     >>> excerpt("sea" * 200)[-8:]
-    "easeas …"
+    'asease …'
     """
     text = repr(value)
     return text if len(text) <= LONGEST_FOUND else f"{text[:LONGEST_FOUND]} …"
