@@ -22,6 +22,7 @@ from jupyterhub.auth import Authenticator
 from jupyterhub.spawner import SimpleLocalProcessSpawner
 
 from ensemblekit.lesson.lab import lab_options, make_working_copy
+from ensemblekit.servers.attach import URL_VARIABLE
 from ensemblekit.servers.running import LAB_VARIABLE
 
 SEATS = json.loads(Path(os.environ["ENSEMBLEKIT_SEATS"]).read_text())  # name -> key
@@ -42,11 +43,12 @@ class SeatAuthenticator(Authenticator):
 
 
 def prepare(spawner: SimpleLocalProcessSpawner) -> None:
-    """Give a seat its own notebooks, with the shared server filled in."""
+    """Give a seat its own notebooks, and the shared server for those that can ask one."""
     seat = spawner.user.name
-    url = f"{SEATS[seat]}@{SERVER}" if SERVER else ""
-    make_working_copy(HOME / seat / "work", shared_url=url)
+    make_working_copy(HOME / seat / "work")
     spawner.environment = {LAB_VARIABLE: seat, "ENSEMBLEKIT_RUN_DIR": str(HOME / seat / "run")}
+    if SERVER:
+        spawner.environment[URL_VARIABLE] = f"{SEATS[seat]}@{SERVER}"
     spawner.args = lab_options(HOME / seat / "work") + ROOT_ALLOWED
 
 
@@ -62,6 +64,7 @@ c.Spawner.start_timeout = 120  # thirty seats that start at once on two cores
 c.Spawner.http_timeout = 120
 c.JupyterHub.db_url = f"sqlite:///{HOME / 'jupyterhub.sqlite'}"
 c.JupyterHub.cookie_secret_file = str(HOME / "cookie_secret")
+c.ConfigurableHTTPProxy.api_url = os.environ.get("ENSEMBLEKIT_HUB_PROXY_URL", "http://127.0.0.1:8001")
 c.ConfigurableHTTPProxy.pid_file = str(HOME / "proxy.pid")
 c.JupyterHub.bind_url = os.environ.get("ENSEMBLEKIT_HUB_URL", "http://127.0.0.1:8888")
 c.JupyterHub.hub_bind_url = os.environ.get("ENSEMBLEKIT_HUB_INNER_URL", "http://127.0.0.1:8081")

@@ -115,14 +115,14 @@ def test_lab_runs_the_failure_and_its_panel_starts_the_failing_server(
     browser: Browser, lab: str, screenshots: Path
 ) -> None:
     page = _open(browser, f"{lab}/lab/tree/{FAILURE}.ipynb?")
-    _run_all(page)
+    run_all(page)
     start = page.locator(BUTTON, has_text="Start")
     start.click()
 
     panel = page.locator(".jupyter-widgets", has_text="ensemble: refused").first
     expect(panel).to_contain_text("exited with code 1", timeout=PATIENCE_MS)
     expect(panel).to_contain_text(ENSEMBLE_REFUSED)
-    _has_run_without_errors(page)
+    has_run_without_errors(page)
     start.scroll_into_view_if_needed()
     page.screenshot(path=screenshots / "lab-01-panel.png")
     page.close()
@@ -132,8 +132,8 @@ def test_lab_chat_box_answers_word_by_word_after_run_all_and_stop_ends_its_serve
     browser: Browser, lab: str, home: Path, screenshots: Path
 ) -> None:
     page = _open(browser, f"{lab}/lab/tree/{INFERENCE}.ipynb?", "dark")
-    _run_all(page)
-    _has_run_without_errors(page)
+    run_all(page)
+    has_run_without_errors(page)
     page.locator("textarea").fill("Do words appear one after another?")
     answer = page.locator(".jupyter-widgets:has(> .jupyter-button) > .widget-html .widget-html-content").first
     _note_changes(answer)
@@ -157,12 +157,12 @@ def test_start_page_shows_running_servers_and_stops_one(
     browser: Browser, lab: str, home: Path, screenshots: Path
 ) -> None:
     page = _open(browser, f"{lab}/lab/tree/{INFERENCE}.ipynb?")
-    _run_all(page)
-    _has_run_without_errors(page)
+    run_all(page)
+    has_run_without_errors(page)
     page.close()  # the tab; its kernel and server live on
 
     start = _open(browser, f"{lab}/lab/tree/{START_PAGE}?")
-    _run_all(start)
+    run_all(start)
     (server,) = _servers_of(home)  # the panel shows those of other checkouts too: leave them alone
     row = start.locator(".widget-hbox", has_text=f"{INFERENCE} at {server.http_url}")
     row.wait_for()
@@ -187,12 +187,12 @@ def _note_changes(element: Locator) -> None:
     }""")
 
 
-def _run_all(page: Page) -> None:
+def run_all(page: Page) -> None:
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(".lm-Menu-item", has_text=re.compile(r"^Run All Cells")).first.click()
 
 
-def _has_run_without_errors(page: Page) -> None:
+def has_run_without_errors(page: Page) -> None:
     last = page.locator(CELLS).last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]:"))
     wrong = page.locator("[data-mime-type='application/vnd.jupyter.error'], [data-mime-type$='.stderr']")
     last.or_(wrong).first.wait_for(state="attached")

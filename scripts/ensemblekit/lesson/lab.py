@@ -20,7 +20,7 @@ from ensemblekit.paths import repo_root
 __all__ = ["START_PAGE", "lab_command", "lab_options", "make_working_copy", "reset_notebook", "work_dir"]
 
 START_PAGE = "start.ipynb"
-COPIED = ("[0-9]*.ipynb", "exercises/*.ipynb", "solutions/*.ipynb", "workshop/*.md", "glossary.md")
+COPIED = ("[0-9]*.ipynb", "exercises/*.ipynb", "solutions/*.ipynb", "workshop/*", "zh/*.ipynb", "glossary.md")
 WORK_VARIABLE = "ENSEMBLEKIT_WORK"  # another folder than work/ of the checkout
 TIMES = repo_root() / "env" / "lab" / "times.json"  # written by tests/notebooks/record_times.py
 PATHS = {"broken": ("10", "02", "03"), "understand": ("00", "01", "02", "03", "04", "05", "06")}
@@ -35,12 +35,8 @@ def work_dir() -> Path:
     return Path(os.environ.get(WORK_VARIABLE) or repo_root() / "work").resolve()
 
 
-def make_working_copy(target: Path, *, shared_url: str = "") -> list[Path]:
+def make_working_copy(target: Path) -> list[Path]:
     """Copy the notebooks that are not in `target` yet, and return those; what is there stays as it is.
-
-    Args:
-        target: The folder.
-        shared_url: A running server that the copies are to ask, as their URL; empty: each starts its own.
 
     Raises:
         OSError: The folder cannot be written.
@@ -50,20 +46,8 @@ def make_working_copy(target: Path, *, shared_url: str = "") -> list[Path]:
     for path in new:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / path, target / path)
-        if shared_url and path.suffix == ".ipynb":
-            _attach(target / path, shared_url)
     _write_start_page(source / "start.md", target / START_PAGE)
     return new
-
-
-def _attach(path: Path, url: str) -> None:
-    """Let a notebook that can ask a running server ask this one."""
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if "parameters" in cell.metadata.get("tags", []) and "\nURL: str" in cell.source:
-            cell.source = re.sub(r'^(PROVIDER: str = )"[^"]*"', r'\1"attach"', cell.source, flags=re.MULTILINE)
-            cell.source = re.sub(r'^(URL: str = )"[^"]*"', rf'\1"{url}"', cell.source, flags=re.MULTILINE)
-            nbformat.write(notebook, path)
 
 
 def _notebooks(source: Path) -> Iterator[Path]:
