@@ -94,7 +94,7 @@ def watched(ask: Callable[[], str], processes: tuple[ModelProcess, ...]) -> str:
         processes: The models' processes, looked up before the request.
 
     Raises:
-        RequestHangs: One of them ended and no answer came.
+        RequestHangs: One of them ended and no answer came; the kit's own server is ended then.
         RequestError: What `ask` raises.
     """
     answers, errors = list[str](), list[BaseException]()
@@ -116,6 +116,9 @@ def watched(ask: Callable[[], str], processes: tuple[ModelProcess, ...]) -> str:
         if died and thread.is_alive() and time.monotonic() - died > GRACE_S:
             raise _hangs(dead, died - begin)
     if errors:
+        dead = tuple(process for process in processes if is_gone(process))
+        if dead:  # the kit ends its own server then; any other goes on waiting
+            raise _hangs(dead, time.monotonic() - begin) from errors[0]
         raise errors[0]
     return answers[0]
 
@@ -124,8 +127,8 @@ def _hangs(dead: tuple[ModelProcess, ...], elapsed_s: float) -> RequestHangs:
     names = ", ".join(sorted({process.model for process in dead}))
     error = RequestHangs(
         "get an answer through the ensemble",
-        found=f"the process of {names} ended on the request, {elapsed_s:.1f} s after it was sent, and no answer came "
-        f"in the {GRACE_S:g} s after that",
+        found=f"the process of {names} ended on the request, {elapsed_s:.1f} s after it was sent, without an answer; "
+        "Triton by itself waits for ever",
         hint="see what ended it; with numpy 2 and a server up to 24.10 install `numpy<2` where the models run",
     )
     error.dead = dead
