@@ -112,7 +112,7 @@ def test_doctor_names_the_numpy_2_hang_instead_of_waiting(tmp_path: Path) -> Non
     assert _states(found) == {"probe": "ok", "lint": "warning", "start": "ok", "request": "error"}
     assert request.facts == {"code": "T304", "hangs": True}
     assert "is loaded in the process of pre" in request.headline
-    assert "HTTP 200" in str(found)
+    assert "Triton by itself waits for ever" in str(found)
     print(f"named after {found.seconds:.1f} s, the request alone {request.seconds:.1f} s; the goal is {NAMED_S:g} s")
 
 
