@@ -306,9 +306,11 @@ def _papermill(
 
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> Any:
+            """Run the cells."""
             start, count = nb_man.cell_start, 0
 
             def cell_start(cell: NotebookNode, cell_index: int | None = None, **more: Any) -> None:
+                """Tell the listener which cell begins."""
                 nonlocal count
                 if cell.cell_type == "code" and cell.source.strip():
                     if not count:  # the kernel has read its key; a run that is killed now leaves none behind

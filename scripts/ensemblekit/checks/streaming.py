@@ -35,10 +35,12 @@ def _watched_requests() -> Iterator[list[Request]]:
     request_inputs, stream_results = grpc.request_inputs, grpc.stream_results
 
     def inputs(text: str, **more: Any) -> Any:
+        """Return what was sent."""
         seen.append(Request(dict(more.get("sampling_parameters") or {}), bool(more.get("stream"))))
         return request_inputs(text, **more)
 
     def results(*given: Any) -> Any:
+        """Return what came."""
         request = seen[-1]
         try:
             yield from stream_results(*given)

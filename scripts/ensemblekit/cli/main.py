@@ -37,9 +37,11 @@ class _Program(click.Group):
     """Imports a command when it is asked for: what all of them import costs a probe more than the probe."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command by its name; None if there is none."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"ensemblekit.cli.{cmd_name.replace('-', '_')}").command

@@ -54,6 +54,7 @@ class _Seconds(click.FloatRange):
     name = "seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the checked value."""
         seconds = float(super().convert(value, param, ctx))
         if math.isnan(seconds):
             self.fail(f"{value} is no number of seconds.", param, ctx)
@@ -64,6 +65,7 @@ class _Path(click.Path):
     """A path that a file can have; whether there is one, the command says."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the checked value."""
         try:
             os.lstat(value)
         except FileNotFoundError:
@@ -80,6 +82,7 @@ class _Word(click.ParamType[str]):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the checked value."""
         text = str(value)
         if not text.strip() or not text.isprintable():
             self.fail(f"{shortened(text)!r} is no name.", param, ctx)
@@ -94,6 +97,7 @@ class _JsonObject(click.ParamType[dict[str, Any]]):
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """Return the checked value."""
         if isinstance(value, dict):
             return value
         try:

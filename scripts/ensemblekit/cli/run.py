@@ -20,6 +20,7 @@ class _RunCommand(click.Command):
     """Reads parameters in every spelling before click reads the rest; click's own declarations are for the help."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read parameters first, in every spelling, and leave the rest to click."""
         words = read_run(args)
         try:
             left = super().parse_args(ctx, words.rest)

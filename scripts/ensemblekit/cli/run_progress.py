@@ -34,15 +34,18 @@ class _Bars(RunListener):
         self.current: TaskID | None = None
 
     def lesson_begins(self, lesson: Notebook, cells: int) -> None:
+        """Show that a lesson begins."""
         if not self.console.is_terminal:
             self.console.print(f"{lesson.name} begins, {cells} cells", highlight=False)
         self.current = self.bars.add_task(lesson.name, total=cells)
 
     def cell_begins(self, number: int) -> None:
+        """Move the lesson's bar."""
         if self.current is not None:
             self.bars.update(self.current, completed=number - 1)
 
     def lesson_ends(self, result: LessonResult) -> None:
+        """Say how a lesson ended."""
         if self.current is not None:
             self.bars.remove_task(self.current)
             self.current = None

@@ -127,13 +127,16 @@ class _Timed(io.RawIOBase):
         self._raw = raw
 
     def readable(self) -> bool:
+        """Say that it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        """Read within the limits."""
         self._socket.settimeout(self._asker.left_s)
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
+        """Close what is read."""
         self._raw.close()
         super().close()
 

@@ -54,6 +54,7 @@ class _Endpoint:
 
     @property
     def elapsed_s(self) -> float:
+        """Return the seconds since the begin."""
         return time.monotonic() - self.began
 
     def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
