@@ -100,9 +100,9 @@ GOOD = {
     "output_declared_twice": _pipe(
         _step("three", "IN<X OUT>Y"), ends=_tensor("input", *X) + _tensor("output", *Y) + _tensor("output", *Y)
     ),
-    "cached": _pipe(_step("stream", "IN<X OUT>Y"), more="response_cache { enable: true }"),
 }
 BROKEN = {
+    "cached": _pipe(_step("stream", "IN<X OUT>Y"), more="response_cache { enable: true }"),
     "itself": _pipe(_step("itself", "X<X Y>Y")),
     "rank": _pipe(_step("flat", "IN<X OUT>Y")),
     "sizes": _pipe(_step("three", "IN<X OUT>M"), _step("four", "IN<M OUT>Y")),

@@ -211,13 +211,9 @@ def test_numpy_2_breaks_string_tensors_and_lint_says_so(release: str, tmp_path: 
     assert [(finding.code, finding.model) for finding in report.findings] == [("T304", "echo")]
     assert f"has numpy {NUMPY_2}" in report.findings[0].why
     with server:
-        if release == "24.08":
-            with pytest.raises(httpx.ReadTimeout):
-                ask(server, "numpy_2/infer", _infer(1), timeout_s=HANG_TIMEOUT_S)
-        else:
-            status, _ = ask(server, "numpy_2/infer", _infer(1))
-            assert status in (400, 500)
-        assert server.answers(), "it is ready all the same"
+        with pytest.raises(httpx.TransportError):  # Triton hangs or goes on as ready: the kit ends its server
+            ask(server, "numpy_2/infer", _infer(1), timeout_s=HANG_TIMEOUT_S)
+        assert "ended (" in server.why_ended
         assert trap.fault.match(server.log_path.read_text())
 
 

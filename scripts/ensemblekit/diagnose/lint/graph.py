@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
+from ensemblekit.faults import poll as refusals
 from ensemblekit.repository.textproto import Key
 
 __all__ = ["STEPS", "check_graph", "check_streams"]
@@ -141,7 +142,7 @@ def _sources(model: Model, index: int, tensors: Tensors) -> Iterator[_Tensor]:
 
 
 def check_streams(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
-    """Yield the step that takes tensors of different streams, such as the prompt and what was generated."""
+    """Yield the step that takes tensors of different streams, and a cache, which cannot hold streams."""
     tensors: Tensors = {}
     list(_link(model, tensors))
     steps = model.config.ensemble_scheduling.step
@@ -158,3 +159,6 @@ def check_streams(model: Model, models: Mapping[str, Model]) -> Iterator[Finding
             last += 1
         for name in steps[index].output_map.values():
             tensors[name].stream = last if other and other.decoupled else streams[0]
+    if last and model.config.response_cache.enable:  # an ensemble is as decoupled as its steps
+        reason = refusals.CACHE.format(model=model.config.name, cause="with 'decoupled' transaction policy")
+        yield make_finding("E118", model.folder, ("response_cache",), reason=reason)
