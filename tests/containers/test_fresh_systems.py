@@ -238,4 +238,4 @@ def test_bundle_with_a_python_runs_without_a_network_and_without_a_fitting_pytho
 
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1 of 1 lessons passed" in done.stderr
-    assert done.stdout.splitlines()[-1] == "/there/bundle/python/bin/python3.12"
+    assert done.stdout.splitlines()[-1].startswith("/there/bundle/python/bin/python3")

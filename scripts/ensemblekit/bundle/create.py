@@ -2,6 +2,7 @@
 """Makes a bundle: fetches the wheels for another machine's Python, packs them with the kit, writes parts."""
 
 import json
+import posixpath
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 
 from ensemblekit.assets.store import fetch_wheel
@@ -204,15 +204,18 @@ def _copy_python(source: Path, archive: tarfile.TarFile) -> None:
     """
     with tarfile.open(source) as python:
         for member in python:
+            real = _followed(python, member)
             copy = tarfile.TarInfo(f"{BUNDLE_FOLDER}/{member.name}")
-            copy.type, copy.mode, copy.mtime = member.type, member.mode, member.mtime
-            content = b""
-            if not member.isdir():
-                file = python.extractfile(member)  # of a link: what it points to
-                content = file.read() if file else b""
-                copy.type = tarfile.REGTYPE
-            copy.size = len(content)
-            archive.addfile(copy, BytesIO(content))
+            copy.type, copy.mode, copy.mtime, copy.size = real.type, real.mode, real.mtime, real.size
+            archive.addfile(copy, python.extractfile(real) if real.isreg() else None)
+
+
+def _followed(python: tarfile.TarFile, member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Return what a link within an archive points to in the end; what is no link is itself."""
+    while member.issym() or member.islnk():
+        beside = posixpath.dirname(member.name) if member.issym() else ""
+        member = python.getmember(posixpath.normpath(posixpath.join(beside, member.linkname)))
+    return member
 
 
 def _kit_files() -> list[str]:
