@@ -19,12 +19,13 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from ensemblekit.checks.task import SHARE_VARIABLE, Mistake, task
 from ensemblekit.clients import grpc as clients
 from ensemblekit.clients.http import ask_http, model_states, stream_http
 from ensemblekit.clients.statistics import model_statistics
 from ensemblekit.errors import ParameterError, PortBusy, ServerExited
 from ensemblekit.paths import repo_root
-from ensemblekit.servers.attach import AttachedServer
+from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer
 from ensemblekit.servers.ports import free_ports, is_free
 from ensemblekit.settings import check_settings
 from ensemblekit.workshop.gate import Limits, Seat
@@ -241,6 +242,25 @@ def test_seats_show_who_has_asked_and_what_they_say_they_did(shared: SharedServe
 
     assert row.requests >= 1
     assert row.progress() == "02: 1"
+
+
+@pytest.mark.parametrize("chose", [True, False])
+def test_solved_task_is_shown_only_if_the_seat_chose_so(
+    shared: SharedServer, monkeypatch: pytest.MonkeyPatch, chose: bool
+) -> None:
+    @task("two and two make four")
+    def sum_of_two(answer: int) -> Iterator[Mistake]:
+        if answer != 4:
+            yield Mistake(str(answer), "count again")
+
+    seat = shared.seats[10 + chose]
+    monkeypatch.setenv(URL_VARIABLE, seat.url("127.0.0.1", shared.gate.port))
+    if chose:
+        monkeypatch.setenv(SHARE_VARIABLE, "1")
+    sum_of_two(4)
+
+    row = next(row for row in seat_rows(shared.gate.folder) if row.name == seat.name)
+    assert row.progress() == ("test_workshop: 1" if chose else "")
 
 
 def test_killed_gate_comes_back_and_the_keys_stay(shared: SharedServer) -> None:
