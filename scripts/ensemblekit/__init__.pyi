@@ -41,6 +41,7 @@ from .lesson.lesson import parameters as parameters
 from .lesson.measure import bench_table as bench_table
 from .lesson.measure import gain_table as gain_table
 from .lesson.measure import gpu_table as gpu_table
+from .lesson.measure import measure_alive as measure_alive
 from .lesson.measure import measure_cost as measure_cost
 from .lesson.measure import measure_releases as measure_releases
 from .lesson.measure import measure_spread as measure_spread

@@ -37,9 +37,12 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_work_holds_every_page_and_nothing_else_but_the_start_page_and_the_guide(work: Path) -> None:
     pages = [path.relative_to(work) for path in work.rglob("*") if path.is_file()]
 
+    notebooks = repo_root() / "notebooks"
+    originals = [page.path for page in choose_notebooks(["", "exercises", "solutions"])] + [
+        *notebooks.glob("zh/*.ipynb")
+    ]
     assert {str(page) for page in pages if page.suffix == ".ipynb"} == {START_PAGE} | {
-        str(page.path.relative_to(repo_root() / "notebooks"))
-        for page in choose_notebooks(["", "exercises", "solutions"])
+        str(path.relative_to(notebooks)) for path in originals
     }
     assert {page.name for page in pages if page.suffix != ".ipynb"} <= {"guide.md", "feedback.md", "glossary.md"}
 

@@ -4,34 +4,74 @@
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 from IPython.display import Markdown
 
 from ensemblekit.bench.plan import SPREAD, BenchPlan, Target
 from ensemblekit.bench.report import describe, rows, without_empty
 from ensemblekit.bench.results import BenchResult
 from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
+from ensemblekit.diagnose.alive import ask_alive
 from ensemblekit.errors import ParameterError
 from ensemblekit.gpu import require_gpus, visible_gpus
 from ensemblekit.lesson.lesson import Lesson
 from ensemblekit.lesson.show import StatusLine, table
 from ensemblekit.matrix.run import MatrixResult, run_matrix
 from ensemblekit.paths import repo_root
+from ensemblekit.repository.stage import stage_repository
+from ensemblekit.servers.process import TritonServer
 from ensemblekit.settings import Settings
 
 __all__ = [
     "bench_table",
     "gain_table",
     "gpu_table",
+    "measure_alive",
     "measure_cost",
     "measure_releases",
     "measure_spread",
     "recorded_bench",
 ]
 
+ALIVE_DEADLINE_S = 3.0
 WITH_VLLM: tuple[Target, ...] = ("vllm-serve", *ONE_GPU)
 SPREAD_STAND_IN: tuple[Target, ...] = ("ensemble", "replicas")
 SPREAD_VLLM: tuple[Target, ...] = ("ensemble", *SPREAD)
 BUSY_WORDS, BUSY_WORD_S = 4, 0.005  # with which an instance is as busy as a full GPU
+
+
+def measure_alive(lesson: Lesson) -> list[tuple[str, int, bool]]:
+    """Ask a server whether it is ready and whether it is alive: as it is, and while a model's process stands still.
+
+    Returns:
+        Two rows: what is the matter, the HTTP status of `/v2/health/ready`, and whether the ensemble answered.
+
+    Raises:
+        ServerError: The server cannot be started.
+    """
+    repository = stage_repository(lesson.run_dir / "alive", source=None, device="cpu")
+    server = lesson.server(repository, name="alive", flavour="base-plus-vllm")
+    lesson.start(server)
+    (stub,) = (one for one in psutil.Process(server.pid).children(recursive=True) if _is_stub_of("llm", one))
+    rows = [("every process runs", *_ready_and_alive(server))]
+    stub.suspend()
+    try:
+        rows.append(("the process of llm stands still", *_ready_and_alive(server)))
+    finally:
+        stub.resume()
+        lesson.stop()
+    return rows
+
+
+def _is_stub_of(model: str, process: psutil.Process) -> bool:
+    words = " ".join(process.cmdline())
+    return "triton_python_backend_stub" in words and f"/{model}/" in words
+
+
+def _ready_and_alive(server: TritonServer) -> tuple[int, bool]:
+    ready = httpx.get(f"http://{server.http_url}/v2/health/ready", trust_env=False)
+    return ready.status_code, ask_alive(server.http_url, deadline_s=ALIVE_DEADLINE_S).alive
 
 
 def measure_cost(lesson: Lesson, *, clients: int, rounds: int, max_tokens: int) -> BenchResult:
