@@ -80,8 +80,9 @@ def test_preprocess_merges_request_parameters_under_the_json_tensor(preprocess: 
         ({"chat_input": " "}, "chat_input is empty"),
         ({"chat_input": "Hi", "sampling_parameters": "{bad"}, "sampling_parameters is not valid JSON"),
         ({"chat_input": "Hi", "sampling_parameters": "[]"}, "must be a JSON object"),
+        ({"chat_input": "Hi", "sampling_parameters": "[" * 100_000}, "sampling_parameters is nested too deeply"),
     ],
-    ids=["empty", "cut-json", "list"],
+    ids=["empty", "cut-json", "list", "deep"],
 )
 def test_preprocess_bad_request_gets_its_error_and_its_neighbour_an_answer(
     preprocess: Any, inputs: dict[str, str], message: str

@@ -45,9 +45,10 @@ class TritonPythonModel:
                 flag_tensor("stream", bool(read(request, "stream", default=False))),
                 flag_tensor("exclude_input_in_output", True),
             ]
+        except RecursionError:
+            return refusal("sampling_parameters is nested too deeply")
         except (BadRequest, UnicodeDecodeError) as error:
-            problem = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=problem)
+            return refusal(str(error))
         return pb_utils.InferenceResponse(output_tensors=outputs)
 
     def prompt(self, question):
@@ -73,6 +74,11 @@ class TritonPythonModel:
             if name in asked and not within(asked[name], most):
                 raise BadRequest(f"{name} is {str(asked[name])[:40]}, and this server allows at most {most}")
         return asked
+
+
+def refusal(reason):
+    """Return the response to a request that is the client's to correct."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, pb_utils.TritonError.INVALID_ARG))
 
 
 def within(value, most):
