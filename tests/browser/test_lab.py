@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import TimeoutError as PageTimeout
 
 from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.lesson.lab import START_PAGE, WORK_VARIABLE, make_working_copy
@@ -194,5 +195,11 @@ def run_all(page: Page) -> None:
 def has_run_without_errors(page: Page) -> None:
     last = page.locator(CELLS).last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]:"))
     wrong = page.locator("[data-mime-type='application/vnd.jupyter.error'], [data-mime-type$='.stderr']")
-    last.or_(wrong).first.wait_for(state="attached")
+    try:
+        last.or_(wrong).first.wait_for(state="attached")
+    except PageTimeout:
+        prompts = page.locator(f"{CELLS} .jp-InputPrompt").all_inner_texts()
+        dialogs = page.locator(".jp-Dialog").all_inner_texts()
+        status = page.locator("#jp-main-statusbar").inner_text()
+        pytest.fail(f"The page did not finish. Cells: {prompts}. Status bar: {status!r}. Dialogs: {dialogs}")
     assert wrong.all_inner_texts() == []

@@ -226,6 +226,30 @@ def test_reaper_passes_on_how_the_command_ended(code: str, expected: int) -> Non
         assert reaper.wait(GONE_S) == expected
 
 
+STAND_IN_SERVER = """
+import ctypes, os, signal, sys, threading, time
+stub = os.fork()
+if stub == 0:
+    ctypes.CDLL(None).prctl(15, b"triton_python_backend_stub")
+    exec(sys.argv[1])
+time.sleep(2)
+os.waitpid(stub, 0)
+sys.exit(7)
+"""
+# a process whose memory takes a while to be given back: its first thread is gone, others are not
+ABOUT_TO_END = "threading.Thread(target=lambda: [time.sleep(3), os._exit(1)]).start(); ctypes.CDLL(None).syscall(60, 0)"
+
+
+@pytest.mark.parametrize(
+    ("stub", "expected"),
+    [("os._exit(0)", 7), (ABOUT_TO_END, 7), ("os._exit(1)", 143), ("os.kill(os.getpid(), signal.SIGKILL)", 143)],
+    ids=["ends-in-order", "is-about-to-end", "exits", "is-killed"],
+)
+def test_stand_in_server_that_waits_late_for_its_stub(stub: str, expected: int) -> None:
+    with _run_reaper(sys.executable, "-c", STAND_IN_SERVER, stub) as reaper:
+        assert reaper.wait(GONE_S) == expected
+
+
 def test_reaper_pipe_closed_ends_grandchildren_in_sessions_of_their_own() -> None:
     stubborn = "trap '' TERM HUP; echo $$; while :; do sleep 0.1; done"
     with _run_reaper("sh", "-c", f'setsid sh -c "{stubborn.replace("$", chr(92) + "$")}" & wait') as reaper:

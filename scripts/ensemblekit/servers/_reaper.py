@@ -25,6 +25,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,7 @@ STOP_GRACE_S = 40.0  # Triton's own --exit-timeout-secs is 30
 ORPHAN_GRACE_S = 3.0  # nobody waits for the result any more
 POLL_S = 0.05
 LOOK_S = 0.3  # between two looks at the models' processes; one that is dead at two of them is not being waited for
+ORDERLY_LOOKS = 50  # one that ended by itself, with exit code 0: an unload on a busy machine waits for it a moment later
 AFTER_TIMEOUT_S = 15.0  # removing a container takes about one second
 
 
@@ -50,6 +52,7 @@ class _Process(NamedTuple):
     name: str
     state: str
     parent: int
+    threads: int
     status: int  # as `waitpid` has it; only a zombie's says anything
 
 
@@ -59,7 +62,7 @@ def _process(pid: int) -> _Process | None:
     except OSError:  # ended meanwhile
         return None
     fields = after.split()
-    return _Process(pid, before.partition("(")[2], fields[0], int(fields[1]), int(fields[-1]))
+    return _Process(pid, before.partition("(")[2], fields[0], int(fields[1]), int(fields[17]), int(fields[-1]))
 
 
 def _processes() -> Iterator[_Process]:
@@ -79,7 +82,7 @@ class _Stubs:
 
     def __init__(self, server: int) -> None:
         self.server = server
-        self._models, self._strangers, self._dead = dict[int, str](), set[int](), set[int]()
+        self._models, self._strangers, self._dead = dict[int, str](), set[int](), Counter[int]()
         self._next_look = 0.0
 
     def died(self) -> str | None:
@@ -90,13 +93,13 @@ class _Stubs:
         pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
         self._strangers &= pids
         stubs = [stub for pid in sorted(pids - self._strangers) if (stub := self._stub(pid))]
-        dead = [stub for stub in stubs if stub.state == "Z"]
-        again = [stub for stub in dead if stub.pid in self._dead]
-        self._dead = {stub.pid for stub in dead}
-        if not again:
-            return None
-        name = self._models.get(again[0].pid, "the process of a model")
-        return f"{name} ended ({_manner(again[0].status)})"
+        # one that still has threads is about to end: nobody can wait for it before it gave back its memory
+        dead = [stub for stub in stubs if stub.state == "Z" and stub.threads <= 1]
+        self._dead = Counter({stub.pid: self._dead[stub.pid] + 1 for stub in dead})
+        for stub in dead:
+            if self._dead[stub.pid] >= (2 if stub.status else ORDERLY_LOOKS):
+                return f"{self._models.get(stub.pid, 'the process of a model')} ended ({_manner(stub.status)})"
+        return None
 
     def _stub(self, pid: int) -> _Process | None:
         found = _process(pid)
