@@ -43,7 +43,7 @@ STOP_GRACE_S = 40.0  # Triton's own --exit-timeout-secs is 30
 ORPHAN_GRACE_S = 3.0  # nobody waits for the result any more
 POLL_S = 0.05
 LOOK_S = 0.3  # between two looks at the models' processes; one that is dead at two of them is not being waited for
-ORDERLY_LOOKS = 50  # one that ended by itself, with exit code 0: an unload on a busy machine waits for it a moment later
+ORDERLY_LOOKS = 50  # one that ended by itself, with exit code 0: a busy Triton that unloads waits for it later
 AFTER_TIMEOUT_S = 15.0  # removing a container takes about one second
 
 
