@@ -192,14 +192,16 @@ def run_all(page: Page) -> None:
     page.locator(".lm-Menu-item", has_text=re.compile(r"^Run All Cells")).first.click()
 
 
-def has_run_without_errors(page: Page) -> None:
+def has_run_without_errors(page: Page, patience_ms: float = PATIENCE_MS) -> None:
     last = page.locator(CELLS).last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]:"))
     wrong = page.locator("[data-mime-type='application/vnd.jupyter.error'], [data-mime-type$='.stderr']")
     try:
-        last.or_(wrong).first.wait_for(state="attached")
-    except PageTimeout:
+        last.or_(wrong).first.wait_for(state="attached", timeout=patience_ms)
+    except PageTimeout as error:
         prompts = page.locator(f"{CELLS} .jp-InputPrompt").all_inner_texts()
         dialogs = page.locator(".jp-Dialog").all_inner_texts()
         status = page.locator("#jp-main-statusbar").inner_text()
-        pytest.fail(f"The page did not finish. Cells: {prompts}. Status bar: {status!r}. Dialogs: {dialogs}")
+        raise PageTimeout(
+            f"The page did not finish. Cells: {prompts}. Status bar: {status!r}. Dialogs: {dialogs}"
+        ) from error
     assert wrong.all_inner_texts() == []

