@@ -169,8 +169,8 @@ def wrong_with(member: tarfile.TarInfo, room: int) -> Optional[str]:
     return None
 
 
-def unpack(manifest: dict, target: str) -> None:
-    """Write the kit and its wheels to a new folder, or to one where this was interrupted."""
+def unpack(manifest: dict, target: str) -> dict:
+    """Write the kit and its wheels to a new folder, or to one where this was interrupted; return its description."""
     marker = os.path.join(target, MARKER)
     if os.path.isdir(target) and os.listdir(target) and not os.path.isfile(marker):
         there = os.path.isfile(os.path.join(target, DESCRIPTION))
@@ -182,11 +182,12 @@ def unpack(manifest: dict, target: str) -> None:
         open(marker, "w").close()
         for member, archive in members(manifest):
             write(member, archive, target)
-        note_host(target)
+        description = note_host(target)
         os.remove(marker)
     except BROKEN + (KeyError, TypeError) as error:
         hint = "make room or name another folder, then run the same command again"
         raise UnpackError("unpack into %s" % target, "%s: %s" % (type(error).__name__, error), hint)
+    return description
 
 
 def write(member: tarfile.TarInfo, archive: tarfile.TarFile, target: str) -> None:
@@ -201,7 +202,7 @@ def write(member: tarfile.TarInfo, archive: tarfile.TarFile, target: str) -> Non
     os.chmod(path, 0o755 if member.mode & 0o100 else 0o644)
 
 
-def note_host(target: str) -> None:
+def note_host(target: str) -> dict:
     """Write down where this Python keeps its packages: the kit uses those that the bundle left at home."""
     path = os.path.join(target, DESCRIPTION)
     with open(path) as file:
@@ -210,6 +211,7 @@ def note_host(target: str) -> None:
     description["host_packages"] = folders if description["present"] else []
     with open(path, "w") as file:
         json.dump(description, file, indent=1)
+    return description
 
 
 def check_python(manifest: dict) -> None:
@@ -235,7 +237,7 @@ def main(arguments: list) -> int:
         check_python(manifest)
         check_parts(manifest)
         say("%d parts verified, %.0f s" % (len(manifest["parts"]), time.monotonic() - began))
-        unpack(manifest, targets[0])
+        description = unpack(manifest, targets[0])
         say("unpacked into %s, %.0f s" % (targets[0], time.monotonic() - began))
     except UnpackError as error:
         say(str(error))
@@ -243,6 +245,8 @@ def main(arguments: list) -> int:
     if "--no-setup" in arguments:
         return 0
     option = ["--quick"] if manifest["device"] == "quick" else ["--device", manifest["device"]]
+    if "lab" in description.get("layers", []):
+        option.append("--lab")
     environment = dict(os.environ)
     if not manifest.get("brings_python"):  # else the set-up finds that one
         environment["ENSEMBLEKIT_PYTHON"] = sys.executable

@@ -225,7 +225,7 @@ def test_unpack_killed_on_the_way_can_be_repeated(tmp_path: Path, python: str) -
     bundle, there = a_bundle(tmp_path / "bundle"), tmp_path / "there"
     script = (bundle / "unpack.py").read_text()
     (bundle / "unpack.py").write_text(
-        script.replace("def note_host(target: str) -> None:", "def note_host(target: str) -> None:\n    os.abort()")
+        script.replace("def note_host(target: str) -> dict:", "def note_host(target: str) -> dict:\n    os.abort()")
     )
     killed = unpack(bundle, str(there), "--no-setup", python=python)
     (bundle / "unpack.py").write_text(script)

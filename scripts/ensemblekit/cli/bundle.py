@@ -28,9 +28,7 @@ def command() -> None:
 @click.option("--python", default="3.12", help="The other machine's Python.")
 @click.option("--device", default="cuda", help="cuda, cpu, or quick (no vLLM).")
 @click.option("--have", type=PATH, help="What `pip list --format=json` prints there; that much is not carried.")
-@click.option(
-    "--release", type=WORD, multiple=True, default=["24.08", "24.10"], help="Triton release to bring; may be repeated."
-)
+@click.option("--release", type=WORD, multiple=True, help="Triton release to bring; may be repeated.  [default: all]")
 @click.option("--part-size", default="1GB", help="Largest file, for example 62MB or 4GiB.")
 @click.option("--lab/--no-lab", default=True, help="Bring JupyterLab; only with --device quick can it be left out.")
 @click.option("--leave-out", multiple=True, help="Another package not to carry; may be given again.")
@@ -100,8 +98,9 @@ def _plan(
     """
     from ensemblekit.bundle.contents import Device, choose, layers_for, read_have, read_pins
     from ensemblekit.bundle.create import Plan
-    from ensemblekit.releases import get_release
+    from ensemblekit.releases import get_release, list_releases
 
+    releases = releases or tuple(one.name for one in list_releases())
     if python not in PYTHONS or device not in get_args(Device) or (device, python) == ("cuda", "3.11"):
         raise ParameterError(
             f"make a bundle for Python {python} and device {device}",
