@@ -354,9 +354,10 @@ def test_kit_in_a_bundle_is_what_git_tracks_of_its_parts() -> None:
     asked = subprocess.run(["git", "ls-files"], cwd=repo_root(), capture_output=True, text=True, check=False)
     if asked.returncode:
         pytest.skip("this kit is no git checkout")
-    tracked = {name for name in asked.stdout.splitlines() if name.split("/")[0] in KIT}
+    names = asked.stdout.splitlines()
 
-    assert tracked <= set(_kit_files())
+    assert {name.split("/")[0] for name in names} - set(KIT) == {".ci"}
+    assert {name for name in names if name.split("/")[0] in KIT} <= set(_kit_files())
     assert not [name for name in _kit_files() if "__pycache__" in name or name.startswith((".venv", "runs"))]
 
 

@@ -32,6 +32,10 @@ PLATFORMS += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64
 LATE_PATCH = 99
 KIT = (
     "README.md",
+    "README.zh.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
     "environment.yml",
     "postBuild",
     "pyproject.toml",

@@ -55,7 +55,8 @@ def _lacking(quick: bool, url: str) -> Iterator[str]:
     )
     wanted = ("jupyterlab", "ipywidgets", "tritonclient") + (() if quick else ("vllm",))
     yield from (f"{name} is not installed: {setup}" for name in wanted if find_spec(name) is None)
-    fetch = f"run `ensemblekit workshop prepare{' --quick' if quick else ''}`, with a network"
+    where = "" if (repo_root() / "bundle").is_dir() else ", with a network"
+    fetch = f"run `ensemblekit workshop prepare{' --quick' if quick else ''}`{where}"
     for release in list_releases():
         if not is_whole(server_folder(release)):
             yield f"the server of {release.name} is not in the cache: {fetch}"
