@@ -356,7 +356,7 @@ def test_kit_in_a_bundle_is_what_git_tracks_of_its_parts() -> None:
         pytest.skip("this kit is no git checkout")
     names = asked.stdout.splitlines()
 
-    assert {name.split("/")[0] for name in names} - set(KIT) == {".ci"}
+    assert {name.split("/")[0] for name in names} - set(KIT) == {".ci", ".pre-commit-config.yaml"}
     assert {name for name in names if name.split("/")[0] in KIT} <= set(_kit_files())
     assert not [name for name in _kit_files() if "__pycache__" in name or name.startswith((".venv", "runs"))]
 
