@@ -8,6 +8,7 @@ from .clients.grpc import ask_many as ask_many
 from .clients.grpc import stream as stream
 from .clients.http import ask_http as ask_http
 from .clients.http import curl_command as curl_command
+from .clients.http import generate_url as generate_url
 from .clients.http import load_model as load_model
 from .clients.http import model_states as model_states
 from .clients.http import stream_http as stream_http

@@ -19,12 +19,14 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from ensemblekit.batch.answers import check_notebook
+from ensemblekit.batch.exercises import solutions_dir
 from ensemblekit.checks.task import SHARE_VARIABLE, Mistake, task
 from ensemblekit.clients import grpc as clients
-from ensemblekit.clients.http import ask_http, model_states, stream_http
+from ensemblekit.clients.http import ask_http, curl_command, generate_url, model_states, stream_http
 from ensemblekit.clients.statistics import model_statistics
 from ensemblekit.errors import ParameterError, PortBusy, ServerExited
-from ensemblekit.paths import repo_root
+from ensemblekit.paths import RUN_DIR_VARIABLE, repo_root
 from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer
 from ensemblekit.servers.ports import free_ports, is_free
 from ensemblekit.settings import check_settings
@@ -261,6 +263,30 @@ def test_solved_task_is_shown_only_if_the_seat_chose_so(
 
     row = next(row for row in seat_rows(shared.gate.folder) if row.name == seat.name)
     assert row.progress() == ("test_workshop: 1" if chose else "")
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(("exercise", "tasks"), [("04_stream_and_steer", 3), ("05_write_a_client", 2)])
+def test_exercise_about_clients_asks_the_shared_server(
+    shared: SharedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exercise: str, tasks: int
+) -> None:
+    seat = shared.seats[12 + tasks]
+    monkeypatch.setenv(URL_VARIABLE, seat.url("127.0.0.1", shared.gate.port))
+    monkeypatch.setenv(RUN_DIR_VARIABLE, str(tmp_path))
+
+    results = check_notebook(solutions_dir() / f"{exercise}.ipynb", cell_timeout_s=60)
+
+    assert [result.solved for result in results] == [True] * tasks
+    assert f" {seat.name} 200 " in (shared.gate.folder / "requests.log").read_text()
+    assert not list(tmp_path.rglob("server.log"))  # it started none of its own
+
+
+def test_address_with_the_key_before_the_at_sign_is_enough_for_any_client(shared: SharedServer) -> None:
+    server = AttachedServer.at(shared.seats[12].url("127.0.0.1", shared.gate.port))
+
+    assert HTTP.post(generate_url(server), json=QUESTION).json()["text_output"].endswith("Hi")
+    assert HTTP.post(generate_url(server).replace("@", "x@"), json=QUESTION).status_code == 401
+    assert "-u YOUR_KEY: http://127" in curl_command(server, "Hi")
 
 
 def test_killed_gate_comes_back_and_the_keys_stay(shared: SharedServer) -> None:

@@ -20,7 +20,7 @@ from ensemblekit.clients.grpc import (
 )
 from ensemblekit.errors import RequestError
 
-__all__ = ["LoadAnswer", "ask_http", "curl_command", "load_model", "model_states", "stream_http"]
+__all__ = ["LoadAnswer", "ask_http", "curl_command", "generate_url", "load_model", "model_states", "stream_http"]
 
 EXCERPT = 500  # characters of an answer that is no JSON, enough to see what answered
 CONTROL_TIMEOUT_S = 600.0  # loading a model answers when it is loaded
@@ -42,9 +42,16 @@ class LoadAnswer:
 def curl_command(
     server: Served, text: str, *, model: str = ENSEMBLE, sampling_parameters: Mapping[str, Any] | None = None
 ) -> str:
-    """Return the command with which a reader asks the same in a shell."""
+    """Return the command with which a reader asks the same in a shell; a seat puts in its key."""
     body = json.dumps(request_body(text, model=model, sampling_parameters=sampling_parameters))
-    return f"curl -s http://{server.http_url}/v2/models/{model}/generate -d {shlex.quote(body)}"
+    key = "-u YOUR_KEY: " if key_headers(server) else ""
+    return f"curl -s {key}http://{server.http_url}/v2/models/{model}/generate -d {shlex.quote(body)}"
+
+
+def generate_url(server: Served, model: str = ENSEMBLE) -> str:
+    """Return the address of a model's generate endpoint; a seat's key, where one is needed, stands before its @."""
+    key = key_headers(server).get("authorization", "").removeprefix("Bearer ")
+    return f"http://{key}{'@' * bool(key)}{server.http_url}/v2/models/{model}/generate"
 
 
 def ask_http(

@@ -5,6 +5,7 @@ nginx does what it is known for (`limit_req`, `limit_conn`, HTTP and gRPC); this
 `env/workshop/nginx.conf`.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -116,7 +117,7 @@ class Gate:
         values = {
             "FOLDER": str(folder),
             "ANYONE": ANYONE if self.open else "",
-            "KEYS": "\n    ".join(f'"Bearer {seat.key}" {seat.name};' for seat in seats),
+            "KEYS": "\n    ".join(f'"{words}" {seat.name};' for seat in seats for words in _ways_to_say(seat.key)),
             "HOST": f"[{host}]" if ":" in host else host,
             "PORT": str(port),
             "GRPC_PORT": str(port + 1),
@@ -242,6 +243,11 @@ def _reachable(host: str) -> str:
     if address.is_unspecified:
         return "::1" if address.version == 6 else "127.0.0.1"
     return host
+
+
+def _ways_to_say(key: str) -> tuple[str, str]:
+    """Return what a client's header may hold: HTTP's Basic is what a URL with the key before its @ becomes."""
+    return f"Bearer {key}", "Basic " + base64.b64encode(f"{key}:".encode()).decode()
 
 
 def _nginx() -> str:
