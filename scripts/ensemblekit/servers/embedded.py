@@ -10,14 +10,13 @@ import shutil
 import stat
 import sys
 import sysconfig
-import tempfile
 from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
 
 from ensemblekit.assets.store import build_once, fetch_wheel, is_whole, unpack_wheel
 from ensemblekit.errors import UnsupportedMachine
-from ensemblekit.paths import cache_dir, repo_root
+from ensemblekit.paths import cache_dir, repo_root, temporary_dir
 from ensemblekit.releases import Flavour, Release, has_ensembles
 from ensemblekit.servers.emulation import switch_off_ensembles
 from ensemblekit.servers.ports import LOOPBACK
@@ -291,7 +290,7 @@ def _links() -> Path:
     """Return a folder that only this user can write to, whoever made what is there before."""
     folder = cache_dir() / "paths"
     if not PLAIN.fullmatch(str(folder)):
-        folder = Path(tempfile.gettempdir()) / f"ensemblekit-{os.getuid()}"
+        folder = temporary_dir() / f"ensemblekit-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()  # never through a link: in a folder for all, it may be another user's
