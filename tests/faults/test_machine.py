@@ -16,7 +16,7 @@ import pytest
 
 from ensemblekit.paths import repo_root
 from ensemblekit.servers import supervised
-from tests.faults.conftest import Report
+from tests.faults.conftest import LONG, Report
 
 PROGRAM = Path(sys.executable).with_name("ensemblekit")
 CHECKOUT = repo_root()
@@ -28,7 +28,7 @@ FETCH = (
     "except FetchError as error:\n    print(error)\n"
 )
 MEMORY_MIB = (100, 1000)  # too little for numpy; enough. Between the two OpenBLAS waits for ever for its threads
-KERNEL_NAMESPACE = "unshare --mount --propagation private"
+OWN_MOUNTS = "unshare --mount --propagation private"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -39,7 +39,7 @@ def run_kit(
     """Run the command line, after shell commands in mounts of its own, and return exit code and all that it said."""
     command = [str(PROGRAM), *words]
     if before:
-        command = [*KERNEL_NAMESPACE.split(), "sh", "-ec", f'{before}\nexec "$@"', "sh", *command]
+        command = [*OWN_MOUNTS.split(), "sh", "-ec", f'{before}\nexec "$@"', "sh", *command]
     environment = os.environ | (variables or {})
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, timeout=ENDS_S, preexec_fn=limit
@@ -59,10 +59,13 @@ def read_only(*folders: Path) -> str:
 @pytest.fixture
 def mounts() -> None:
     """Skip where this user may not mount."""
-    if subprocess.run([*KERNEL_NAMESPACE.split(), "true"], capture_output=True, check=False).returncode:
+    if subprocess.run([*OWN_MOUNTS.split(), "true"], capture_output=True, check=False).returncode:
         pytest.skip("no mounts of its own for a process here")
 
 
+READ_ONLY = [("run", "--quick", "--only", "01")]
+if LONG:
+    READ_ONLY += [("serve", "--engine", "stand-in"), ("doctor", "model_repo")]
 TEMPORARY = tuple(map(Path, ("/tmp", "/var/tmp", "/usr/tmp")))
 
 
@@ -81,9 +84,7 @@ def test_no_temporary_folder_is_one_clear_error(
     assert held, said
 
 
-@pytest.mark.parametrize(
-    "words", [("run", "--quick", "--only", "01"), ("serve", "--engine", "stand-in"), ("doctor", "model_repo")]
-)
+@pytest.mark.parametrize("words", READ_ONLY)
 def test_read_only_checkout_is_one_clear_error(words: tuple[str, ...], mounts: None, report: Report) -> None:
     code, said = run_kit(*words, before=f"{read_only(CHECKOUT)}\ncd {CHECKOUT}")
 
