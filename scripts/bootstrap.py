@@ -29,7 +29,7 @@ def main() -> int:
         say(str(error))
         return 1
     except OSError as error:
-        hint = "is the disk full or the folder read-only? ENSEMBLEKIT_VENV names another place"
+        hint = "is the disk full or read-only? The checkout must be writable; ENSEMBLEKIT_VENV may be on another disk"
         say(str(SetupError("set up the environment", str(error), hint)))
         return 1
     except KeyboardInterrupt:

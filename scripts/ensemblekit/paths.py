@@ -9,6 +9,7 @@ import os
 import pwd
 import secrets
 import stat
+import tempfile
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "new_run_id",
     "repo_root",
     "runs_dir",
+    "temporary_dir",
 ]
 
 BATCH_VARIABLE = "ENSEMBLEKIT_BATCH"  # set by batch runs, which show progress of their own
@@ -103,6 +105,22 @@ def runs_dir() -> Path:
 def new_run_id(label: str) -> str:
     """Return a fresh run id such as `20260101-120000-quick-3f9a`: sorts by time, unique."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{label}-{secrets.token_hex(2)}"
+
+
+def temporary_dir() -> Path:
+    """Return the folder for temporary files.
+
+    Raises:
+        UnsupportedMachine: Nothing can be written to any of those that the system has.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise UnsupportedMachine(
+            "use a folder for temporary files",
+            found=str(error.strerror),
+            hint="are they full or read-only? Name a folder that you can write to in TMPDIR",
+        ) from error
 
 
 def current_run_dir() -> Path:

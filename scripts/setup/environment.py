@@ -18,6 +18,7 @@ from setup.messages import Phase, SetupError, say
 from setup.options import choose_engine, wanted_layers
 
 STATE = "ensemblekit-setup.json"
+PROGRAM = "ensemblekit"  # what the layer `package` puts there
 OTHER_ENGINE = {"cpu": "cuda", "cuda": "cpu"}  # their builds of torch exclude each other
 
 
@@ -31,12 +32,15 @@ def venv_folder(engine: str, gpu: bool) -> str:
 
 
 def read_state(folder: str) -> dict:
-    """Return the environment's state file, {} where there is none."""
+    """Return the environment's state file, {} where there is none; a package without its program does not count."""
     try:
         with open(os.path.join(folder, STATE)) as file:
-            return json.load(file)
+            state = json.load(file)
     except (OSError, ValueError):
         return {}
+    if not os.path.exists(os.path.join(folder, "bin", PROGRAM)):
+        state.get("layers", {}).pop("package", None)
+    return state
 
 
 def write_state(folder: str, state: dict) -> None:

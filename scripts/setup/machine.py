@@ -6,9 +6,10 @@ import shutil
 import subprocess
 from typing import Optional
 
-from setup import ENGINE_TEXT
+from setup import ENGINE_TEXT, ROOT
 from setup.messages import SetupError
 
+LAST_ASCII = 127
 MIN_GLIBC = (2, 35)  # the wheels that carry Triton are manylinux_2_35
 NEEDED_MIB = {"base": 700, "cpu": 6000, "cuda": 14000}  # measured after an install, plus pip's temporary files
 TEST_GLIBC_VARIABLE = "ENSEMBLEKIT_TEST_GLIBC"  # for the kit's own tests: pretend to be on this glibc
@@ -79,7 +80,13 @@ def glibc_version() -> Optional[tuple]:
 
 
 def check_machine() -> None:
-    """Refuse what Triton's wheels cannot run on."""
+    """Refuse what Triton's wheels cannot run on, and a checkout that Triton's Python could not read."""
+    if any(ord(letter) > LAST_ASCII for letter in ROOT + os.path.realpath(ROOT)):
+        raise SetupError(
+            "use a checkout below %s" % ROOT,
+            "letters that are not ASCII in its path; Triton's Python stays in the C locale and cannot read it",
+            "move the checkout to a folder whose path has no such letters, and run the same command there",
+        )
     machine = "%s on %s" % (os.uname().sysname, os.uname().machine)
     if machine != "Linux on x86_64":
         raise SetupError(

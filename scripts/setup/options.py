@@ -4,7 +4,9 @@
 import importlib.util
 import json
 import os
+import re
 from types import ModuleType
+from typing import Dict, List  # noqa: F401 - in a comment, for Python 3.6
 
 from setup import ENGINE_TEXT, ROOT
 from setup.locks import read_bundle
@@ -14,6 +16,8 @@ GRAMMAR = os.path.join(ROOT, "scripts", "ensemblekit", "cli", "run_grammar.py") 
 FLAGS = ("quick", "lab", "dev", "here")
 HELP = ("-h", "--help")
 PLAN = "plan.json"  # what a run was asked for, in its folder
+PAIR = r"""["']?([A-Z_]+)["']?\s*:\s+["']?([\w.:/@+-]+)["']?"""
+SWEEP_LINE = re.compile(r"\s*(- +)?(%s|\{\s*%s(\s*,\s*%s)*\s*\})" % (PAIR, PAIR, PAIR))
 
 
 def load_grammar() -> ModuleType:
@@ -49,7 +53,7 @@ def _read_run_options(words: list, options: dict) -> None:
     """Let the options of `ensemblekit run` choose the environment; what is wrong with them the command will say."""
     grammar = load_grammar()
     run = grammar.read_run(words)
-    runs = _resumed(grammar, run) or [run]
+    runs = [run] if run.help else _resumed(grammar, run) or _swept(grammar, run) or [run]
     options["quick"] = options["quick"] or not any(grammar.needs_vllm(one) for one in runs)
     options["device"] = grammar.device_of(runs[0], options["device"])
 
@@ -63,6 +67,35 @@ def _resumed(grammar: ModuleType, run: tuple) -> list:
             return grammar.planned(json.load(file)) if name else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _swept(grammar: ModuleType, run: tuple) -> list:
+    """Return what each set of the run's sweep asks for, nothing if there is none that can be read."""
+    path = grammar.value_of(run, "--sweep")
+    try:
+        with open(path, encoding="utf-8") as file:
+            sets = read_sets(file.read())
+        return grammar.planned({"given": run.parameters, "quick": run.quick, "sets": sets}) if sets else []
+    except (OSError, ValueError):
+        return []
+
+
+def read_sets(text: str) -> list:
+    """Return the parameter sets of a sweep, [] if its YAML is more than lines of names and single words.
+
+    There is no yaml before there is an environment; the command reads all of it.
+    """
+    sets = []  # type: List[Dict[str, str]]
+    for line in text.splitlines():
+        line = re.sub(r"(^|\s)#.*", "", line).rstrip()
+        starts = line.lstrip().startswith("-")
+        if line and (not SWEEP_LINE.fullmatch(line) or not (sets or starts)):
+            return []
+        if starts:
+            sets.append({})
+        if line:
+            sets[-1].update(re.findall(PAIR, line))
+    return sets
 
 
 def choose_engine(options: dict, gpu: bool) -> str:

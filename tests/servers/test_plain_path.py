@@ -11,9 +11,10 @@ import pytest
 
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import UnsupportedMachine
+from ensemblekit.paths import cache_dir
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import stage_repository
-from ensemblekit.servers.embedded import PLAIN, install_embedded, plain_path
+from ensemblekit.servers.embedded import BINARY, PLAIN, has_server, install_embedded, plain_path, server_tree
 from ensemblekit.servers.process import TritonServer
 
 ODD = ["with blanks", "Übung", "it's $HOME & (more)"]
@@ -62,6 +63,22 @@ def test_environment_that_names_a_folder_beyond_ascii_is_a_clear_error(
 
     with pytest.raises(UnsupportedMachine, match=r"not ASCII, /home/jürgen/kit/scripts[\s\S]*Hint: move the checkout"):
         install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path)
+
+
+def test_server_whose_binary_is_gone_is_unpacked_again_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "wheels").symlink_to(cache_dir() / "wheels")
+    monkeypatch.setenv("ENSEMBLEKIT_CACHE", str(tmp_path))
+    release = get_release("24.08")
+    (server_tree(release) / BINARY).unlink()
+    assert not has_server(release)
+
+    installation = install_embedded(release, "base-plus-vllm", tmp_path)
+
+    assert installation.binary.is_file()
+    assert has_server(release)
+    assert caplog.messages == [f"{tmp_path / 'servers' / '24.08'} has lost its tritonserver, so it is made again"]
 
 
 @pytest.mark.parametrize("name", ODD)

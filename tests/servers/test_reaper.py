@@ -108,6 +108,38 @@ def test_kernel_killed_with_a_ready_server_leaves_nothing(kernel: Kernel) -> Non
     assert _wait_until_gone(kernel) == []
 
 
+def test_folder_of_a_killed_server_goes_while_another_server_lives(tmp_path: Path) -> None:
+    """The Python backend makes it, and does not say whose it is; a second later another server made another."""
+    kernels = []
+    try:
+        for name in ("living", "killed"):
+            kernels.append(Kernel(tmp_path / name, DATA / "report_repository"))
+            kernels[-1].wait_for("starting")
+            kernels[-1].wait_for("ready")
+        of_living, of_killed = map(_claimed, kernels)
+
+        kernels[1].kill()
+
+        assert _wait_until_gone(kernels[1]) == []
+        assert not of_killed.exists()
+        assert of_living.is_dir()
+    finally:
+        for kernel in kernels:
+            kernel.kill()
+
+
+def _claimed(kernel: Kernel) -> Path:
+    """Return the folder that a server's reaper knows to be its server's."""
+    prefix = (kernel.folder / "prefix").read_text()
+    deadline = time.monotonic() + READY_S
+    while not (found := list(SHARED_MEMORY.glob(f"{prefix}{_reaper.FOLDERS}"))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (claim,) = found
+    folder = _reaper.TEMPORARY / claim.name.removeprefix(prefix)
+    assert folder.is_dir()
+    return folder
+
+
 def _environments() -> set[Path]:
     """Return the folders that Python backends made; other servers on this machine may make some meanwhile."""
     return set() if _other_servers() else set(Path("/tmp").glob("python_env_*"))

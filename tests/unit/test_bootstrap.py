@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -246,6 +247,35 @@ def test_half_made_environment_is_not_usable(tmp_path: Path, state: dict[str, ob
     environment.write_state(str(tmp_path), state)
 
     assert not environment.is_usable(str(tmp_path), environment.read_state(str(tmp_path)))
+
+
+def test_environment_without_its_program_is_not_complete(tmp_path: Path) -> None:
+    environment.write_state(str(tmp_path), {"layers": {"base": "hash", "package": "hash"}})
+
+    assert environment.read_state(str(tmp_path)) == {"layers": {"base": "hash"}}
+
+
+def test_checkout_beyond_ascii_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    """As it is after a clone: the scripts and the locks are there, and no environment."""
+    checkout = tmp_path / "jürgen" / "kit"
+    for name in ("scripts", "env/locks"):
+        ignored = shutil.ignore_patterns("ensemblekit", "__pycache__")
+        shutil.copytree(repo_root() / name, checkout / name, ignore=ignored)
+    shutil.copy(repo_root() / "pyproject.toml", checkout)
+    before = set(checkout.rglob("*"))
+
+    done = subprocess.run(
+        [sys.executable, "-B", checkout / "scripts" / "bootstrap.py", "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIMEOUT_S,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert f"Could not use a checkout below {checkout}.\nFound: letters that are not ASCII" in done.stderr
+    assert "Hint: move the checkout" in done.stderr
+    assert set(checkout.rglob("*")) == before
 
 
 def test_changed_lock_is_noticed() -> None:

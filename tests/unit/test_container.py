@@ -9,6 +9,7 @@ from ensemblekit.faults.catalogue import container_refusal
 from ensemblekit.releases import get_release
 from ensemblekit.servers.container import ContainerInstallation
 from ensemblekit.servers.container_engine import ContainerEngine
+from ensemblekit.workarounds import base_image
 
 PORTS = (21000, 21001, 21002)
 
@@ -75,3 +76,18 @@ def test_hint_fits_what_the_engine_said(code: int, last_line: str, word: str) ->
 
 def test_server_that_ended_by_itself_gets_no_hint_about_the_engine() -> None:
     assert container_refusal(1, "error: creating server: Internal - failed to load all models") is None
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{}", '{"base": "b"}', "\x00", "[" * 100_000])
+def test_broken_note_of_a_base_image_is_one_line_and_the_image_stays(
+    note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ENSEMBLEKIT_CACHE", str(tmp_path))
+    file = tmp_path / "workaround" / "24.08.json"
+    file.parent.mkdir()
+    file.write_text(note)
+
+    assert base_image._forget(get_release("24.08")) == ("", "")
+
+    assert caplog.messages == [f"{file} is broken, so the base image stays: remove it by hand if nothing else needs it"]
+    assert not file.exists()

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from ensemblekit.batch.sweep import read_sets
 from ensemblekit.cli.main import app
 from ensemblekit.cli.run_grammar import GivenTwiceError, merged, read_run
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
 from setup.options import GRAMMAR, choose_engine, load_grammar, parse
+from setup.options import read_sets as set_up_sets
 
 TABLE = repo_root() / "tests" / "data" / "run_command_lines.toml"
 CASES = [
@@ -104,6 +106,44 @@ def test_set_up_of_a_resumed_run_chooses_the_environment_of_its_plan(
     options, _ = parse(["--exec", "ensemblekit", "run", *words])
 
     assert (choose_engine(options, gpu=False), options["device"]) == (engine, device)
+
+
+SWEEPS = {
+    "flow": ("- {RELEASE: 24.08, ENGINE: stand-in}\n- { ENGINE: 'stand-in', 'RELEASE' : \"24.10\" }  # two\n", "base"),
+    "block": ("# both\n- RELEASE: 24.08\n  ENGINE: stand-in\n\n- ENGINE: stand-in\n  DEVICE: cpu\n", "base"),
+    "indented": ("  - ENGINE: stand-in\n    RELEASE: 24.09\n", "base"),
+    "one-is-vllm": ("- {ENGINE: stand-in}\n- {RELEASE: 24.08}\n", "cpu"),
+    "in-a-comment": ("- {RELEASE: 24.08} # ENGINE: stand-in\n", "cpu"),
+    "too-much-yaml": ("[{ENGINE: stand-in}, {ENGINE: stand-in}]\n", "cpu"),
+    "anchors": ("- &one {ENGINE: stand-in}\n- *one\n", "cpu"),
+    "no-list": ("ENGINE: stand-in\n", "cpu"),
+}
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_set_up_of_a_sweep_chooses_the_environment_of_its_sets(sweep: str, tmp_path: Path) -> None:
+    text, engine = SWEEPS[sweep]
+    file = tmp_path / "sweep.yaml"
+    file.write_text(text)
+
+    options, _ = parse(["--exec", "ensemblekit", "run", f"--sweep={file}"])
+    given, _ = parse(["--exec", "ensemblekit", "run", "-p", "ENGINE=stand-in", "--sweep", str(file)])
+    asked, _ = parse(["--exec", "ensemblekit", "run", "--sweep", str(file), "--help"])
+
+    assert choose_engine(options, gpu=False) == engine
+    assert choose_engine(given, gpu=False) == "base"
+    assert choose_engine(asked, gpu=False) == "base"
+    if sets := set_up_sets(text):
+        assert sets == read_sets(file)
+
+
+def test_set_up_of_a_set_that_takes_vllm_instead_needs_it(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("- {ENGINE: vllm}\n")
+
+    options, _ = parse(["--exec", "ensemblekit", "run", "-p", "ENGINE=stand-in", "--sweep", str(file)])
+
+    assert choose_engine(options, gpu=False) == "cpu"
 
 
 def test_set_up_leaves_a_run_without_a_plan_to_the_command(tmp_path: Path) -> None:

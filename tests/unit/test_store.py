@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.assets.store import build_once, fetch_wheel, sha256_of, unpack_wheel
+from ensemblekit.assets.store import build_once, fetch_wheel, is_whole, sha256_of, unpack_wheel
 from ensemblekit.errors import FetchError
 from ensemblekit.paths import CACHE_VARIABLE
 
@@ -128,6 +128,24 @@ def test_build_once_two_processes_at_once_make_it_once(cache: Path) -> None:
     assert [maker.wait(20) for maker in makers] == [0, 0]
     assert (cache / "made").read_text() == "x"
     assert (cache / "things" / "thing" / "whole").is_file()
+
+
+def test_build_once_without_what_it_was_made_for_makes_it_again(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    target = cache / "things" / "thing"
+
+    def make(draft: Path) -> None:
+        (draft / "program").write_text("new")
+
+    build_once(target, make, "program")
+    (target / "program").unlink()
+    assert is_whole(target)
+    assert not is_whole(target, "program")
+
+    build_once(target, make, "program")
+    build_once(target, make, "program")
+
+    assert (target / "program").read_text() == "new"
+    assert caplog.messages == [f"{target} has lost its program, so it is made again"]
 
 
 def test_build_once_make_raises_leaves_nothing(cache: Path) -> None:

@@ -59,27 +59,30 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
-def is_whole(target: Path) -> bool:
-    """Return whether a folder of the cache is there whole."""
-    return (target / DONE_MARK).is_file()
+def is_whole(target: Path, proof: str = "") -> bool:
+    """Return whether a folder of the cache is there whole: its mark, and the file `proof` that it was made for."""
+    return (target / DONE_MARK).is_file() and (target / proof).exists()
 
 
-def build_once(target: Path, make: Callable[[Path], None]) -> Path:
+def build_once(target: Path, make: Callable[[Path], None], proof: str = "") -> Path:
     """Return `target`, a folder that `make` fills; made only if it is not there whole.
 
     Args:
         target: The folder in the cache.
         make: Called with an empty folder beside `target`, which is renamed once it returns.
+        proof: The file in it without which it is made again, whatever its mark says.
 
     Raises:
         OSError: The cache cannot be written.
         Exception: Whatever `make` raises; nothing is left behind then.
     """
-    if is_whole(target):
+    if is_whole(target, proof):
         return target
     with locked(f"{target.parent.name}-{target.name}"):
-        if is_whole(target):
+        if is_whole(target, proof):
             return target
+        if is_whole(target):
+            logger.warning("%s has lost its %s, so it is made again", target, Path(proof).name)
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name}{DRAFT_MARK}"
         for stale in target.parent.glob(f"{prefix}*"):  # of a maker that was killed: nobody else holds the lock

@@ -173,7 +173,7 @@ def _perf_analyzer_folder(release: str) -> Path:
             found = next((server_tree(get_release(release)) / "nvidia_pytriton.libs").glob(pattern))
             (draft / link).symlink_to(found)
 
-    return build_once(cache_dir() / "perf_analyzer" / f"{CLIENT_VERSION}-{release}", make)
+    return build_once(cache_dir() / "perf_analyzer" / f"{CLIENT_VERSION}-{release}", make, "perf_analyzer")
 
 
 def _output_of(command: list[str], libraries: Path, log: Path) -> str:

@@ -68,6 +68,12 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
+    except (MemoryError, ImportError) as error:  # libraries that cannot be mapped are both
+        if words[:1] == ["--debug"]:
+            raise
+        hint = "is the memory limited (`ulimit -v`, a container's limit)? If not, scripts/run mends the environment"
+        click.echo(KitError("load or do all of it", found=str(error) or "no memory is left", hint=hint), err=True)
+        code = EXIT_FAILED
     except (KitError, OSError) as error:
         if words[:1] == ["--debug"]:
             raise

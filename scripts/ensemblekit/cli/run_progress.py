@@ -16,7 +16,7 @@ from ensemblekit.batch.runner import LessonResult, Run, RunListener, run_lessons
 from ensemblekit.batch.sweep import RunPlan, read_sets
 from ensemblekit.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, progress_bars, say
 from ensemblekit.errors import ParameterError
-from ensemblekit.paths import new_run_id
+from ensemblekit.paths import new_run_id, temporary_dir
 from ensemblekit.paths import runs_dir as default_runs_dir
 
 __all__ = ["execute"]
@@ -78,6 +78,7 @@ def execute(
     Raises:
         ParameterError: A lesson or parameter is not known.
         OSError: The run's folder cannot be written.
+        UnsupportedMachine: There is no folder for temporary files.
     """
     runs_dir = (runs_dir or default_runs_dir()).resolve()
     if resume:
@@ -89,6 +90,7 @@ def execute(
         plan = RunPlan(only, given, quick, cell_timeout_s, read_sets(sweep) if sweep else ())
         label = "quick" if quick else "full"
         folder = runs_dir / new_run_id("sweep" if sweep else label)
+    temporary_dir()  # kernels and servers need it: said once, and before anything starts
     lessons = choose_notebooks(plan.only)
     runs = [(place, each, distribute(lessons, each, quick=plan.quick)) for place, each in plan.runs(folder)]
     if not resume:

@@ -18,6 +18,7 @@ are killed, the next reaper of this user removes.
 import contextlib
 import ctypes
 import json
+import math
 import os
 import re
 import select
@@ -27,6 +28,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +38,8 @@ SERVER_NAME, STUB_NAME = "tritonserver", "triton_python_b"  # the kernel keeps 1
 TEMPORARY = Path("/tmp")  # noqa: S108 - fixed in the Python backend
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton's Python backend keeps its regions
 OWNED = re.compile(r"ensemblekit-(?:[a-z]+-)?(?P<space>[0-9a-f]+)\.(?P<pid>\d+)-[0-9a-f]{8}-")
+FOLDERS = "python_env_*"  # of the Python backend, one a server, for the environments that models bring
+THREADS, STARTED = 17, 19  # fields of /proc/PID/stat after the name
 NAME_FROM_END = 3  # in a stub's arguments: its instance's name, then the memory manager's, then nothing
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STOP_WORD = b"stop"
@@ -53,6 +57,7 @@ class _Process(NamedTuple):
     state: str
     parent: int
     threads: int
+    started_s: float  # since the system started
     status: int  # as `waitpid` has it; only a zombie's says anything
 
 
@@ -62,7 +67,9 @@ def _process(pid: int) -> _Process | None:
     except OSError:  # ended meanwhile
         return None
     fields = after.split()
-    return _Process(pid, before.partition("(")[2], fields[0], int(fields[1]), int(fields[17]), int(fields[-1]))
+    started_s = int(fields[STARTED]) / os.sysconf("SC_CLK_TCK")
+    name, parent, threads = before.partition("(")[2], int(fields[1]), int(fields[THREADS])
+    return _Process(pid, name, fields[0], parent, threads, started_s, int(fields[-1]))
 
 
 def _processes() -> Iterator[_Process]:
@@ -80,8 +87,9 @@ def _arguments(pid: int) -> list[str]:
 class _Stubs:
     """The processes of a server's Python models."""
 
-    def __init__(self, server: int) -> None:
-        self.server = server
+    def __init__(self, server: int, prefix: str) -> None:
+        self.server, self._prefix, self._claimed = server, prefix, False
+        self._began = time.time()
         self._models, self._strangers, self._dead = dict[int, str](), set[int](), Counter[int]()
         self._next_look = 0.0
 
@@ -93,6 +101,9 @@ class _Stubs:
         pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
         self._strangers &= pids
         stubs = [stub for pid in sorted(pids - self._strangers) if (stub := self._stub(pid))]
+        if stubs and not self._claimed:
+            self._claimed = True
+            self._claim_folder()
         # one that still has threads is about to end: nobody can wait for it before it gave back its memory
         dead = [stub for stub in stubs if stub.state == "Z" and stub.threads <= 1]
         self._dead = Counter({stub.pid: self._dead[stub.pid] + 1 for stub in dead})
@@ -100,6 +111,17 @@ class _Stubs:
             if self._dead[stub.pid] >= (2 if stub.status else ORDERLY_LOOKS):
                 return f"{self._models.get(stub.pid, 'the process of a model')} ended ({_manner(stub.status)})"
         return None
+
+    def _claim_folder(self) -> None:
+        """Note, under this server's prefix, which folder its Python backend has made just before its first stub.
+
+        The folder says not whose it is. Where another server made one at the same moment, both stay unclaimed.
+        """
+        taken = {path.name.rpartition("-")[2] for path in SHARED_MEMORY.glob(f"ensemblekit-*-{FOLDERS}")}
+        new = [path.name for path in TEMPORARY.glob(FOLDERS) if _made(path) >= self._began and path.name not in taken]
+        if len(new) == 1:
+            with contextlib.suppress(OSError):
+                (SHARED_MEMORY / f"{self._prefix}{new[0]}").touch(mode=0o600)
 
     def _stub(self, pid: int) -> _Process | None:
         found = _process(pid)
@@ -115,13 +137,20 @@ class _Stubs:
         return found
 
 
+def _made(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime  # nothing was put into it since
+    except OSError:  # gone meanwhile
+        return 0.0
+
+
 def _manner(status: int) -> str:
     return f"signal {status & 127}" if status & 127 else f"exit code {status >> 8}"
 
 
-def _watch(child: "subprocess.Popen[bytes]", keeper: int) -> float | None:
+def _watch(child: "subprocess.Popen[bytes]", keeper: int, prefix: str) -> float | None:
     """Wait for the child's end (None) or for a reason to stop it (seconds of grace)."""
-    stubs = _Stubs(child.pid)
+    stubs = _Stubs(child.pid, prefix)
     while child.poll() is None:
         if os.getppid() != keeper:
             return ORPHAN_GRACE_S
@@ -189,13 +218,16 @@ def _run_after(command: list[str]) -> None:
 
 def _remove(prefix: str) -> None:
     """Remove what killed processes leave: shared memory, and the Python backend's empty folders."""
+    folders = set[Path]()
     for region in SHARED_MEMORY.glob(f"{prefix}*"):
+        folders.update(TEMPORARY.glob(region.name.removeprefix(prefix)) if fnmatch(region.name, f"*{FOLDERS}") else ())
         with contextlib.suppress(OSError):
             region.unlink(missing_ok=True)
-    # one folder a server, which says not whose it is: keep those of other servers
-    if any(process.name == SERVER_NAME for process in _processes()):
-        return
-    for folder in TEMPORARY.glob("python_env_*"):
+    # of those that nobody claimed, what is older than every server that lives is nobody's
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    oldest = min((process.started_s for process in _processes() if process.name == SERVER_NAME), default=math.inf)
+    folders.update(path for path in TEMPORARY.glob(FOLDERS) if 0 < _made(path) < boot + oldest)
+    for folder in folders:
         with contextlib.suppress(OSError):  # not empty, or another user's
             folder.rmdir()
 
@@ -246,7 +278,7 @@ def _work(command: list[str], prefix: str, after: list[str], keeper: int) -> int
     try:
         with contextlib.suppress(OSError):
             _sweep()
-        grace_s = _watch(child, keeper)
+        grace_s = _watch(child, keeper, prefix)
         if grace_s is not None and child.poll() is None:
             _end(child, grace_s)
     finally:

@@ -10,14 +10,13 @@ import shutil
 import stat
 import sys
 import sysconfig
-import tempfile
 from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemblekit.assets.store import build_once, fetch_wheel, unpack_wheel
+from ensemblekit.assets.store import build_once, fetch_wheel, is_whole, unpack_wheel
 from ensemblekit.errors import UnsupportedMachine
-from ensemblekit.paths import cache_dir, repo_root
+from ensemblekit.paths import cache_dir, repo_root, temporary_dir
 from ensemblekit.releases import Flavour, Release, has_ensembles
 from ensemblekit.servers.emulation import switch_off_ensembles
 from ensemblekit.servers.ports import LOOPBACK
@@ -25,10 +24,10 @@ from ensemblekit.servers.ports import LOOPBACK
 __all__ = [
     "EmbeddedInstallation",
     "check_machine",
+    "has_server",
     "install_embedded",
     "libpython_folder",
     "plain_path",
-    "server_folder",
     "server_tree",
 ]
 
@@ -37,6 +36,7 @@ WHEEL_PLATFORM = "manylinux_2_35_x86_64"
 MINIMUM_GLIBC = (2, 35)  # the wheels' own tag
 GLIBC_TEST_VARIABLE = "ENSEMBLEKIT_TEST_GLIBC"  # tests simulate an old system with it
 SERVER = Path("pytriton/tritonserver")
+BINARY = SERVER / "bin" / "tritonserver"
 KEPT = ("pytriton/tritonserver", "nvidia_pytriton.libs")  # the wheel's Python code is not needed
 
 
@@ -113,7 +113,7 @@ def install_embedded(release: Release, flavour: Flavour, into: Path) -> Embedded
     return EmbeddedInstallation(
         release=release,
         flavour=flavour,
-        binary=tree / SERVER / "bin" / "tritonserver",
+        binary=tree / BINARY,
         backends=_private_backends(tree, into / "backends"),
         environment=_environment(tree),
         emulated=not ensembles,
@@ -156,7 +156,12 @@ def _require_readable_packages() -> None:
             )
 
 
-def server_folder(release: Release, *, ensembles: bool = True) -> Path:
+def has_server(release: Release) -> bool:
+    """Return whether a release's server is in the cache."""
+    return is_whole(_server_folder(release), str(BINARY))
+
+
+def _server_folder(release: Release, *, ensembles: bool = True) -> Path:
     """Return where the tree of a release's server is, or will be."""
     return cache_dir() / "servers" / (release.name if ensembles else f"{release.name}-no-ensemble")
 
@@ -168,9 +173,9 @@ def server_tree(release: Release, *, ensembles: bool = True) -> Path:
         FetchError: The wheel cannot be fetched or is not the expected one.
         UnsupportedMachine: The emulation does not know this library.
     """
-    folder = server_folder(release, ensembles=ensembles)
+    folder = _server_folder(release, ensembles=ensembles)
     if ensembles:
-        return build_once(folder, lambda draft: _unpack(release, draft))
+        return build_once(folder, lambda draft: _unpack(release, draft), str(BINARY))
     original = server_tree(release)
 
     def copy_and_switch_off(draft: Path) -> None:
@@ -178,7 +183,7 @@ def server_tree(release: Release, *, ensembles: bool = True) -> Path:
             shutil.copytree(original / part, draft / part)
         switch_off_ensembles(draft)
 
-    return build_once(folder, copy_and_switch_off)
+    return build_once(folder, copy_and_switch_off, str(BINARY))
 
 
 def _unpack(release: Release, draft: Path) -> None:
@@ -191,7 +196,7 @@ def _unpack(release: Release, draft: Path) -> None:
     shutil.rmtree(whole)
     server = draft / SERVER  # a zip file keeps no run bits
     for program in (
-        server / "bin" / "tritonserver",
+        draft / BINARY,
         *server.glob("python_backend_stubs/*/triton_python_backend_stub"),
     ):
         program.chmod(0o755)
@@ -285,7 +290,7 @@ def _links() -> Path:
     """Return a folder that only this user can write to, whoever made what is there before."""
     folder = cache_dir() / "paths"
     if not PLAIN.fullmatch(str(folder)):
-        folder = Path(tempfile.gettempdir()) / f"ensemblekit-{os.getuid()}"
+        folder = temporary_dir() / f"ensemblekit-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()  # never through a link: in a folder for all, it may be another user's

@@ -2,6 +2,7 @@
 """Build the image of workaround 1 from its Containerfile, and take away everything that building it left."""
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from ensemblekit.servers.container_engine import ContainerEngine, find_engine
 from ensemblekit.servers.container_images import GB, ensure_image, follow, log_of, no_progress, require_disk
 
 __all__ = ["Backend", "BuiltImage", "Removed", "build_image", "remove_image"]
+
+logger = logging.getLogger(__name__)
 
 Backend = Literal["upstream", "kit"]
 FLAVOUR: Flavour = "base-plus-vllm"
@@ -179,10 +182,15 @@ def _remember(release: Release, base: str, identity: str) -> None:
 
 
 def _forget(release: Release) -> tuple[str, str]:
-    """Return name and id of the base image that the build brought, empty if it was here before."""
+    """Return name and id of the base image that the build brought, empty if it was here before or nobody knows."""
     note = _note(release)
     if not note.is_file():
         return "", ""
-    values = json.loads(note.read_text())
-    note.unlink()
-    return values["base"], values["id"]
+    try:
+        values = json.loads(note.read_text())
+        return str(values["base"]), str(values["id"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        logger.warning("%s is broken, so the base image stays: remove it by hand if nothing else needs it", note)
+        return "", ""
+    finally:
+        note.unlink()

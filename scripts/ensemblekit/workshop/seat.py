@@ -23,7 +23,7 @@ from ensemblekit.errors import CheckFailed, KitError
 from ensemblekit.paths import repo_root
 from ensemblekit.releases import has_ensembles, list_releases
 from ensemblekit.servers.attach import AttachedServer
-from ensemblekit.servers.embedded import server_folder, server_tree
+from ensemblekit.servers.embedded import has_server, server_tree
 from ensemblekit.servers.ports import LOOPBACK, free_ports
 from ensemblekit.servers.supervised import SupervisedProcess, wait_until
 
@@ -58,7 +58,7 @@ def _lacking(quick: bool, url: str) -> Iterator[str]:
     where = "" if (repo_root() / "bundle").is_dir() else ", with a network"
     fetch = f"run `ensemblekit workshop prepare{' --quick' if quick else ''}`{where}"
     for release in list_releases():
-        if not is_whole(server_folder(release)):
+        if not has_server(release):
             yield f"the server of {release.name} is not in the cache: {fetch}"
     if not quick and not is_whole(pinned_checkpoint_folder()):
         yield f"the model is not in the cache: {fetch}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ensemblekit.diagnose.probe.start import FIX, ProbeAnswer
 from ensemblekit.errors import FetchError, UnsupportedMachine
+from ensemblekit.paths import temporary_dir
 from ensemblekit.servers.emulation import PLATFORM_CONSTANT, REPLACED_CONSTANT
 
 __all__ = ["ServerOnDisk", "find_server", "read_image", "read_server", "reads_as_ensembles"]
@@ -179,7 +180,7 @@ def read_image(image: str) -> ProbeAnswer:
             hint=f"`{engine.name} pull {image}` first",
         )
     container = created.stdout.strip().splitlines()[-1]
-    with tempfile.TemporaryDirectory(prefix="ensemblekit-probe-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ensemblekit-probe-", dir=temporary_dir()) as folder:
         try:
             for place in IMAGE_FOLDERS:
                 engine.ask("cp", f"{container}:{place}/.", folder, timeout_s=COPY_TIMEOUT_S)

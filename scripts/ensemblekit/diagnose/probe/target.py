@@ -18,6 +18,7 @@ from ensemblekit.diagnose.probe.start import (
     write_repository,
 )
 from ensemblekit.errors import ParameterError
+from ensemblekit.paths import temporary_dir
 from ensemblekit.releases import FLAVOURS, Flavour, Release, get_release, has_ensembles, list_releases
 from ensemblekit.servers.embedded import SERVER, EmbeddedInstallation, check_machine, server_tree
 
@@ -83,7 +84,7 @@ def probe_target(target: str, *, static: bool = False, allow_load: bool = False)
         return ask_server(target, allow_load=allow_load)
     if kind == "image" and static:
         return read_image(target)
-    with tempfile.TemporaryDirectory(prefix="ensemblekit-probe-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ensemblekit-probe-", dir=temporary_dir()) as folder:
         if kind == "image":
             return _probe_image(target, Path(folder))
         path = _files_of_release(target) if kind == "release" else Path(target).expanduser()
