@@ -90,8 +90,7 @@ def _open(browser: Browser, address: str, scheme: str = "light") -> Page:
     page = browser.new_page(viewport={"width": 1300, "height": 1000}, color_scheme=scheme)  # type: ignore[arg-type]
     page.set_default_timeout(PATIENCE_MS)
     page.goto(f"{address}token={TOKEN}")
-    page.locator(CELLS).first.wait_for()
-    page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()  # else JupyterLab asks which kernel to take
+    is_ready(page, address.rpartition("/")[2].rstrip("?") or START_PAGE)
     return page
 
 
@@ -187,21 +186,28 @@ def _note_changes(element: Locator) -> None:
     }""")
 
 
+def is_ready(page: Page, name: str) -> None:
+    """Wait until a notebook is the one in front, with its kernel: JupyterLab first opens what was open before."""
+    page.locator("#jp-main-dock-panel .lm-TabBar-tab.jp-mod-current", has_text=name).wait_for()
+    page.locator(CELLS).first.wait_for()
+    page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()  # else JupyterLab asks which kernel to take
+
+
 def run_all(page: Page) -> None:
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(".lm-Menu-item", has_text=re.compile(r"^Run All Cells")).first.click()
+    page.locator(f"{CELLS} .jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]:")).first.wait_for(state="attached")
 
 
-def has_run_without_errors(page: Page, patience_ms: float = PATIENCE_MS) -> None:
+def has_run_without_errors(page: Page) -> None:
     last = page.locator(CELLS).last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]:"))
     wrong = page.locator("[data-mime-type='application/vnd.jupyter.error'], [data-mime-type$='.stderr']")
     try:
-        last.or_(wrong).first.wait_for(state="attached", timeout=patience_ms)
+        last.or_(wrong).first.wait_for(state="attached")
     except PageTimeout as error:
         prompts = page.locator(f"{CELLS} .jp-InputPrompt").all_inner_texts()
         dialogs = page.locator(".jp-Dialog").all_inner_texts()
         status = page.locator("#jp-main-statusbar").inner_text()
-        raise PageTimeout(
-            f"The page did not finish. Cells: {prompts}. Status bar: {status!r}. Dialogs: {dialogs}"
-        ) from error
+        told = f"The page did not finish. Cells: {prompts}. Status bar: {status!r}. Dialogs: {dialogs}"
+        raise PageTimeout(told) from error
     assert wrong.all_inner_texts() == []

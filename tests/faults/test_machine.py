@@ -27,7 +27,7 @@ FETCH = (
     "try:\n    store.fetch_wheel('nothing', '1.0', sha256='0' * 64)\n"
     "except FetchError as error:\n    print(error)\n"
 )
-MEMORY_MIB = (100, 1000)  # too little for numpy; enough. Between the two OpenBLAS waits for ever for its threads
+MEMORY_MIB = (100, 1000)  # too little for numpy; enough. Between the two (150 MiB) a child hung
 OWN_MOUNTS = "unshare --mount --propagation private"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
