@@ -168,8 +168,9 @@ def test_interrupt_stops_the_kernel_and_keeps_a_partial_report(
     tmp_path: Path, number: signal.Signals, times: int, settle_s: float
 ) -> None:
     program = (
-        # a shell's background job, such as a CI step, inherits that Ctrl-C is ignored
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL);"
+        # a shell's background job, such as a CI step, inherits that Ctrl-C is ignored; one below nohup, hanging up
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL);"
         "import sys; from pathlib import Path; from ensemblekit.cli import main as cli;"
         "import ensemblekit.cli.run_progress as c;"
         "choose = c.choose_notebooks;"
