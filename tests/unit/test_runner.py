@@ -232,6 +232,7 @@ def wait_for_kernels(pid: int, settle_s: float) -> list[psutil.Process]:
         ("notebooks/exercises/02", "exercises-02_"),
         ("exercises", "exercises-01_"),
         ("solutions/03", "solutions-03_"),
+        ("zh/01", "zh-01_"),
         ("01", "01_reproduce"),
     ],
 )

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lesson in another language has the lesson's own code, and a text for each of its texts."""
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -48,3 +50,16 @@ def test_cell_that_stands_twice_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(RepositoryError, match="cell a twice"):
         read_texts(tmp_path / "x.md")
+
+
+FENCED = re.compile(r"```.*?```", re.DOTALL)
+
+
+@pytest.mark.parametrize("equal", [r"^#+ ", r"^\d\. ", r"^    .*$", r"`[^`\n]+`", r"\d+\.\d+(?:\.\w+)*", r"^\||^!\["])
+def test_readme_has_the_same_structure_commands_and_numbers_in_both_languages(equal: str) -> None:
+    english, chinese = ((repo_root() / name).read_text() for name in ("README.md", "README.zh.md"))
+    mine, theirs = (Counter(re.findall(equal, FENCED.sub("", text), re.MULTILINE)) for text in (chinese, english))
+
+    assert theirs
+    assert mine == theirs
+    assert FENCED.findall(chinese) == FENCED.findall(english)

@@ -23,7 +23,7 @@ __all__ = ["Notebook", "Parameter", "choose_notebooks", "distribute"]
 
 RELEASE_NAME = re.compile(r"\b\d\d\.\d\d\b")
 STAND_IN = "stand-in"
-FOLDERS = ("exercises", "solutions")  # beside the lessons
+FOLDERS = ("exercises", "solutions", "zh")  # beside the lessons
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -118,7 +118,7 @@ def choose_notebooks(only: Sequence[str] = (), *, folder: Path | None = None) ->
     """Return the lessons in order, or the notebooks whose number or name is in `only`.
 
     Args:
-        only: Numbers such as `01`, or names, or the begin of a name; `exercises/01` and `solutions/01` are not lessons.
+        only: Numbers such as `01`, or names, or the begin of a name; `exercises/01`, `solutions/01` and `zh/01` are others.
         folder: Where the lessons are, by default the checkout's `notebooks/`.
 
     Raises:

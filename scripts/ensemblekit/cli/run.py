@@ -12,7 +12,7 @@ from ensemblekit.errors import ParameterError
 __all__ = ["command"]
 
 DEFAULT_CELL_TIMEOUT_S = 1800.0  # a first start with weights to fetch on a slow line; lessons have shorter limits
-ONLY_HELP = "A lesson's number or name, or for example exercises/01, solutions/01; may be given again."
+ONLY_HELP = "A lesson's number or name, or for example exercises/01, solutions/01, zh/01; may be given again."
 PAIR_HELP = "Set a parameter of the lessons; may be given again."
 
 
