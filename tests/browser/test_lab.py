@@ -162,7 +162,7 @@ def test_start_page_shows_running_servers_and_stops_one(
 
     start = _open(browser, f"{lab}/lab/tree/{START_PAGE}?")
     run_all(start)
-    (server,) = _servers_of(home)  # the panel shows those of other checkouts too: leave them alone
+    (server,) = _servers_of(home)
     row = start.locator(".widget-hbox", has_text=f"{INFERENCE} at {server.http_url}")
     row.wait_for()
     start.screenshot(path=screenshots / "lab-start-servers.png")

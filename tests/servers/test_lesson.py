@@ -11,7 +11,7 @@ from ensemblekit.errors import KitError, UnsupportedMachine
 from ensemblekit.lesson import lesson as lesson_module
 from ensemblekit.lesson.lesson import Lesson, open_lesson
 from ensemblekit.paths import BATCH_VARIABLE, RUN_DIR_VARIABLE
-from ensemblekit.servers.running import LAB_VARIABLE
+from ensemblekit.servers.running import LAB_VARIABLE, running_servers
 from tests.conftest import DATA
 
 REPOSITORY = DATA / "report_repository"
@@ -80,6 +80,8 @@ def test_lesson_finished_by_a_reader_keeps_its_server_until_the_next_lesson_or_s
     lesson.start(server)
     lesson.finish()
     assert server.running
+    assert [one.lesson for one in running_servers("this-test")] == [lesson.name]
+    assert running_servers("another-seat") == []
 
     following = open_lesson("next_lesson", ENGINE="stand-in", FLAVOUR="base-plus-vllm", made_for="stand-in")
     other = following.server(following.repository(), explicit=True)

@@ -118,7 +118,7 @@ def choose_notebooks(only: Sequence[str] = (), *, folder: Path | None = None) ->
     """Return the lessons in order, or the notebooks whose number or name is in `only`.
 
     Args:
-        only: Numbers such as `01`, or names, or the begin of a name; `exercises/01`, `solutions/01` and `zh/01` are others.
+        only: Numbers such as `01`, or names, or the begin of a name; `exercises/01`, `zh/01` for other folders.
         folder: Where the lessons are, by default the checkout's `notebooks/`.
 
     Raises:

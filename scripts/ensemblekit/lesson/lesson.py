@@ -20,7 +20,7 @@ from ensemblekit.diagnose.probe.start import ProbeAnswer
 from ensemblekit.diagnose.probe.target import probe_installation
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.log import LogLine, parse_log, poll_errors, read_log
-from ensemblekit.lesson.show import StatusLine, quick_banner, show_figures_in_kernel, stop_button
+from ensemblekit.lesson.show import StatusLine, as_text, quick_banner, show_figures_in_kernel, stop_button
 from ensemblekit.paths import BATCH_VARIABLE, current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
 from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
@@ -186,7 +186,7 @@ class Lesson:
         with StatusLine(f"starting Triton {server.installation.release.name}") as line:
             outcome = server.attempt_start(self.settings.ready_timeout_s, lambda _server: line.tick())
         if outcome.note:
-            display(Markdown(outcome.note))
+            display(Markdown(as_text(outcome.note)))
         return outcome
 
     def start(self, server: TritonServer | None = None) -> Server:

@@ -16,7 +16,7 @@ from ensemblekit.diagnose.alive import ask_alive
 from ensemblekit.errors import ParameterError
 from ensemblekit.gpu import require_gpus, visible_gpus
 from ensemblekit.lesson.lesson import Lesson
-from ensemblekit.lesson.show import StatusLine, table
+from ensemblekit.lesson.show import StatusLine, as_text, table
 from ensemblekit.matrix.run import MatrixResult, run_matrix
 from ensemblekit.paths import repo_root
 from ensemblekit.repository.stage import stage_repository
@@ -193,7 +193,7 @@ def gpu_table() -> Markdown:
 def bench_table(result: BenchResult, workload: str | None = None) -> Markdown:
     """Return what was measured with a workload as a Markdown table, with a line on what, and when."""
     header, *body = without_empty(rows(result, workload))
-    return Markdown(f"{table(body, header).data}\n\n{describe(result, workload)}; times in ms")
+    return Markdown(f"{table(body, header).data}\n\n{as_text(describe(result, workload))}; times in ms")
 
 
 def recorded_bench(name: str) -> BenchResult:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ensemblekit.paths import BATCH_VARIABLE
 
-__all__ = ["StatusLine", "alternative_text", "quick_banner", "show_figures_in_kernel", "show_lines", "table"]
+__all__ = ["StatusLine", "alternative_text", "as_text", "quick_banner", "show_figures_in_kernel", "show_lines", "table"]
 
 SCRIPT_LINK = re.compile(
     r"\]\((?!https?://|[\w./#-]*\))"
@@ -50,15 +50,16 @@ class StatusLine:
             return
         self.last_s = now
         text = " ".join(filter(None, [f"{self.what} … {now - self.begin_s:.0f} s", detail]))
+        shown = Markdown(as_text(text))
         if sys.stderr.isatty():
             self._on_terminal = True
             sys.stderr.write(f"\r\x1b[K{text}")
             sys.stderr.flush()
         elif get_ipython() is not None:
             if self._handle is None:
-                self._handle = display(Markdown(text), display_id=True)
+                self._handle = display(shown, display_id=True)
             else:
-                self._handle.update(Markdown(text))
+                self._handle.update(shown)
 
     __call__ = tick
 
@@ -130,11 +131,16 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> Markdown:
     | &lt;b> | [x]\(javascript:f()) |
     """
     lines = [header, ["---"] * len(header), *rows]
-    cells = ([_as_text(cell) for cell in line] for line in lines)
+    cells = ([as_text(cell) for cell in line] for line in lines)
     return Markdown("\n".join(f"| {' | '.join(line)} |" for line in cells))
 
 
-def _as_text(cell: object) -> str:
+def as_text(cell: object) -> str:
+    r"""Return what came from outside so that Markdown takes it for text: no HTML, no link to a script, one cell.
+
+    >>> as_text("<script>")
+    '&lt;script>'
+    """
     text = SCRIPT_LINK.sub(r"]\(", str(cell).replace("<", "&lt;"))
     return text.replace("|", "\\|").replace("\n", "<br>")
 

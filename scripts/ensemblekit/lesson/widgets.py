@@ -2,6 +2,7 @@
 """Widgets: skins over plain functions that the lesson has already shown. Batch runs skip their cells."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -18,7 +19,7 @@ from ensemblekit.errors import KitError
 from ensemblekit.faults.log import ModelLoad, model_loads, parse_log, poll_errors, read_log
 from ensemblekit.lesson.lesson import Lesson
 from ensemblekit.servers.process import TritonServer
-from ensemblekit.servers.running import RunningServer, running_servers
+from ensemblekit.servers.running import LAB_VARIABLE, RunningServer, running_servers
 
 __all__ = ["diagnosis_form", "load_panel", "prompt_box", "servers_panel"]
 
@@ -129,13 +130,12 @@ def _stream_into(target: widgets.HTML, pieces: Callable[[], object]) -> None:
 
 
 def servers_panel() -> widgets.VBox:
-    """Return every running server of this user's lessons with a Stop button each; Refresh looks again."""
+    """Return every running server of this JupyterLab's lessons with a Stop button each; Refresh looks again."""
     refresh, rows = widgets.Button(description="Refresh"), widgets.VBox()
 
     def look(_button: widgets.Button | None = None) -> None:
-        rows.children = tuple(_server_row(server, look) for server in running_servers()) or (
-            widgets.HTML("No server is running."),
-        )
+        found = running_servers(os.environ.get(LAB_VARIABLE, ""))
+        rows.children = tuple(_server_row(server, look) for server in found) or (widgets.HTML("No server is running."),)
 
     refresh.on_click(look)
     look()

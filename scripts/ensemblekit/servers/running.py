@@ -53,9 +53,14 @@ class RunningServer:
                 self.process.kill()
 
 
-def running_servers() -> list[RunningServer]:
-    """Return the embedded servers that lessons of this user have running, oldest first."""
-    return sorted(_servers(), key=lambda server: server.since_s)
+def running_servers(lab: str = "") -> list[RunningServer]:
+    """Return the embedded servers that lessons of this user have running, oldest first.
+
+    Args:
+        lab: One JupyterLab, for its servers alone: all seats of a hub on one machine may be the same user.
+    """
+    found = (server for server in _servers() if lab in ("", server.lab))
+    return sorted(found, key=lambda server: server.since_s)
 
 
 def _servers() -> Iterator[RunningServer]:
