@@ -9,8 +9,10 @@ import nbformat
 import pytest
 
 from ensemblekit.batch.exercises import exercises_dir, outdated_exercises, solutions_dir
+from ensemblekit.lesson.lab import recorded_times
 from ensemblekit.paths import repo_root
 from tests.notebooks.conftest import LESSONS, NOTEBOOKS, SOLUTIONS
+from tests.notebooks.record_times import places
 
 TAGS = {
     "parameters", "nbval-check-output", "nbval-ignore-output", "nbval-skip", "skip-execution", "solution",
@@ -35,6 +37,15 @@ def _headings(cells: Cells) -> list[str]:
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     return re.findall(r"^#+ .*$", text, flags=re.MULTILINE)
+
+
+def test_times_that_pages_and_readmes_say_are_those_of_the_recorded_run() -> None:
+    """`python -m tests.notebooks.record_times RUN` writes them."""
+    said = list(places(recorded_times()))
+
+    assert {path.name for path, _pattern, _length in said} >= {path.name for path in NOTEBOOKS} | {"README.zh.md"}
+    for path, pattern, length in said:
+        assert re.findall(pattern, path.read_text()) == [length], (path.name, pattern)
 
 
 def test_notebooks_are_found() -> None:
