@@ -2,6 +2,7 @@
 """`fit` against real starts of vLLM on this GPU: models of known shapes with random weights, from a config alone."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from ensemblekit.gpu import visible_gpus
 from ensemblekit.repository.gpu_memory import GIB, Fit, fit, read_shape
+from ensemblekit.repository.stage import ENGINE_ENVIRONMENT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 START_TIMEOUT_S = 300
@@ -63,8 +65,15 @@ CASES: dict[str, tuple[dict[str, Any], float, int]] = {
 
 def _start(folder: Path, share: float, max_model_len: int) -> tuple[int, str]:
     command = [sys.executable, "-c", START, str(folder), f"{share:.4f}", str(max_model_len)]
+    environment = os.environ | ENGINE_ENVIRONMENT["cuda"]  # as the kit starts it: a bundle brings no flashinfer
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=START_TIMEOUT_S, check=False
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        env=environment,
+        check=False,
     )
     return done.returncode, done.stdout
 
