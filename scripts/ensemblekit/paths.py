@@ -21,6 +21,7 @@ from ensemblekit.errors import UnsupportedMachine
 __all__ = [
     "BATCH_VARIABLE",
     "CACHE_VARIABLE",
+    "PAGE_VARIABLE",
     "RUN_DIR_VARIABLE",
     "cache_dir",
     "current_run_dir",
@@ -32,6 +33,7 @@ __all__ = [
 
 BATCH_VARIABLE = "ENSEMBLEKIT_BATCH"  # set by batch runs, which show progress of their own
 CACHE_VARIABLE = "ENSEMBLEKIT_CACHE"
+PAGE_VARIABLE = "ENSEMBLEKIT_PAGE"  # which page a batch run executes: a lesson's name stands in two languages
 RUN_DIR_VARIABLE = "ENSEMBLEKIT_RUN_DIR"
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 
@@ -17,6 +18,7 @@ from ensemblekit.batch.report import write_report
 from ensemblekit.batch.runner import LessonResult, Run, RunListener, run_lessons
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import RUN_DIR_VARIABLE, repo_root
+from ensemblekit.records import read_records
 
 NOTEBOOKS = repo_root() / "tests" / "data" / "notebooks"
 STOP_TIMEOUT_S = 60
@@ -45,6 +47,23 @@ def test_passing_notebook_leaves_notebook_records_and_summary(tmp_path: Path) ->
     assert "stand-in 5 24.07" in "".join(executed["cells"][3]["outputs"][0]["text"])
     assert (run.folder / "records" / "01_passes.json").is_file()
     assert json.loads((run.folder / "run.json").read_text())["passed"] is True
+
+
+def test_lesson_in_two_languages_keeps_two_records_and_the_report_shows_each_its_own(tmp_path: Path) -> None:
+    parts = {"01_same.ipynb": 1.25, "zh/01_same.ipynb": 2.5}
+    for name, seconds in parts.items():
+        lines = f"from ensemblekit import open_lesson\nopen_lesson('01_same').record(wasted_s={seconds})"
+        page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(lines)])
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        nbformat.write(page, tmp_path / name)
+
+    run = run_lessons(choose_notebooks(["01", "zh/01"], folder=tmp_path), {}, tmp_path / "run")
+
+    assert run.passed
+    records = read_records(run.folder)
+    assert {name: values["wasted_s"] for name, values in records.items()} == {"01_same": 1.25, "zh-01_same": 2.5}
+    index = write_report(run).read_text()
+    assert all(f"<dd>{seconds}</dd>" in index for seconds in parts.values())
 
 
 def test_progress_inside_a_lesson_leaves_nothing_in_the_executed_page(tmp_path: Path) -> None:
@@ -242,6 +261,11 @@ def test_exercises_and_solutions_are_found_by_their_folder(word: str, first: str
     assert chosen[0].name.startswith(first)
     assert len(chosen) == 1 or word == "exercises"
     assert chosen[0].path.is_file()
+
+
+def test_unknown_chinese_lesson_is_called_a_lesson() -> None:
+    with pytest.raises(ParameterError, match=r"(?s)choose the lesson 'zh/07'.*the lessons are 00_preflight"):
+        choose_notebooks(["zh/07"])
 
 
 def test_unknown_exercise_lists_the_known_ones() -> None:

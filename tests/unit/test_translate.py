@@ -15,6 +15,11 @@ from ensemblekit.paths import repo_root
 
 LESSONS = repo_root() / "notebooks"
 TEXTS = sorted((LESSONS / LANGUAGE).glob("*.md"))
+TRANSLATED = {"00", "01", "02", "03", "04", "05", "06"}
+
+
+def test_lessons_00_to_06_have_a_text() -> None:
+    assert {path.name[:2] for path in TEXTS} == TRANSLATED
 
 
 def test_translations_are_what_lessons_and_texts_make() -> None:
@@ -53,13 +58,28 @@ def test_cell_that_stands_twice_is_an_error(tmp_path: Path) -> None:
 
 
 FENCED = re.compile(r"```.*?```", re.DOTALL)
+TARGET = re.compile(r"\]\(([^)]*)\)")
+READMES = ("README.md", "README.zh.md")
 
 
-@pytest.mark.parametrize("equal", [r"^#+ ", r"^\d\. ", r"^    .*$", r"`[^`\n]+`", r"\d+\.\d+(?:\.\w+)*", r"^\||^!\["])
+@pytest.mark.parametrize("equal", [r"^#+ ", r"^\d\. ", r"^    .*$", r"`[^`\n]+`", r"\d+(?:\.\w+)*", r"^\||^!\["])
 def test_readme_has_the_same_structure_commands_and_numbers_in_both_languages(equal: str) -> None:
-    english, chinese = ((repo_root() / name).read_text() for name in ("README.md", "README.zh.md"))
-    mine, theirs = (Counter(re.findall(equal, FENCED.sub("", text), re.MULTILINE)) for text in (chinese, english))
+    english, chinese = ((repo_root() / name).read_text() for name in READMES)
+    bare = [TARGET.sub("]", FENCED.sub("", text)) for text in (chinese, english)]
+    mine, theirs = (Counter(re.findall(equal, text, re.MULTILINE | re.ASCII)) for text in bare)
 
     assert theirs
     assert mine == theirs
     assert FENCED.findall(chinese) == FENCED.findall(english)
+
+
+def test_chinese_readme_links_to_the_pages_of_the_english_one_and_to_the_chinese_where_there_is_one() -> None:
+    english, chinese = (set(TARGET.findall((repo_root() / name).read_text())) for name in READMES)
+    pages = {link for link in chinese if not link.startswith(("#", "https:"))}
+
+    assert all((repo_root() / page).is_file() for page in pages)
+    assert {f"notebooks/zh/{path.stem}.ipynb" for path in TEXTS} <= pages
+    assert not {f"notebooks/{path.stem}.ipynb" for path in TEXTS} & pages
+    assert {page.replace("/zh/", "/") for page in pages - set(READMES)} == {
+        link for link in english - set(READMES) if not link.startswith(("#", "https:"))
+    }

@@ -23,6 +23,7 @@ from ensemblekit.paths import repo_root
 
 LESSON = "03_workaround_base_container.ipynb"
 EXERCISE = "exercises/01_find_the_reason_in_a_log.ipynb"
+CHINESE = "zh/01_reproduce_the_failure.ipynb"
 SHELL = re.compile(r"`ensemblekit [a-z]|^ensemblekit [a-z]", re.MULTILINE)
 
 
@@ -55,7 +56,11 @@ def test_work_made_again_leaves_answers_alone(work: Path) -> None:
     assert (work / EXERCISE).read_text() == "mine"
 
 
-@pytest.mark.parametrize(("name", "page"), [("03", LESSON), ("exercises/01", EXERCISE)], ids=["lesson", "exercise"])
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("03", LESSON), ("exercises/01", EXERCISE), ("zh/01_reproduce_the_failure", CHINESE)],
+    ids=["lesson", "exercise", "Chinese lesson"],
+)
 def test_page_reset_is_the_kits_and_the_old_one_is_kept(work: Path, name: str, page: str) -> None:
     (work / page).write_text("mine")
 

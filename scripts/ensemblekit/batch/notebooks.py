@@ -141,7 +141,7 @@ def _chosen(word: str, folder: Path) -> list[Notebook]:
     known = [Notebook(path) for path in sorted((folder / inner).glob("[0-9]*.ipynb"))]
     chosen = [notebook for notebook in known if notebook.path.stem.startswith(begin)]
     if not chosen:
-        kind = inner or "lessons"
+        kind = "lessons" if inner in ("", "zh") else inner
         raise ParameterError(
             f"choose the {kind.removesuffix('s')} {word!r}" if word else f"find the lessons in {folder}",
             found=f"the {kind} are {', '.join(one.path.stem for one in known)}" if known else "no notebook",

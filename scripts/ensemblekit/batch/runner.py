@@ -23,7 +23,7 @@ from nbformat import NotebookNode
 
 from ensemblekit.batch.notebooks import Notebook
 from ensemblekit.errors import KitError
-from ensemblekit.paths import BATCH_VARIABLE, RUN_DIR_VARIABLE
+from ensemblekit.paths import BATCH_VARIABLE, PAGE_VARIABLE, RUN_DIR_VARIABLE
 
 __all__ = ["LessonResult", "Outcome", "Run", "RunListener", "run_lessons"]
 
@@ -190,6 +190,7 @@ def _kernel_environment(folder: Path) -> Iterator[None]:
         "JUPYTER_RUNTIME_DIR": str(runtime),  # for the files that hold a kernel's ports and key
         RUN_DIR_VARIABLE: str(folder),
         BATCH_VARIABLE: "1",
+        PAGE_VARIABLE: "",  # set for each
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the kernel's debugger warns on stderr
     }
     before = {name: os.environ.get(name) for name in changes}
@@ -208,6 +209,7 @@ def _run_one(
     target = folder / "executed" / f"{lesson.name}.ipynb"
     cells = len(_cells_to_run(lesson.content)) + bool(values)  # papermill adds one with the parameters
     listener.lesson_begins(lesson, cells)
+    os.environ[PAGE_VARIABLE] = lesson.name
     began = time.monotonic()
     outcome, message = _execute(lesson, values, target, cell_timeout_s, listener.cell_begins)
     executed = _as_executed(target) or lesson.content

@@ -21,7 +21,7 @@ from ensemblekit.diagnose.probe.target import probe_installation
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.log import LogLine, parse_log, poll_errors, read_log
 from ensemblekit.lesson.show import StatusLine, as_text, quick_banner, show_figures_in_kernel, stop_button
-from ensemblekit.paths import BATCH_VARIABLE, current_run_dir, repo_root
+from ensemblekit.paths import BATCH_VARIABLE, PAGE_VARIABLE, current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
 from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
@@ -60,7 +60,8 @@ class Lesson:
 
     def __init__(self, name: str, settings: Settings) -> None:
         """Hold the settings; nothing is fetched or started yet."""
-        self.name, self.settings = name, settings
+        self.name = os.environ.get(PAGE_VARIABLE) or name
+        self.settings = settings
         self.run_dir = current_run_dir()
         self._servers: dict[str, TritonServer] = {}
         self._current: Server | None = None
