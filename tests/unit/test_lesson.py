@@ -69,6 +69,15 @@ def test_lesson_without_vllm_says_so_where_that_is_news(
     assert said in "".join(shown)
 
 
+def test_page_that_asks_a_shared_server_says_which_and_keeps_the_key_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = list[Any]()
+    monkeypatch.setattr(lesson_module, "display", shown.append)
+
+    open_lesson("04_stream_and_steer", made_for="stand-in", PROVIDER="attach", URL="SECRET@10.0.0.7:8000")
+
+    assert [one.data for one in shown] == ["> This page starts no server. It asks the one at `10.0.0.7:8000`."]
+
+
 @pytest.mark.parametrize(
     ("engine", "model", "text", "known"),
     [

@@ -135,7 +135,7 @@ class Lesson:
             raise ParameterError(
                 "start a server with PROVIDER 'attach'",
                 found="this lesson starts servers of its own, to see how they start",
-                hint="run it with PROVIDER 'embedded'; `attach` is for 06_inference_through_the_ensemble",
+                hint="run it with PROVIDER 'embedded'; `attach` is for lesson 06 and exercises 04 and 05",
             )
         settings = check_settings(RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour)
         folder = self._folder(name)
@@ -364,7 +364,10 @@ def open_lesson(
     atexit.register(lesson.stop)
     show_figures_in_kernel()
     _put_own_programs_on_the_path()
-    if settings.engine == "stand-in" and "ENGINE" in given and not made_for:
+    if settings.provider == "attach":
+        address = settings.url.rpartition("@")[2]  # without a seat's key
+        display(Markdown(f"> This page starts no server. It asks the one at `{as_text(address)}`."))
+    elif settings.engine == "stand-in" and "ENGINE" in given and not made_for:
         display(Markdown(WITHOUT_VLLM if given["ENGINE"] == "auto" else quick_banner()))
     return lesson
 
