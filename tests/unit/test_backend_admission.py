@@ -5,9 +5,9 @@ import asyncio
 import heapq
 import importlib
 import random
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +15,39 @@ import pytest
 from tests.unit import backend_support
 
 STEP_COST_S, LONGEST_S = 0.01, 0.2
-SLACK_S = 0.1  # of a busy machine
+SLACK_S = 0.1
+
+
+class FakeClockLoop(asyncio.SelectorEventLoop):
+    """A loop whose time passes only when nothing is left to do: the same on a busy machine."""
+
+    now_s = 0.0
+
+    def time(self) -> float:
+        """Return the time of this loop's own clock."""
+        return self.now_s
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self.now_s = max(self.now_s, self._scheduled[0].when())  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def run_on_fake_clock(course: Coroutine[Any, Any, "Let"]) -> "Let":
+    with asyncio.Runner(loop_factory=FakeClockLoop) as runner:
+        return runner.run(course)
 
 
 @pytest.fixture
 def admission(monkeypatch: pytest.MonkeyPatch) -> Any:
     backend_support.install(monkeypatch)
-    return importlib.import_module("triton_vllm.admission")
+    module = importlib.import_module("triton_vllm.admission")
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=now))
+    return module
 
 
 class Let:
@@ -29,13 +55,13 @@ class Let:
 
     def __init__(self, module: Any, running: Callable[[], int], *, step_cost_s: float = STEP_COST_S) -> None:
         self.groups: list[list[str]] = []
-        self.begin = time.monotonic()
+        self.begin = now()
         self.after_s: list[float] = []
         self.gate = module.AdmissionController(self.admit, running, step_cost_s=step_cost_s, longest_s=LONGEST_S)
 
     def admit(self, group: list[str]) -> None:
         self.groups.append(group)
-        self.after_s.append(time.monotonic() - self.begin)
+        self.after_s.append(now() - self.begin)
 
 
 def test_idle_engine_is_given_a_request_at_once(admission: Any) -> None:
@@ -44,7 +70,7 @@ def test_idle_engine_is_given_a_request_at_once(admission: Any) -> None:
         let.gate.submit(["a"])
         return let
 
-    assert asyncio.run(run()).groups == [["a"]]
+    assert run_on_fake_clock(run()).groups == [["a"]]
 
 
 def test_without_a_cost_of_a_step_nothing_waits(admission: Any) -> None:
@@ -54,7 +80,7 @@ def test_without_a_cost_of_a_step_nothing_waits(admission: Any) -> None:
         let.gate.submit(["b"])
         return let
 
-    assert asyncio.run(run()).groups == [["a"], ["b"]]
+    assert run_on_fake_clock(run()).groups == [["a"], ["b"]]
 
 
 async def two_arrivals(module: Any, *, running: int, apart_s: float, then_s: float) -> Let:
@@ -71,13 +97,13 @@ async def two_arrivals(module: Any, *, running: int, apart_s: float, then_s: flo
 def test_requests_that_come_while_others_wait_share_their_step(admission: Any) -> None:
     """Two running times 10 ms: one request waits 20 ms, a second one that joins halfway makes it 15 ms."""
 
-    let = asyncio.run(two_arrivals(admission, running=2, apart_s=0.01, then_s=0.005))
+    let = run_on_fake_clock(two_arrivals(admission, running=2, apart_s=0.01, then_s=0.005))
     assert let.groups == [["a", "b"]]
     assert let.after_s[0] >= 0.015 - 0.002
 
 
 def test_nothing_waits_for_others_when_none_have_come_for_a_while(admission: Any) -> None:
-    let = asyncio.run(two_arrivals(admission, running=1000, apart_s=0.015, then_s=0.02))
+    let = run_on_fake_clock(two_arrivals(admission, running=1000, apart_s=0.015, then_s=0.02))
     assert let.groups == [["a", "b"]]
     assert let.after_s[0] >= 0.035 - 0.002
 
@@ -85,12 +111,12 @@ def test_nothing_waits_for_others_when_none_have_come_for_a_while(admission: Any
 def test_nothing_waits_longer_than_the_longest(admission: Any) -> None:
     async def run() -> Let:
         let = Let(admission, lambda: 1000)
-        while not let.groups and time.monotonic() < let.begin + LONGEST_S + SLACK_S:
+        while not let.groups and now() < let.begin + LONGEST_S + SLACK_S:
             let.gate.submit(["a"])
             await asyncio.sleep(0.005)
         return let
 
-    let = asyncio.run(run())
+    let = run_on_fake_clock(run())
     assert len(let.groups[0]) > 1
     assert let.after_s[0] >= LONGEST_S - 0.002
 
@@ -104,7 +130,7 @@ def test_engine_that_falls_idle_is_given_what_waits(admission: Any) -> None:
         let.gate.decide()
         return let
 
-    assert asyncio.run(run()).groups == [["a"]]
+    assert run_on_fake_clock(run()).groups == [["a"]]
 
 
 Wait = Callable[[list[float], int, float], float]
