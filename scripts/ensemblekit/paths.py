@@ -20,6 +20,7 @@ from ensemblekit.errors import UnsupportedMachine
 
 __all__ = [
     "BATCH_VARIABLE",
+    "BUNDLE_FOLDER",
     "CACHE_VARIABLE",
     "PAGE_VARIABLE",
     "RUN_DIR_VARIABLE",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 BATCH_VARIABLE = "ENSEMBLEKIT_BATCH"  # set by batch runs, which show progress of their own
+BUNDLE_FOLDER = "bundle"  # in a kit that came as a bundle: the wheels that it brought
 CACHE_VARIABLE = "ENSEMBLEKIT_CACHE"
 PAGE_VARIABLE = "ENSEMBLEKIT_PAGE"  # which page a batch run executes: a lesson's name stands in two languages
 RUN_DIR_VARIABLE = "ENSEMBLEKIT_RUN_DIR"

@@ -17,7 +17,7 @@ import pytest
 from ensemblekit.paths import repo_root
 from tests.faults.conftest import LONG, Report
 
-PROGRAM = Path(sys.executable).with_name("ensemblekit")
+BIN = Path(sys.executable).parent
 MARK = "ENSEMBLEKIT_FAULTS_RUN"  # inherited by all that comes of a command
 SHARED_MEMORY = Path("/dev/shm")
 OWNER = re.compile(r"\.(\d+)-")  # in its name
@@ -25,8 +25,8 @@ ENVIRONMENTS = Path("/tmp")  # fixed in the Python backend
 TRIALS = int(os.environ.get("ENSEMBLEKIT_FAULTS_KILLS", "25")) if LONG else 1  # of each kind
 LATEST_S = 6.0 if LONG else 4.0
 SEED = time.time_ns() if LONG else 0
-RUN = ("run", "--quick", "--only", "01")
-SERVE = ("serve", "--engine", "stand-in", "--device", "cpu")
+RUN = ("ensemblekit", "run", "--quick", "--only", "01")
+SERVE = ("ensemblekit", "serve", "--engine", "stand-in", "--device", "cpu")
 LESSON = str(repo_root() / "notebooks" / "01_reproduce_the_failure.ipynb")
 PAPERMILL = ("papermill", LESSON, os.devnull, "-p", "ENGINE", "stand-in", "--no-progress-bar")
 # nbval does not notice that its kernel died: it waits until a cell's time is over
@@ -124,11 +124,10 @@ def _kill_one(
     temporary.mkdir(parents=True)
     before = left_behind(mark, temporary)
     output = folder / "output"
-    more = ["--runs-dir", str(folder / "runs")] if words[0] == "run" else []
-    program = [PROGRAM] if words in (RUN, SERVE) else [PROGRAM.with_name(words[0])]
+    more = ["--runs-dir", str(folder / "runs")] if words is RUN else []
     with output.open("wb") as file:
         command = subprocess.Popen(
-            [*program, *(words if words in (RUN, SERVE) else words[1:]), *more],
+            [BIN / words[0], *words[1:], *more],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -164,7 +163,7 @@ def _kill_one(
 
 def test_next_run_works(report: Report, tmp_path: Path) -> None:
     done = subprocess.run(
-        [PROGRAM, *RUN, "--runs-dir", tmp_path], capture_output=True, text=True, timeout=300, check=False
+        [BIN / RUN[0], *RUN[1:], "--runs-dir", tmp_path], capture_output=True, text=True, timeout=300, check=False
     )
     report.count("the run after all kills", done.returncode == 0)
 

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from ensemblekit.errors import FetchError
-from ensemblekit.paths import cache_dir, repo_root
+from ensemblekit.paths import BUNDLE_FOLDER, cache_dir, repo_root
 
 __all__ = ["build_once", "fetch_wheel", "is_whole", "locked", "sha256_of", "unpack_wheel"]
 
@@ -167,7 +167,7 @@ def _run_pip(project: str, version: str, into: Path, platform: str | None, log: 
     command += ["--disable-pip-version-check", "--progress-bar=off", *extra]
     if platform:
         command += ["--platform", platform]
-    if (brought := repo_root() / "bundle" / "wheels").is_dir():  # the kit came as a bundle, without a network
+    if (brought := repo_root() / BUNDLE_FOLDER / "wheels").is_dir():  # the kit came as a bundle, without a network
         command += ["--no-index", "--find-links", str(brought)]
     command.append(f"{project}=={version}")
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}

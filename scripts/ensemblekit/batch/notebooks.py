@@ -14,6 +14,7 @@ from typing import Any
 
 import nbformat
 
+from ensemblekit.batch.translate import LANGUAGE
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
 from ensemblekit.releases import get_release
@@ -23,7 +24,7 @@ __all__ = ["Notebook", "Parameter", "choose_notebooks", "distribute"]
 
 RELEASE_NAME = re.compile(r"\b\d\d\.\d\d\b")
 STAND_IN = "stand-in"
-FOLDERS = ("exercises", "solutions", "zh")  # beside the lessons
+FOLDERS = ("exercises", "solutions", LANGUAGE)  # beside the lessons
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -141,7 +142,7 @@ def _chosen(word: str, folder: Path) -> list[Notebook]:
     known = [Notebook(path) for path in sorted((folder / inner).glob("[0-9]*.ipynb"))]
     chosen = [notebook for notebook in known if notebook.path.stem.startswith(begin)]
     if not chosen:
-        kind = "lessons" if inner in ("", "zh") else inner
+        kind = "lessons" if inner in ("", LANGUAGE) else inner
         raise ParameterError(
             f"choose the {kind.removesuffix('s')} {word!r}" if word else f"find the lessons in {folder}",
             found=f"the {kind} are {', '.join(one.path.stem for one in known)}" if known else "no notebook",

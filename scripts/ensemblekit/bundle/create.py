@@ -18,13 +18,12 @@ from ensemblekit.assets.weights import PACKAGE, PACKAGE_SHA256, PACKAGE_VERSION
 from ensemblekit.bundle.contents import Choice, Device
 from ensemblekit.bundle.parts import PartWriter
 from ensemblekit.errors import FetchError, ParameterError
-from ensemblekit.paths import repo_root
+from ensemblekit.paths import BUNDLE_FOLDER, repo_root
 from ensemblekit.releases import get_release
 from ensemblekit.servers.embedded import WHEEL_PLATFORM, WHEEL_PROJECT
 
-__all__ = ["BUNDLE_FOLDER", "Bundle", "Plan", "create_bundle"]
+__all__ = ["Bundle", "Plan", "create_bundle"]
 
-BUNDLE_FOLDER = "bundle"  # in the unpacked kit; bootstrap.py and the cache look for wheels there
 UNPACK_SCRIPT = "scripts/bundle_unpack.py"
 # pip matches these tags exactly: every glibc from 2.5 to 2.39, the newest that the locked wheels name being 2.35
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (*range(39, 16, -1), 12, 5)]

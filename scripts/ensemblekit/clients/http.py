@@ -45,13 +45,18 @@ def curl_command(
     """Return the command with which a reader asks the same in a shell; a seat puts in its key."""
     body = json.dumps(request_body(text, model=model, sampling_parameters=sampling_parameters))
     key = "-u YOUR_KEY: " if key_headers(server) else ""
-    return f"curl -s {key}http://{server.http_url}/v2/models/{model}/generate -d {shlex.quote(body)}"
+    return f"curl -s {key}{_endpoint(server, model, 'generate')} -d {shlex.quote(body)}"
 
 
-def generate_url(server: Served, model: str = ENSEMBLE) -> str:
-    """Return the address of a model's generate endpoint; a seat's key, where one is needed, stands before its @."""
+def generate_url(server: Served) -> str:
+    """Return the address of the ensemble's generate endpoint; a seat's key, if it has one, stands before its @."""
+    address = _endpoint(server, ENSEMBLE, "generate")
     key = key_headers(server).get("authorization", "").removeprefix("Bearer ")
-    return f"http://{key}{'@' * bool(key)}{server.http_url}/v2/models/{model}/generate"
+    return address.replace("://", f"://{key}@") if key else address
+
+
+def _endpoint(server: Served, model: str, way: str) -> str:
+    return f"http://{server.http_url}/v2/models/{model}/{way}"
 
 
 def ask_http(
@@ -67,7 +72,7 @@ def ask_http(
     Raises:
         RequestError: The server refused, failed or did not answer within `timeout_s` seconds.
     """
-    url = f"http://{server.http_url}/v2/models/{model}/generate"
+    url = _endpoint(server, model, "generate")
     body = request_body(text, model=model, sampling_parameters=sampling_parameters)
     try:
         answer = _post(url, body, timeout_s, key_headers(server))
@@ -93,7 +98,7 @@ def stream_http(
     Raises:
         RequestError: The server refused, failed or sent nothing for `timeout_s` seconds.
     """
-    url = f"http://{server.http_url}/v2/models/{model}/generate_stream"
+    url = _endpoint(server, model, "generate_stream")
     body = request_body(text, model=model, sampling_parameters=sampling_parameters, stream=True)
     try:
         headers = key_headers(server)

@@ -50,12 +50,12 @@ class StatusLine:
             return
         self.last_s = now
         text = " ".join(filter(None, [f"{self.what} … {now - self.begin_s:.0f} s", detail]))
-        shown = Markdown(as_text(text))
         if sys.stderr.isatty():
             self._on_terminal = True
             sys.stderr.write(f"\r\x1b[K{text}")
             sys.stderr.flush()
         elif get_ipython() is not None:
+            shown = Markdown(as_text(text))
             if self._handle is None:
                 self._handle = display(shown, display_id=True)
             else:

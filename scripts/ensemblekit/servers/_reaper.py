@@ -220,7 +220,8 @@ def _remove(prefix: str) -> None:
     """Remove what killed processes leave: shared memory, and the Python backend's empty folders."""
     folders = set[Path]()
     for region in SHARED_MEMORY.glob(f"{prefix}*"):
-        folders.update(TEMPORARY.glob(region.name.removeprefix(prefix)) if fnmatch(region.name, f"*{FOLDERS}") else ())
+        if fnmatch(claimed := region.name.removeprefix(prefix), FOLDERS):
+            folders.add(TEMPORARY / claimed)
         with contextlib.suppress(OSError):
             region.unlink(missing_ok=True)
     # of those that nobody claimed, what is older than every server that lives is nobody's

@@ -103,7 +103,7 @@ def mark_idle(lesson_folder: Path, idle: bool) -> None:
 
 def stop_idle_servers(lab: str) -> list[RunningServer]:
     """Stop the servers of one JupyterLab whose lessons have run to their end, and return them."""
-    idle = [server for server in running_servers() if server.lab == lab and server.idle]
+    idle = [server for server in running_servers(lab) if server.idle]
     for server in idle:
         server.stop()
     return idle

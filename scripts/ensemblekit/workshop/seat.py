@@ -20,7 +20,7 @@ from ensemblekit.assets.store import is_whole
 from ensemblekit.assets.weights import ensure_checkpoint, pinned_checkpoint_folder
 from ensemblekit.diagnose.preflight import preflight
 from ensemblekit.errors import CheckFailed, KitError
-from ensemblekit.paths import repo_root
+from ensemblekit.paths import BUNDLE_FOLDER, repo_root
 from ensemblekit.releases import has_ensembles, list_releases
 from ensemblekit.servers.attach import AttachedServer
 from ensemblekit.servers.embedded import has_server, server_tree
@@ -55,7 +55,7 @@ def _lacking(quick: bool, url: str) -> Iterator[str]:
     )
     wanted = ("jupyterlab", "ipywidgets", "tritonclient") + (() if quick else ("vllm",))
     yield from (f"{name} is not installed: {setup}" for name in wanted if find_spec(name) is None)
-    where = "" if (repo_root() / "bundle").is_dir() else ", with a network"
+    where = "" if (repo_root() / BUNDLE_FOLDER).is_dir() else ", with a network"
     fetch = f"run `ensemblekit workshop prepare{' --quick' if quick else ''}`{where}"
     for release in list_releases():
         if not has_server(release):
