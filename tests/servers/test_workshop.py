@@ -292,11 +292,7 @@ def test_address_with_the_key_before_the_at_sign_is_enough_for_any_client(shared
 def test_killed_gate_comes_back_and_the_keys_stay(shared: SharedServer) -> None:
     told = list[str]()
 
-    def keep() -> None:
-        with pytest.raises(ServerExited, match="exit code"):  # when the fixture stops the server
-            shared.keep(told.append)
-
-    threading.Thread(target=keep, daemon=True).start()
+    threading.Thread(target=shared.keep, args=[told.append], daemon=True).start()  # until the fixture stops the server
     for process in psutil.process_iter(["cmdline"]):
         if str(shared.gate.config_path) in " ".join(process.info["cmdline"] or []):
             process.kill()
@@ -313,6 +309,29 @@ def test_killed_gate_comes_back_and_the_keys_stay(shared: SharedServer) -> None:
 
     assert told == ["The gate (nginx) ended, starting it again."]
     assert ask(shared, shared.seats[0]).status_code == 200
+
+
+@pytest.mark.parametrize("gone", ["stopped", "killed"])
+def test_end_of_a_kept_server_is_told_unless_it_was_asked_for(
+    gone: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ENSEMBLEKIT_RUN_DIR", str(tmp_path))
+    settings = check_settings(ENGINE="stand-in", FLAVOUR="base-plus-vllm", DEVICE="cpu")
+    told = list[str]()
+    with (
+        SharedServer(settings, seats=1, host=EVERY_ADDRESS, port=_three_ports(), limits=Limits()) as made,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        kept = pool.submit(made.keep, told.append)
+        if gone == "stopped":
+            made.stop()
+        else:
+            psutil.Process(made.server.pid).children()[0].kill()
+        error = kept.exception(timeout=30)
+
+        assert made.gate.running == (gone == "killed")
+    assert isinstance(error, ServerExited if gone == "killed" else type(None))
+    assert told == []
 
 
 def test_files_with_keys_are_for_their_owner_alone(shared: SharedServer) -> None:

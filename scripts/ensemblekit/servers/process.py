@@ -149,7 +149,8 @@ class TritonServer:
     @property
     def pid(self) -> int | None:
         """Process id of the server's parent (its reaper) while it runs."""
-        return self._process.pid if self._process and self._process.exit_code is None else None
+        process = self._process  # another thread may stop it meanwhile
+        return process.pid if process and process.exit_code is None else None
 
     @property
     def running(self) -> bool:

@@ -148,7 +148,8 @@ class Gate:
     @property
     def running(self) -> bool:
         """Whether it runs now."""
-        return self._process is not None and self._process.exit_code is None
+        process = self._process  # another thread may stop it meanwhile
+        return process is not None and process.exit_code is None
 
     def start(self) -> "Gate":
         """Start nginx and return it once it listens.

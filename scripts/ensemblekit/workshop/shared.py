@@ -3,7 +3,7 @@
 
 import json
 import os
-import time
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +51,7 @@ class SharedServer:
             KitError: One of them cannot be started; nothing is left running.
         """
         require_place(host, port)
+        self._stopped = threading.Event()
         os.environ.setdefault(RUN_DIR_VARIABLE, str(runs_dir() / new_run_id("workshop")))
         self._lesson = Lesson("workshop", settings)
         folder = self._lesson.run_dir / GATE_FOLDER
@@ -66,7 +67,7 @@ class SharedServer:
             raise
 
     def keep(self, tell: Callable[[str], None]) -> None:
-        """Wait until one of the two ends; an nginx that was killed is started again.
+        """Wait until Triton ends or `stop` is called; an nginx that was killed is started again.
 
         Args:
             tell: Gets a line when that happens.
@@ -74,11 +75,12 @@ class SharedServer:
         Raises:
             ServerExited: Triton ended.
         """
-        while self.server.running:
-            if not self.gate.running:
+        while self.server.running and not self._stopped.wait(WATCH_S):
+            if not self.gate.running and not self._stopped.is_set():  # in this order: `stop` says so before it ends it
                 tell("The gate (nginx) ended, starting it again.")
                 self.gate.start()
-            time.sleep(WATCH_S)
+        if self._stopped.is_set():
+            return
         raise ServerExited(
             "keep the shared server running",
             found=f"Triton ended by itself with exit code {self.server.exit_code}",
@@ -88,6 +90,7 @@ class SharedServer:
 
     def stop(self) -> None:
         """Stop both; doing so again does nothing."""
+        self._stopped.set()
         self.gate.stop()
         self._lesson.stop()
 
