@@ -177,7 +177,9 @@ def documented_note(name: str) -> str:
     known = [f"{what} {value}" for what, value in facts.items() if value]
     missing = [what for what, value in facts.items() if not value]
     unknown = ", ".join([*missing, "whether Python models may use numpy 2", "how it runs"])
-    return f"release {name} was not run here; documented: {', '.join(known)}, ensembles; not known: {unknown}"
+    return (
+        f"release {name} was not run here; documented: {', '.join(known)}, ensembles since 24.10; not known: {unknown}"
+    )
 
 
 def backends_of(release: DocumentedRelease, flavour: Flavour) -> frozenset[str] | None:
