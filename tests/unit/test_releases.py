@@ -9,6 +9,7 @@ import pytest
 from ensemblekit.cli.releases import command
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.catalogue import release_of
+from ensemblekit.paths import repo_root
 from ensemblekit.releases import (
     FLAVOURS,
     DocumentedRelease,
@@ -168,3 +169,15 @@ def test_backends_of_an_image_are_those_of_its_release() -> None:
     assert "tensorflow" not in (backends_of(releases["25.03"], "base-plus-vllm") or ())
     assert backends_of(releases["26.07"], "vllm-image") == {"python", "vllm"}
     assert backends_of(releases["26.07"], "custom-build") is None
+
+
+def test_upgrading_page_names_no_release_that_the_table_lacks_and_a_source_for_each_change() -> None:
+    page = (repo_root() / "notebooks" / "upgrading.md").read_text()
+    known = {row.name for row in every_release()}
+    changes = re.findall(r"^\| (2\d\.\d\d[^|]*) \|.* \| ([^|]+) \|$", page, re.MULTILINE)
+
+    assert set(re.findall(r"(?<![\d.])2\d\.(?:0[1-9]|1[0-2])(?!\d|\.\d)", page)) <= known
+    assert len(changes) == len(re.findall(r"^\| 2\d", page, re.MULTILINE)) > 15
+    assert all("](https://" in source for _, source in changes)
+    subjects = ("V1 engine", "KIND", "numpy 2", "Python 3.12", "best_of", "ENABLE_VLLM_HEALTH_CHECK", "OpenAI frontend")
+    assert all(subject in page for subject in (*subjects, "--backend=ensemble", "return_finish_reason"))
