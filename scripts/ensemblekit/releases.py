@@ -221,7 +221,8 @@ def get_release(name: str) -> Release:
         raise ParameterError(
             f"use Triton release {name!r} here",
             found=f"it is only documented: there is no wheel of it, and no workaround. Those that were run: {ran}",
-            hint="PROVIDER 'container' with FLAVOUR 'vllm-image' takes NVIDIA's own image of it",
+            hint="PROVIDER 'container' with FLAVOUR 'vllm-image' takes NVIDIA's own image of it, as "
+            "`ensemblekit matrix --provider container` and `ensemblekit doctor --server IMAGE` do",
         )
     raise ParameterError(
         f"use Triton release {name!r}",
