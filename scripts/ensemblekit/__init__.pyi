@@ -66,6 +66,7 @@ from .matrix.picture import plot_matrix as plot_matrix
 from .matrix.run import MatrixResult as MatrixResult
 from .matrix.run import run_matrix as run_matrix
 from .paths import repo_root as repo_root
+from .releases import documented_releases as documented_releases
 from .releases import get_release as get_release
 from .releases import has_ensembles as has_ensembles
 from .releases import list_releases as list_releases

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The release table (`env/releases.toml`) and the flavours a release comes in."""
 
+import re
 import tomllib
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
@@ -19,11 +20,16 @@ __all__ = [
     "Release",
     "backends_of",
     "default_release",
+    "documented_note",
+    "documented_releases",
     "driver_for",
     "every_release",
     "get_release",
     "has_ensembles",
+    "known_release",
     "list_releases",
+    "minimum_driver",
+    "release_of_image",
 ]
 
 Flavour = Literal["vllm-image", "base-plus-vllm", "custom-build"]
@@ -36,16 +42,33 @@ FLAVOUR_TEXT: dict[Flavour, str] = {
 
 
 class DocumentedRelease(BaseModel):
-    """What is documented of a Triton release; all after 24.10 are only that, and none of them was run here."""
+    """What is documented of a Triton release; what is not known is empty. Those after 24.10 were not run here.
+
+    Attributes:
+        tested_driver: The NVIDIA driver beside the image in NVIDIA's compatibility matrix.
+        vllm_image_gb: Size of NVIDIA's vLLM image, in GB.
+        source: Where the facts come from: keys of the table's `sources`, or addresses.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    triton: str
-    vllm: str
-    python: str
-    cuda: str
+    triton: str = ""
+    vllm: str = ""
+    python: str = ""
+    cuda: str = ""
+    tested_driver: str = ""
+    vllm_image_gb: float | None = None
     ensemble_in_vllm_image: bool = True
+    source: tuple[str, ...] = Field(min_length=1)
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """The addresses of the sources."""
+        found = (_table().sources.get(key, key) for key in self.source)
+        # NVIDIA's notes are at rel-24-08.html, the branches of the repositories are r24.08
+        dashed = self.name.replace(".", "-")
+        return tuple(link.replace("rel-{release}", f"rel-{dashed}").format(release=self.name) for link in found)
 
 
 class Release(DocumentedRelease):
@@ -58,13 +81,13 @@ class Release(DocumentedRelease):
 
 
 class Driver(BaseModel):
-    """The NVIDIA driver that a CUDA version needs."""
+    """The NVIDIA driver that a CUDA version needs, and the releases whose notes say so."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     minimum: str
     data_center: tuple[str, ...]
-    tested: str
+    source: tuple[str, ...] = Field(min_length=1)
 
 
 class _Table(BaseModel):
@@ -73,8 +96,9 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     default: str
-    releases: dict[str, dict[str, str | float | bool]]
-    documented: dict[str, dict[str, str]]
+    releases: dict[str, dict[str, Any]]
+    documented: dict[str, dict[str, Any]]
+    sources: dict[str, str]
     images: dict[str, tuple[str, ...]]
     last_with: dict[str, str]
     drivers: dict[str, Driver]
@@ -98,14 +122,64 @@ def list_releases() -> tuple[Release, ...]:
 
 
 @cache
+def documented_releases() -> tuple[DocumentedRelease, ...]:
+    """Return the releases that are only documented and were not run here, oldest first.
+
+    Raises:
+        pydantic.ValidationError: The table has a wrong or missing field.
+    """
+    rows = sorted(_table().documented.items())
+    return tuple(DocumentedRelease.model_validate({"name": name, **row}) for name, row in rows)
+
+
 def every_release() -> tuple[DocumentedRelease, ...]:
     """Return the releases that the kit runs and those that are only documented, oldest first.
 
     Raises:
         pydantic.ValidationError: The table has a wrong or missing field.
     """
-    rows = sorted(_table().documented.items())
-    return (*list_releases(), *(DocumentedRelease.model_validate({"name": name, **row}) for name, row in rows))
+    return (*list_releases(), *documented_releases())
+
+
+def known_release(name: str) -> DocumentedRelease:
+    """Return the release called `name`, even if it is only documented.
+
+    Raises:
+        ParameterError: There is no such release in the table.
+
+    >>> known_release("25.03").vllm
+    '0.7.3'
+    """
+    return next((row for row in documented_releases() if row.name == name), None) or get_release(name)
+
+
+def release_of_image(image: str) -> str:
+    """Return the release in the tag of an image that is named as NVIDIA names them, empty if the table has none such.
+
+    >>> release_of_image("nvcr.io/nvidia/tritonserver:25.03-vllm-python-py3"), release_of_image("localhost/x:1")
+    ('25.03', '')
+    """
+    tag = re.search(r"tritonserver:(\d\d\.\d\d)-[\w.-]+$", image)
+    return tag[1] if tag and any(row.name == tag[1] for row in every_release()) else ""
+
+
+def documented_note(name: str) -> str:
+    """Return in a line what is known of a release that is only documented, and what is not; empty for any other.
+
+    >>> documented_note("24.08")
+    ''
+    """
+    row = next((row for row in documented_releases() if row.name == name), None)
+    if row is None:
+        return ""
+    facts = {"Triton": row.triton, "vLLM": row.vllm, "Python": row.python, "CUDA": row.cuda}
+    facts["driver"] = row.tested_driver
+    known = [f"{what} {value}" for what, value in facts.items() if value]
+    missing = [what for what, value in facts.items() if not value]
+    unknown = ", ".join([*missing, "whether Python models may use numpy 2", "how it runs"])
+    return (
+        f"release {name} was not run here; documented: {', '.join(known)}, ensembles since 24.10; not known: {unknown}"
+    )
 
 
 def backends_of(release: DocumentedRelease, flavour: Flavour) -> frozenset[str] | None:
@@ -142,23 +216,39 @@ def get_release(name: str) -> Release:
     for release in list_releases():
         if release.name == name:
             return release
+    ran = ", ".join(row.name for row in list_releases())
+    if any(row.name == name for row in documented_releases()):
+        raise ParameterError(
+            f"use Triton release {name!r} here",
+            found=f"it is only documented: there is no wheel of it, and no workaround. Those that were run: {ran}",
+            hint="PROVIDER 'container' with FLAVOUR 'vllm-image' takes NVIDIA's own image of it, as "
+            "`ensemblekit matrix --provider container` and `ensemblekit doctor --server IMAGE` do",
+        )
     raise ParameterError(
         f"use Triton release {name!r}",
-        found=f"the releases in env/releases.toml are {', '.join(r.name for r in list_releases())}",
+        found=f"the releases in env/releases.toml are {ran}",
         hint="choose one of these, for example `-p RELEASE 24.08` (in quotes inside a notebook)",
     )
 
 
-def driver_for(release: Release) -> Driver:
+def driver_for(release: DocumentedRelease) -> Driver:
     """Return the driver that the CUDA of a release's images needs.
 
     Raises:
-        KeyError: The table has no driver for that CUDA; a test asks for every release.
+        KeyError: The table has no driver for that CUDA; a test asks for every release that is run.
 
     >>> driver_for(get_release("24.08")).minimum
     '560'
     """
     return _table().drivers[".".join(release.cuda.split(".")[:2])]
+
+
+def minimum_driver(release: DocumentedRelease) -> str:
+    """Return the oldest driver for any GPU that NVIDIA's notes name for the CUDA of a release's images, or nothing."""
+    try:
+        return driver_for(release).minimum
+    except KeyError:
+        return ""
 
 
 def has_ensembles(release: DocumentedRelease, flavour: Flavour) -> bool:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ensemblekit.errors import ParameterError, UnsupportedMachine
 from ensemblekit.gpu import require_gpus, visible_gpu, visible_gpus, why_unusable
-from ensemblekit.releases import FLAVOURS, Flavour, Release, get_release
+from ensemblekit.releases import FLAVOURS, DocumentedRelease, Flavour, get_release, known_release
 
 __all__ = ["Device", "Engine", "Provider", "Settings", "check_settings", "visible_gpu"]
 
@@ -48,9 +48,9 @@ class Settings(BaseModel):
     ready_timeout_s: float = Field(default=600.0, gt=0)
 
     @property
-    def release_row(self) -> Release:
-        """The release table's row."""
-        return get_release(self.release)
+    def release_row(self) -> DocumentedRelease:
+        """The release table's row; a `Release` where the kit has its wheel."""
+        return known_release(self.release)
 
     @property
     def resolved_device(self) -> Literal["cpu", "cuda"]:
@@ -84,7 +84,7 @@ def check_settings(**parameters: Any) -> Settings:
                 hint=f"the names are {', '.join(sorted(known))}",
             )
     if isinstance(release := parameters.get("RELEASE"), str):
-        get_release(release)
+        known_release(release)
     try:
         settings = Settings(**{name.lower(): _widened(value) for name, value in parameters.items()})
     except ValidationError as error:
@@ -133,6 +133,10 @@ def _explained(error: ValidationError) -> ParameterError:
 
 
 def _consistent(settings: Settings) -> Settings:
+    # NVIDIA's own image of a release that was not run here needs neither a wheel nor the emulation; all else does
+    own_image = (settings.provider, settings.flavour) == ("container", "vllm-image")
+    if settings.provider != "attach" and not own_image:
+        get_release(settings.release)
     if (settings.provider == "attach") != bool(settings.url):
         raise ParameterError(
             f"use PROVIDER {settings.provider!r} with URL {settings.url!r}",

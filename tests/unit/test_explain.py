@@ -781,3 +781,16 @@ def test_follow_lines_of_a_log_that_is_replaced_begins_anew(tmp_path: Path) -> N
 
     assert next(lines) == "two"
     assert time.monotonic() - begin < 60
+
+
+@pytest.mark.parametrize(("version", "noted"), [("2.49.0", False), ("2.56.0", True), ("2.7.0", False)])
+def test_explain_log_of_a_release_that_was_not_run_says_what_is_known_of_it(
+    version: str, noted: bool, tmp_path: Path
+) -> None:
+    log = tmp_path / "triton.log"
+    log.write_text(GENUINE.read_text().replace("2.49.0", version))
+
+    text = str(explain_log(log))
+
+    assert f"(Triton {version}, " in text
+    assert ("\n(release 25.03 was not run here; documented: Triton 2.56.0, vLLM 0.7.3" in text) == noted

@@ -10,6 +10,7 @@ from ensemblekit.errors import ParameterError
 from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.matrix.picture import plot_matrix
 from ensemblekit.matrix.run import Cell, MatrixResult, State, run_matrix
+from ensemblekit.releases import documented_releases
 
 
 def a_cell(release: str, state: State, detail: str = "") -> Cell:
@@ -49,6 +50,17 @@ def test_picture_has_a_box_for_each_cell() -> None:
     boxes = [patch for patch in plot_matrix(result).axes[0].patches if isinstance(patch, FancyBboxPatch)]
 
     assert len(boxes) == 2
+
+
+def test_picture_draws_what_was_only_documented_apart_from_what_was_run() -> None:
+    result = MatrixResult((a_cell("24.10", "answered"),))
+
+    run, documented = plot_matrix(result, documented_releases()).axes
+
+    assert [text.get_text() for text in documented.texts] == [row.name for row in documented_releases()]
+    assert "not run here" in documented.get_title(loc="left")
+    styles = {patch.get_linestyle() for patch in documented.patches}
+    assert styles.isdisjoint(patch.get_linestyle() for patch in run.patches if isinstance(patch, FancyBboxPatch))
 
 
 @pytest.mark.parametrize(

@@ -115,3 +115,12 @@ def test_engine_auto_is_vllm_where_it_is_installed(
     monkeypatch.setattr("ensemblekit.settings.find_spec", lambda name: object() if installed else None)
 
     assert check_settings(PROVIDER=provider).engine == engine
+
+
+def test_documented_release_is_taken_as_nvidia_shipped_it_and_not_otherwise() -> None:
+    settings = check_settings(RELEASE="25.03", PROVIDER="container", FLAVOUR="vllm-image")
+
+    assert settings.release_row.triton == "2.56.0"
+    for more in ({}, {"PROVIDER": "container", "FLAVOUR": "base-plus-vllm"}):
+        with pytest.raises(ParameterError, match=r"only documented[\s\S]*Hint: PROVIDER 'container' with FLAVOUR"):
+            check_settings(RELEASE="25.03", **more)

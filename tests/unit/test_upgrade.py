@@ -45,7 +45,7 @@ def test_compare_24_07_with_24_10_asks_for_a_newer_driver() -> None:
 
 def test_driver_is_known_for_every_release_and_the_tested_one_fits() -> None:
     for release in list_releases():
-        assert driver_fits(driver_for(release).tested, driver_for(release))
+        assert driver_fits(release.tested_driver, driver_for(release))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import nbformat
 from ensemblekit.batch.translate import LANGUAGE
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
-from ensemblekit.releases import get_release
+from ensemblekit.releases import known_release
 from ensemblekit.settings import Settings, check_settings
 
 __all__ = ["Notebook", "Parameter", "choose_notebooks", "distribute"]
@@ -180,7 +180,7 @@ def distribute(lessons: Sequence[Notebook], given: Mapping[str, str], *, quick: 
 
 
 def _require_release(takers: Sequence[Notebook], release: str) -> None:
-    get_release(release)
+    known_release(release)
     if not any(lesson.parameters["RELEASE"].takes_release(release) for lesson in takers):
         legal = "; ".join(f"{lesson.name}: {lesson.parameters['RELEASE'].comment}" for lesson in takers)
         raise ParameterError(

@@ -20,7 +20,10 @@ from ensemblekit.paths import repo_root
 __all__ = ["START_PAGE", "lab_command", "lab_options", "make_working_copy", "reset_notebook", "work_dir"]
 
 START_PAGE = "start.ipynb"
-COPIED = ("[0-9]*.ipynb", "exercises/*.ipynb", "solutions/*.ipynb", "workshop/*.md", "zh/*.ipynb", "glossary.md")
+COPIED = (
+    *("[0-9]*.ipynb", "exercises/*.ipynb", "solutions/*.ipynb", "zh/*.ipynb"),
+    *("workshop/*.md", "glossary.md", "upgrading.md"),
+)
 WORK_VARIABLE = "ENSEMBLEKIT_WORK"  # another folder than work/ of the checkout
 TIMES = repo_root() / "env" / "lab" / "times.json"  # written by tests/notebooks/record_times.py
 PATHS = {"broken": ("10", "02", "03"), "understand": ("00", "01", "02", "03", "04", "05", "06")}

@@ -23,7 +23,7 @@ from ensemblekit.faults.log import LogLine, parse_log, poll_errors, read_log
 from ensemblekit.lesson.show import StatusLine, as_text, quick_banner, show_figures_in_kernel, stop_button
 from ensemblekit.paths import BATCH_VARIABLE, PAGE_VARIABLE, current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
-from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
+from ensemblekit.releases import DocumentedRelease, Flavour, get_release, has_ensembles, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
 from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer
 from ensemblekit.servers.container import ContainerInstallation, install_container
@@ -68,7 +68,7 @@ class Lesson:
         self._images: dict[str, Value] = {}
 
     @property
-    def release(self) -> Release:
+    def release(self) -> DocumentedRelease:
         """The release table's row for RELEASE."""
         return self.settings.release_row
 
@@ -137,7 +137,7 @@ class Lesson:
                 found="this lesson starts servers of its own, to see how they start",
                 hint="run it with PROVIDER 'embedded'; `attach` is for lesson 06 and exercises 04 and 05",
             )
-        settings = check_settings(RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour)
+        settings = self._other_settings(release, flavour, self.settings.provider)
         folder = self._folder(name)
         staged = repository if isinstance(repository, StagedRepository) else StagedRepository(Path(repository), {})
         return TritonServer(
@@ -148,11 +148,18 @@ class Lesson:
             environment=staged.environment,
         )
 
+    def _other_settings(self, release: str | None, flavour: Flavour | None, provider: Provider) -> Settings:
+        return check_settings(
+            RELEASE=release or self.settings.release,
+            FLAVOUR=flavour or self.settings.flavour,
+            PROVIDER=provider if provider == "container" else "embedded",
+        )
+
     def _installation(
-        self, release: Release, flavour: Flavour, folder: Path, provider: Provider | None = None
+        self, release: DocumentedRelease, flavour: Flavour, folder: Path, provider: Provider | None = None
     ) -> Installation:
         if (provider or self.settings.provider) != "container":
-            return install_embedded(release, flavour, folder)
+            return install_embedded(get_release(release.name), flavour, folder)
         gpu = self.settings.engine == "vllm" and self.settings.resolved_device == "cuda"
         with StatusLine("image") as line:
             made = install_container(release, flavour, self.run_dir.name, gpu=gpu, progress=line.tick)
@@ -172,7 +179,7 @@ class Lesson:
         Raises:
             KitError: The server cannot be had, or did not answer.
         """
-        settings = check_settings(RELEASE=release or self.settings.release, FLAVOUR=flavour or self.settings.flavour)
+        settings = self._other_settings(release, flavour, provider or self.settings.provider)
         folder = self._folder(f"probe-{settings.release}-{settings.flavour}")
         installation = self._installation(settings.release_row, settings.flavour, folder, provider)
         return probe_installation(installation, folder, f"{settings.release}/{settings.flavour}")

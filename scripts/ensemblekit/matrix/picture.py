@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The release matrix as a picture: colour and words say the same, so that it reads without colour too."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from ensemblekit.matrix.run import Cell, MatrixResult, State
+from ensemblekit.releases import DocumentedRelease
 
 __all__ = ["plot_matrix", "save_picture"]
 
@@ -20,16 +22,28 @@ STYLE: dict[State, tuple[str, str]] = {
     "not run": ("#e4e6ea", "not run"),
 }
 WIDTH_IN, ROW_IN = 9.0, 0.78
+DOCUMENTED_A_ROW, DOCUMENTED_IN = 12, 0.36
+DOCUMENTED_TEXT = "Documented only, not run here: the vLLM images after 24.10"
 GAP = 0.06
 DPI = 150
 
 
-def plot_matrix(result: MatrixResult) -> Figure:
-    """Draw a matrix: releases across, flavours down, one block of rows a provider."""
+def plot_matrix(result: MatrixResult, documented: Sequence[DocumentedRelease] = ()) -> Figure:
+    """Draw a matrix: releases across, flavours down, one block of rows a provider.
+
+    Args:
+        result: What was run.
+        documented: Releases that were only read about, drawn apart below it.
+    """
     releases = list(dict.fromkeys(cell.release for cell in result.cells))
     rows = list(dict.fromkeys((cell.provider, cell.flavour) for cell in result.cells))
-    figure = Figure(figsize=(WIDTH_IN, 1.15 + ROW_IN * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    high, lines = 1.15 + ROW_IN * len(rows), -(-len(documented) // DOCUMENTED_A_ROW)
+    below = 0.5 + DOCUMENTED_IN * lines if lines else 0.0
+    figure = Figure(figsize=(WIDTH_IN, high + below), layout="constrained")
+    parts = figure.subfigures(2 if lines else 1, squeeze=False, height_ratios=[high, below] if lines else None)
+    axes = parts[0, 0].subplots()
+    if lines:
+        _draw_documented(parts[1, 0].subplots(), documented, lines)
     for cell in result.cells:
         _draw(axes, releases.index(cell.release), rows.index((cell.provider, cell.flavour)), cell)
     several = len({provider for provider, _ in rows}) > 1
@@ -43,6 +57,20 @@ def plot_matrix(result: MatrixResult) -> Figure:
     axes.spines[:].set_visible(False)
     axes.set_title(_title(result), loc="left", fontsize=11, fontweight="bold", pad=12)
     return figure
+
+
+def _draw_documented(axes: Axes, documented: Sequence[DocumentedRelease], lines: int) -> None:
+    """Draw the releases that nobody ran here, each in a dashed box that nothing else has."""
+    for place, release in enumerate(documented):
+        row, column = divmod(place, DOCUMENTED_A_ROW)
+        size, style = 1 - 2 * GAP, "round,pad=0,rounding_size=0.05"
+        box = FancyBboxPatch((column + GAP, row + GAP), size, size, style, fc="white", ec="#5b5f66", ls="--")
+        axes.add_patch(box)
+        axes.text(column + 0.5, row + 0.5, release.name, ha="center", va="center", fontsize=9, color="#5b5f66")
+    axes.set_xlim(0, DOCUMENTED_A_ROW)
+    axes.set_ylim(lines, 0)
+    axes.set_axis_off()
+    axes.set_title(DOCUMENTED_TEXT, loc="left", fontsize=10)
 
 
 def _title(result: MatrixResult) -> str:

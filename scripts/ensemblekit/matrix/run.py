@@ -13,7 +13,7 @@ from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
 from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.paths import current_run_dir
-from ensemblekit.releases import FLAVOURS, Flavour, get_release, has_ensembles, list_releases
+from ensemblekit.releases import FLAVOURS, Flavour, get_release, has_ensembles, known_release, list_releases
 from ensemblekit.repository.stage import StagedRepository, stage_repository
 from ensemblekit.servers.container import image_of, install_container
 from ensemblekit.servers.container_engine import find_engine
@@ -55,7 +55,7 @@ class Cell:
     @property
     def expected(self) -> State:
         """What the release table makes one expect."""
-        return "answered" if has_ensembles(get_release(self.release), self.flavour) else "refused"
+        return "answered" if has_ensembles(known_release(self.release), self.flavour) else "refused"
 
     @property
     def verdict(self) -> Verdict:
@@ -160,7 +160,8 @@ def run_matrix(
 
 def _cells(releases: Sequence[str], flavours: Sequence[str], providers: Sequence[str], engine: str) -> list[Cell]:
     """Return the cells to run, none of them run yet."""
-    names = [get_release(name).name for name in releases] or [row.name for row in list_releases()]
+    find = get_release if "embedded" in providers else known_release  # an image is run without a wheel of its release
+    names = [find(name).name for name in releases] or [row.name for row in list_releases()]
     chosen_flavours: list[Flavour] = [_one_of("FLAVOUR", name, FLAVOURS) for name in flavours or FLAVOURS]
     chosen: list[MatrixProvider] = [_one_of("PROVIDER", name, get_args(MatrixProvider)) for name in providers]
     _one_of("ENGINE", engine, get_args(Engine))
@@ -199,9 +200,9 @@ def _run(cell: Cell, folder: Path, source: ModelSource | None, device: str) -> C
 
 
 def _installation(cell: Cell, folder: Path) -> Installation:
-    release = get_release(cell.release)
     if cell.provider == "embedded":
-        return install_embedded(release, cell.flavour, folder)
+        return install_embedded(get_release(cell.release), cell.flavour, folder)
+    release = known_release(cell.release)
     engine, image = find_engine(), image_of(release, cell.flavour)
     if not engine.has_image(image):  # 20 GB are not pulled unasked
         found = f"the image {image} is not on this machine"

@@ -20,7 +20,7 @@ from pathlib import Path
 from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.faults.catalogue import container_refusal
 from ensemblekit.gpu import visible_gpu
-from ensemblekit.releases import Flavour, Release
+from ensemblekit.releases import DocumentedRelease, Flavour
 from ensemblekit.servers.container_engine import ContainerEngine, find_engine
 from ensemblekit.servers.container_images import ensure_image, no_progress
 from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK
@@ -34,6 +34,7 @@ NVIDIA_IMAGES = "nvcr.io/nvidia/tritonserver"
 BUILT_IMAGES = "localhost/ensemblekit/tritonserver"
 RUN_LABEL, EMULATION_LABEL = "ensemblekit.run", "ensemblekit.emulated"
 SHARED_MEMORY = "1g"  # NVIDIA's own advice; the default of 64 MB is little for a few Python models
+LARGEST_GB = 23.0  # of all images whose size is documented; for those whose size is not
 STACK_BYTES = 67108864  # NVIDIA's own advice, 64 MiB
 STOP_TIMEOUT_S = 1  # for `rm -f` alone: a stop in order goes through the foreground process
 OF_THIS_HOST = ("VLLM_CACHE_ROOT",)  # a folder that the container does not have
@@ -46,7 +47,7 @@ LOWERED = (("nofile", resource.RLIMIT_NOFILE, PODMAN_LIMIT), ("nproc", resource.
 CDI_FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
 
 
-def image_of(release: Release, flavour: Flavour) -> str:
+def image_of(release: DocumentedRelease, flavour: Flavour) -> str:
     """Return the image of a release and flavour: NVIDIA's own, or one that was built here.
 
     >>> from ensemblekit.releases import get_release
@@ -58,7 +59,7 @@ def image_of(release: Release, flavour: Flavour) -> str:
     return f"{BUILT_IMAGES}:{release.name}-{flavour}"
 
 
-def base_image(release: Release) -> str:
+def base_image(release: DocumentedRelease) -> str:
     """Return NVIDIA's base image of a release: ensembles, no vLLM backend."""
     return f"{os.environ.get(IMAGES_VARIABLE, NVIDIA_IMAGES)}:{release.name}-py3"
 
@@ -67,7 +68,7 @@ def base_image(release: Release) -> str:
 class ContainerInstallation:
     """An image that can be started, and what its `run` needs."""
 
-    release: Release
+    release: DocumentedRelease
     flavour: Flavour
     engine: ContainerEngine
     image: str
@@ -144,7 +145,7 @@ class ContainerInstallation:
 
 
 def install_container(
-    release: Release,
+    release: DocumentedRelease,
     flavour: Flavour,
     run_id: str,
     *,
@@ -172,7 +173,7 @@ def install_container(
     if gpu:
         _require_gpu(engine)
     image = image or image_of(release, flavour)
-    ensure_image(engine, image, release.vllm_image_gb, progress=progress)
+    ensure_image(engine, image, release.vllm_image_gb or LARGEST_GB, progress=progress)
     return ContainerInstallation(
         release=release,
         flavour=flavour,

@@ -23,7 +23,7 @@ from ensemblekit.faults.catalogue import fault, recognise
 from ensemblekit.faults.log import without_controls
 from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, repo_root, runs_dir
 from ensemblekit.records import record_values
-from ensemblekit.releases import default_release, get_release
+from ensemblekit.releases import Release, default_release, documented_note, known_release
 from ensemblekit.repository.config import who_writes
 from ensemblekit.servers.attach import AttachedServer
 from ensemblekit.servers.process import TritonServer
@@ -114,7 +114,8 @@ class Run:
         """Ask whether the server knows ensembles."""
         answer = probe_target(self.plan.server)
         states: dict[bool | None, State] = {True: "ok", False: "error", None: "warning"}
-        details = () if answer.ensembles else (*answer.evidence, f"fix: {answer.hint}")
+        note = documented_note(self.source.release)
+        details = tuple(filter(None, (note,))) if answer.ensembles else (*answer.evidence, f"fix: {answer.hint}")
         headline = f"{self.plan.server} {KNOWS[answer.ensembles]} (asked in {answer.elapsed_s:.2f} s)"
         return Check("probe", states[answer.ensembles], headline, details, facts=answer.as_dict())
 
@@ -192,7 +193,8 @@ class Run:
         details = [error.found, f"/v2/health/ready meanwhile: {_readiness(server)}", *_in_log(server)]
         old = [each for each in suspects if _is_numpy_2(each.numpy)]
         known = recognise(error.found)
-        if old and not get_release(self.release).numpy_2_safe:
+        release = known_release(self.release)
+        if old and isinstance(release, Release) and not release.numpy_2_safe:
             trap = fault("T304")
             headline = f"{trap.code} {trap.title}: numpy {old[0].numpy} is loaded in the process of {old[0].model}"
             details += [f"from {old[0].packages}", f"why: {trap.cause}", f"fix: {trap.fix}", f"see {trap.link}"]

@@ -20,7 +20,7 @@ from ensemblekit.diagnose.probe.files import find_server
 from ensemblekit.diagnose.probe.target import Kind, kind_of, release_of
 from ensemblekit.errors import KitError, ParameterError
 from ensemblekit.paths import repo_root, runs_dir
-from ensemblekit.releases import FLAVOURS, Flavour, default_release, get_release
+from ensemblekit.releases import FLAVOURS, Flavour, default_release, get_release, known_release, release_of_image
 from ensemblekit.repository.read import read_config
 from ensemblekit.repository.stage import StagedRepository, stage_repository
 from ensemblekit.servers.attach import AttachedServer
@@ -65,7 +65,7 @@ class ServerSource:
         """
         kind = kind_of(target)
         if kind != "release":
-            return cls(target, kind)
+            return cls(target, kind, release_of_image(target) if kind == "image" else "")
         release, flavour = release_of(target)
         return cls(target, kind, release.name, flavour)
 
@@ -102,11 +102,12 @@ class ServerSource:
         return TritonServer(installation, staged.path.resolve(), folder / "server", options, environment)
 
     def _installation(self, folder: Path) -> Installation:
+        if self.kind == "image":
+            release = known_release(self.release or default_release())
+            return install_container(release, self.flavour or FLAVOURS[0], "doctor", image=self.target)
         release = get_release(self.release or default_release())
         if self.kind == "release":
             return install_embedded(release, self.flavour or FLAVOURS[0], folder)
-        if self.kind == "image":
-            return install_container(release, self.flavour or FLAVOURS[0], "doctor", image=self.target)
         found = find_server(Path(self.target).expanduser())
         backends = found.binary.resolve().parent.parent / "backends"
         return EmbeddedInstallation(release, "custom-build", found.binary, backends, found.environment, emulated=False)

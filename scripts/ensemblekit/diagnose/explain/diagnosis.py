@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ensemblekit.diagnose.explain.events import KINDS, LogEvent, with_fault
-from ensemblekit.faults.catalogue import DEPENDS, resolve
+from ensemblekit.faults.catalogue import DEPENDS, release_of, resolve
 from ensemblekit.faults.engine import POINTS_BACK
 from ensemblekit.faults.fault import NO_CONTEXT, Context
+from ensemblekit.releases import documented_note
 
 __all__ = ["Cause", "Explanation", "State", "TimelineRow", "Unknown", "diagnose", "timeline_row"]
 
@@ -197,6 +198,7 @@ class Explanation:
         facts = [f"Triton {self.triton}" if self.triton else "", size]
         facts += [f"{self.starts} starts, the last one is explained"] if self.starts > 1 else []
         rows = [self.headline[:1].upper() + self.headline[1:] + ".", f"({', '.join(filter(None, facts))})"]
+        rows += [f"({note})"] if (note := documented_note(release_of(self.triton))) else []
         if self.state == "not a log":
             rows.append("Hint: give what tritonserver wrote to its standard error, or `docker logs CONTAINER 2>&1`.")
         for cause in self.causes:

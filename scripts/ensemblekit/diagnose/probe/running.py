@@ -15,6 +15,8 @@ from pydantic import BaseModel
 from ensemblekit.clients.bounded import Asker, Reply
 from ensemblekit.diagnose.probe.start import FIX, PROBE_MODEL, ProbeAnswer
 from ensemblekit.errors import RequestError
+from ensemblekit.faults.catalogue import release_of
+from ensemblekit.releases import documented_note
 from ensemblekit.servers.attach import ServerAbout
 
 __all__ = ["ModelConfig", "ask_server", "find_ensemble", "loaded_models", "model_config"]
@@ -110,6 +112,7 @@ def ask_server(url: str, *, allow_load: bool = False) -> ProbeAnswer:
     about = _about(asker, url)
     extensions = ", ".join(about.extensions)
     evidence = [f"Triton {about.version}; its extensions ({extensions}) do not say whether it knows ensembles"]
+    evidence += filter(None, [documented_note(release_of(about.version))])
     verdict, found = _loaded_ensembles(asker)
     evidence += found
     hint = "add --allow-load: a throw-away ensemble is offered to it, and nothing stays loaded"

@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +20,17 @@ from ensemblekit.diagnose.probe.start import (
 )
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import temporary_dir
-from ensemblekit.releases import FLAVOURS, Flavour, Release, get_release, has_ensembles, list_releases
+from ensemblekit.releases import (
+    FLAVOURS,
+    Flavour,
+    Release,
+    documented_note,
+    get_release,
+    has_ensembles,
+    known_release,
+    list_releases,
+    release_of_image,
+)
 from ensemblekit.servers.embedded import SERVER, EmbeddedInstallation, check_machine, server_tree
 
 if TYPE_CHECKING:
@@ -69,7 +80,12 @@ def probe_target(target: str, *, static: bool = False, allow_load: bool = False)
     Raises:
         KitError: There is no such server, or it could not be started or asked.
     """
-    kind = kind_of(target)
+    answer = _probe(target, kind_of(target), static=static, allow_load=allow_load)
+    note = documented_note(release_of_image(target))
+    return replace(answer, evidence=(*answer.evidence, note)) if note else answer
+
+
+def _probe(target: str, kind: Kind, *, static: bool, allow_load: bool) -> ProbeAnswer:
     if allow_load and kind != "url":
         raise ParameterError(
             f"probe {target} with --allow-load", found="a server that is started for it anyway", hint="leave it out"
@@ -104,8 +120,8 @@ def release_of(target: str) -> tuple[Release, Flavour]:
     if name not in (known := [row.name for row in list_releases()]):
         raise ParameterError(
             f"use {target}",
-            found=f"no release {name} in the kit's table",
-            hint=f"it has {', '.join(known)}; of another release give the server's files, its image or its URL",
+            found=documented_note(name) or f"no release {name} in the kit's table",
+            hint=f"it runs {', '.join(known)}; of another release give the server's files, its image or its URL",
         )
     for flavour in FLAVOURS:
         if flavour == (word or FLAVOURS[0]):
@@ -150,6 +166,7 @@ def probe_installation(installation: "Installation", folder: Path, target: str =
 def _probe_image(image: str, folder: Path) -> ProbeAnswer:
     from ensemblekit.servers.container import install_container
 
-    # the release only names the row for an error's text: an image may hold any
-    installation = install_container(list_releases()[0], "vllm-image", "probe", image=image)
+    # the release gives the size alone: an image may hold any
+    release = known_release(release_of_image(image) or list_releases()[0].name)
+    installation = install_container(release, "vllm-image", "probe", image=image)
     return probe_installation(installation, folder, image)
