@@ -2,10 +2,9 @@
 """The release table (`env/releases.toml`) and the flavours a release comes in."""
 
 import tomllib
+from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any, Literal, get_args
 
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
@@ -35,10 +34,9 @@ FLAVOUR_TEXT: dict[Flavour, str] = {
 }
 
 
-class DocumentedRelease(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class DocumentedRelease:
     """What is documented of a Triton release; all after 24.10 are only that, and none of them was run here."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     triton: str
@@ -48,6 +46,7 @@ class DocumentedRelease(BaseModel):
     ensemble_in_vllm_image: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
 class Release(DocumentedRelease):
     """One Triton release that this kit runs, as `env/releases.toml` describes it."""
 
@@ -57,33 +56,20 @@ class Release(DocumentedRelease):
     numpy_2_safe: bool
 
 
-class Driver(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Driver:
     """The NVIDIA driver that a CUDA version needs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     minimum: str
-    data_center: tuple[str, ...]
+    data_center: list[str]
     tested: str
 
 
-class _Table(BaseModel):
-    """The file as a whole."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    default: str
-    releases: dict[str, dict[str, str | float | bool]]
-    documented: dict[str, dict[str, str]]
-    images: dict[str, tuple[str, ...]]
-    last_with: dict[str, str]
-    drivers: dict[str, Driver]
-
-
 @cache
-def _table() -> _Table:
+def _table() -> dict[str, Any]:
+    """Return the file; the tests compare it with these classes, so that no program has to."""
     with (repo_root() / "env" / "releases.toml").open("rb") as file:
-        return _Table.model_validate(tomllib.load(file))
+        return tomllib.load(file)
 
 
 @cache
@@ -91,10 +77,9 @@ def list_releases() -> tuple[Release, ...]:
     """Return every release of the table, oldest first.
 
     Raises:
-        pydantic.ValidationError: The table has a wrong or missing field.
+        TypeError: The table has a wrong or missing field.
     """
-    rows = sorted(_table().releases.items())
-    return tuple(Release.model_validate({"name": name, **row}) for name, row in rows)
+    return tuple(Release(name=name, **row) for name, row in sorted(_table()["releases"].items()))
 
 
 @cache
@@ -102,10 +87,10 @@ def every_release() -> tuple[DocumentedRelease, ...]:
     """Return the releases that the kit runs and those that are only documented, oldest first.
 
     Raises:
-        pydantic.ValidationError: The table has a wrong or missing field.
+        TypeError: The table has a wrong or missing field.
     """
-    rows = sorted(_table().documented.items())
-    return (*list_releases(), *(DocumentedRelease.model_validate({"name": name, **row}) for name, row in rows))
+    rows = sorted(_table()["documented"].items())
+    return (*list_releases(), *(DocumentedRelease(name=name, **row) for name, row in rows))
 
 
 def backends_of(release: DocumentedRelease, flavour: Flavour) -> frozenset[str] | None:
@@ -116,18 +101,14 @@ def backends_of(release: DocumentedRelease, flavour: Flavour) -> frozenset[str] 
     """
     if flavour == "custom-build":
         return None
-    images, until = _table().images, _table().last_with
+    images, until = _table()["images"], _table()["last_with"]
     names = {*images["vllm-python-py3"], *(images["py3"] if flavour == "base-plus-vllm" else ())}
     return frozenset(name for name in names if release.name <= until.get(name, release.name))
 
 
 def default_release() -> str:
-    """Return the release the lessons use unless told otherwise.
-
-    Raises:
-        pydantic.ValidationError: The table names none.
-    """
-    return _table().default
+    """Return the release the lessons use unless told otherwise."""
+    return str(_table()["default"])
 
 
 def get_release(name: str) -> Release:
@@ -158,7 +139,7 @@ def driver_for(release: Release) -> Driver:
     >>> driver_for(get_release("24.08")).minimum
     '560'
     """
-    return _table().drivers[".".join(release.cuda.split(".")[:2])]
+    return Driver(**_table()["drivers"][".".join(release.cuda.split(".")[:2])])
 
 
 def has_ensembles(release: DocumentedRelease, flavour: Flavour) -> bool:

@@ -2,8 +2,10 @@
 """The release table and what a flavour of a release can do."""
 
 import re
+from dataclasses import asdict
 
 import pytest
+from pydantic import TypeAdapter
 
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.catalogue import release_of
@@ -11,6 +13,7 @@ from ensemblekit.releases import (
     FLAVOURS,
     backends_of,
     default_release,
+    driver_for,
     every_release,
     get_release,
     has_ensembles,
@@ -24,6 +27,12 @@ def test_list_releases_are_the_four_from_24_07_in_order() -> None:
 
 def test_list_releases_each_names_a_checksum() -> None:
     assert all(re.fullmatch(r"[0-9a-f]{64}", release.sha256) for release in list_releases())
+
+
+def test_table_has_the_types_that_the_classes_say() -> None:
+    """Nothing checks them at run time: pydantic takes longer to import than a probe."""
+    for row in (*every_release(), *map(driver_for, list_releases())):
+        assert TypeAdapter(type(row)).validate_python(asdict(row)) == row
 
 
 def test_default_release_is_the_one_of_the_report() -> None:

@@ -5,11 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from tritonclient.grpc import model_config_pb2
-
 from ensemblekit.errors import KitError
 from ensemblekit.repository.read import read_config
-from ensemblekit.repository.textproto import to_text
+from ensemblekit.repository.textproto import model_config_pb2, to_text
 
 __all__ = [
     "EnsembleStep",

@@ -12,10 +12,9 @@ from functools import cached_property
 from pathlib import Path
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.errors import ParameterError, RepositoryError
-from ensemblekit.repository.textproto import Source
+from ensemblekit.repository.textproto import Source, model_config_pb2
 
 __all__ = ["CONFIG_NAME", "ModelFolder", "Problem", "read_bytes", "read_config", "read_repository", "unreadable"]
 

@@ -14,9 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2
-
 from ensemblekit.repository.read import ModelFolder, read_bytes
+from ensemblekit.repository.textproto import model_config_pb2
 
 __all__ = ["Model", "OwnTensors", "complete", "own_tensors", "parse_code"]
 

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2
-
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.diagnose.lint.graph import STEPS
+from ensemblekit.repository.textproto import model_config_pb2
 
 __all__ = ["check_dependencies", "check_mapping", "circle"]
 

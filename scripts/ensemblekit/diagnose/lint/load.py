@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2
-
 from ensemblekit.diagnose.lint.autocomplete import LONGEST_CODE, Model, parse_code
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.faults import load as refusals
 from ensemblekit.faults.server import NO_CANONICAL_PATH, NO_TEXT_FILE
 from ensemblekit.repository.read import read_bytes, unreadable
+from ensemblekit.repository.textproto import model_config_pb2
 
 __all__ = [
     "EXECUTION_ENVIRONMENT",

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2
-
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.diagnose.lint.graph import check_graph
 from ensemblekit.faults import poll as refusals
 from ensemblekit.releases import DocumentedRelease
 from ensemblekit.repository.read import ModelFolder
-from ensemblekit.repository.textproto import Field
+from ensemblekit.repository.textproto import Field, model_config_pb2
 
 __all__ = ["check_keys", "check_model", "check_parsing"]
 

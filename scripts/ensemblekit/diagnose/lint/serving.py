@@ -6,15 +6,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from tritonclient.grpc import model_config_pb2
-
 from ensemblekit.diagnose.lint.autocomplete import Model
 from ensemblekit.diagnose.lint.findings import Finding, make_finding
 from ensemblekit.diagnose.lint.graph import STEPS
 from ensemblekit.diagnose.lint.load import EXECUTION_ENVIRONMENT, MODEL_DIRECTORY, engine_arguments
 from ensemblekit.releases import DocumentedRelease, Release
 from ensemblekit.repository.read import read_bytes
-from ensemblekit.repository.textproto import Source
+from ensemblekit.repository.textproto import Source, model_config_pb2
 
 __all__ = ["check_alone", "check_engines", "check_late", "check_numpy"]
 
