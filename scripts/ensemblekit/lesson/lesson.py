@@ -13,8 +13,7 @@ from typing import Any, Literal
 from IPython.core.getipython import get_ipython
 from IPython.display import Markdown, display
 
-from ensemblekit.assets.padded_heads import splittable_checkpoint
-from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, require_vllm
+from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, require_vllm, splittable_checkpoint
 from ensemblekit.clients.http import load_model
 from ensemblekit.diagnose.probe.start import ProbeAnswer
 from ensemblekit.diagnose.probe.target import probe_installation

@@ -329,7 +329,7 @@ def require_divisible_heads(folder: Path, arguments: Mapping[str, Any]) -> None:
         raise RepositoryError(
             f"spread {folder.name} over {parts} GPUs",
             found=f"{heads} attention heads, which cannot be shared by {parts} GPUs",
-            hint="use ensemblekit.assets.padded_heads.splittable_checkpoint, another number of GPUs, or replicas",
+            hint="use ensemblekit.assets.weights.splittable_checkpoint, another number of GPUs, or replicas",
         )
 
 

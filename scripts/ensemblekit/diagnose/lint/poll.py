@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ensemblekit.diagnose.lint.autocomplete import Model
+from ensemblekit.diagnose.lint.ensemble import check_graph
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
-from ensemblekit.diagnose.lint.graph import check_graph
 from ensemblekit.faults import poll as refusals
 from ensemblekit.releases import DocumentedRelease
 from ensemblekit.repository.read import ModelFolder

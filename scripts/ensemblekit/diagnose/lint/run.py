@@ -8,9 +8,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from ensemblekit.diagnose.lint.autocomplete import Model, complete
-from ensemblekit.diagnose.lint.ensemble_steps import check_dependencies, check_mapping, circle
+from ensemblekit.diagnose.lint.ensemble import STEPS, check_dependencies, check_mapping, check_streams, circle
 from ensemblekit.diagnose.lint.findings import Finding, LintReport, make_finding
-from ensemblekit.diagnose.lint.graph import STEPS, check_streams
 from ensemblekit.diagnose.lint.load import (
     check_backend,
     check_files,

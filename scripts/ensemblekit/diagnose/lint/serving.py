@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ensemblekit.diagnose.lint.autocomplete import Model
+from ensemblekit.diagnose.lint.ensemble import STEPS
 from ensemblekit.diagnose.lint.findings import Finding, make_finding
-from ensemblekit.diagnose.lint.graph import STEPS
 from ensemblekit.diagnose.lint.load import EXECUTION_ENVIRONMENT, MODEL_DIRECTORY, engine_arguments
 from ensemblekit.releases import DocumentedRelease, Release
 from ensemblekit.repository.read import read_bytes
