@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from ensemblekit.diagnose.lint.serving import numpy_in
 from ensemblekit.errors import RequestError
 
 __all__ = ["ModelProcess", "RequestHangs", "is_gone", "model_processes", "watched"]
@@ -25,7 +26,6 @@ LOOK_S = 0.25
 GRACE_S = 4.0
 _INSTANCE = re.compile(r"^(.+?)_\d+_\d+$")
 _NUMPY = re.compile(r"(/\S*/(?:site|dist)-packages)/numpy[./]")
-_DIST_INFO = re.compile(r"numpy-(\d[\w.]*)\.dist-info")
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,8 @@ def _described(process: psutil.Process) -> ModelProcess:
     model = instance or (Path(words[1]).parent.parent.name if len(words) > 1 else "")
     loaded = _NUMPY.search(Path(f"/proc/{process.pid}/maps").read_text())
     packages = loaded[1] if loaded else ""
-    versions = (
-        match for path in Path(packages or "/nonexistent").glob("numpy-*") if (match := _DIST_INFO.fullmatch(path.name))
-    )
-    return ModelProcess(process.pid, model, next((match[1] for match in versions), ""), packages)
+    version = numpy_in([Path(packages)]) if packages else ""
+    return ModelProcess(process.pid, model, version or "", packages)
 
 
 def is_gone(process: ModelProcess) -> bool:

@@ -14,8 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ensemblekit.diagnose.lint.findings import Finding, make_finding
 from ensemblekit.repository.read import ModelFolder, read_bytes
-from ensemblekit.repository.textproto import model_config_pb2
+from ensemblekit.repository.textproto import Key, model_config_pb2
 
 __all__ = ["Model", "OwnTensors", "complete", "own_tensors", "parse_code"]
 
@@ -77,6 +78,10 @@ class Model:
         names = {tensor.name for tensor in self.config.input}
         decoupled = bool(self.config.model_transaction_policy.decoupled)
         return self.config.backend == "vllm" or (decoupled and {"text_input", "sampling_parameters"} <= names)
+
+    def finding(self, code: str, at: tuple[Key, ...] = (), **values: Any) -> Finding:
+        """Return a finding about it, see `make_finding`."""
+        return make_finding(code, self.folder, at, **values)
 
     @cached_property
     def steps(self) -> tuple[str, ...]:

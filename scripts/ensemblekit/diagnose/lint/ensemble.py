@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ensemblekit.diagnose.lint.autocomplete import Model
-from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
+from ensemblekit.diagnose.lint.findings import Finding, did_you_mean
 from ensemblekit.faults import poll as refusals
 from ensemblekit.repository.textproto import Key, model_config_pb2
 
-__all__ = ["STEPS", "check_dependencies", "check_graph", "check_mapping", "check_streams", "circle"]
+__all__ = ["STEPS", "check_dependencies", "check_graph", "check_mapping", "check_streams", "circle", "known_steps"]
 
 STEPS = ("ensemble_scheduling", "step")
 SEPARATOR = ", "
@@ -61,16 +61,16 @@ def _faults(model: Model) -> Iterator[Finding]:
     for entry in model.config.input:
         if entry.name not in tensors:
             taken = [name for name, other in tensors.items() if other.taker and not other.writer]
-            detail = did_you_mean(entry.name, taken).strip()
-            yield make_finding("E111", model.folder, ("input", ("name", entry.name)), tensor=entry.name, detail=detail)
+            detail = did_you_mean(entry.name, taken)
+            yield model.finding("E111", ("input", ("name", entry.name)), tensor=entry.name, detail=detail)
     for _ in _steps_in_order(model, tensors):
         pass
     for entry in model.config.output:
         tensor = tensors.get(entry.name)
         if tensor is None:
             written = [name for name, other in tensors.items() if other.writer]
-            detail = did_you_mean(entry.name, written).strip()
-            yield make_finding("E110", model.folder, ("output", ("name", entry.name)), tensor=entry.name, detail=detail)
+            detail = did_you_mean(entry.name, written)
+            yield model.finding("E110", ("output", ("name", entry.name)), tensor=entry.name, detail=detail)
         elif not tensor.ready:
             yield _not_written(model, tensor, tensors)
     outputs = {entry.name for entry in model.config.output}
@@ -78,8 +78,8 @@ def _faults(model: Model) -> Iterator[Finding]:
         if name not in outputs and (not tensor.ready or not tensor.takers):
             place = tensor.writer or tensor.taker or ()
             wanted = [other for other, node in tensors.items() if node.taker and not node.writer and not node.ready]
-            detail = did_you_mean(name, [*wanted, *outputs]).strip()
-            yield make_finding("E113", model.folder, place, tensor=name, detail=detail)
+            detail = did_you_mean(name, [*wanted, *outputs])
+            yield model.finding("E113", place, tensor=name, detail=detail)
 
 
 def _link(model: Model, tensors: Tensors) -> Iterator[Finding]:
@@ -88,12 +88,12 @@ def _link(model: Model, tensors: Tensors) -> Iterator[Finding]:
         at = (*STEPS, index)
         for name in ("model_name", "input_map", "output_map"):
             if not getattr(step, name):
-                yield make_finding("E108", model.folder, at, field=name, step=index)
+                yield model.finding("E108", at, field=name, step=index)
         for key, name in sorted(step.output_map.items()):
             tensor = tensors.setdefault(name, _Tensor(name))
             place = (*at, "output_map", ("key", key))
             if tensor.writer:
-                yield make_finding("E114", model.folder, place, tensor=name, step=index)
+                yield model.finding("E114", place, tensor=name, step=index)
             tensor.writer, tensor.step = place, index
         for key, name in sorted(step.input_map.items()):
             source = tensors.setdefault(name, _Tensor(name))
@@ -129,8 +129,8 @@ def _not_written(model: Model, output: _Tensor, tensors: Tensors) -> Finding:
         seen.add(source.name)
         last = source
     names = [name for name, tensor in tensors.items() if tensor.writer or tensor.ready]
-    detail = did_you_mean(last.name, [name for name in names if name != last.name]).strip()
-    finding = make_finding("E112", model.folder, last.taker or (), output=output.name, tensor=last.name, detail=detail)
+    detail = did_you_mean(last.name, [name for name in names if name != last.name])
+    finding = model.finding("E112", last.taker or (), output=output.name, tensor=last.name, detail=detail)
     if last is not output:
         return finding
     return replace(finding, says=f"output '{output.name}' for ensemble '{model.name}' is not written")
@@ -154,7 +154,7 @@ def check_streams(model: Model, models: Mapping[str, Model]) -> Iterator[Finding
         if len(set(streams)) > 1:
             taken = ", ".join(sorted(steps[index].input_map.values()))
             detail = f"It is the step of {steps[index].model_name}, which takes {taken}."
-            yield make_finding("E208", model.folder, (*STEPS, index, "input_map"), detail=detail)
+            yield model.finding("E208", (*STEPS, index, "input_map"), detail=detail)
             return
         other = models.get(steps[index].model_name)
         if other and other.decoupled:
@@ -163,7 +163,14 @@ def check_streams(model: Model, models: Mapping[str, Model]) -> Iterator[Finding
             tensors[name].stream = last if other and other.decoupled else streams[0]
     if last and model.config.response_cache.enable:  # an ensemble is as decoupled as its steps
         reason = refusals.CACHE.format(model=model.config.name, cause="with 'decoupled' transaction policy")
-        yield make_finding("E118", model.folder, ("response_cache",), reason=reason)
+        yield model.finding("E118", ("response_cache",), reason=reason)
+
+
+def known_steps(model: Model, models: Mapping[str, Model]) -> Iterator[tuple[int, Any, Model]]:
+    """Yield the number of each step of an ensemble, the step and its model, of those that are there."""
+    for index, step in enumerate(model.config.ensemble_scheduling.step):
+        if step.model_name in models:
+            yield index, step, models[step.model_name]
 
 
 def check_dependencies(model: Model, models: Mapping[str, Model], failed: Mapping[str, str]) -> Iterator[Finding]:
@@ -181,26 +188,25 @@ def check_dependencies(model: Model, models: Mapping[str, Model], failed: Mappin
         index = next(i for i, step in enumerate(steps) if step.model_name in absent)
         others = [name for name in models if name != model.name]
         refused = all(name in failed for name in absent)
-        yield make_finding(
+        yield model.finding(
             "E201",
-            model.folder,
             (*STEPS, index, "model_name"),
             missing=SEPARATOR.join(absent),
-            detail="The config of the step's model is refused." if refused else did_you_mean(absent[0], others).strip(),
+            detail="The config of the step's model is refused." if refused else did_you_mean(absent[0], others),
             consequence=refused,
         )
         return
     for index, step in enumerate(steps):
         at, name, version = (*STEPS, index), step.model_name, step.model_version
         if failed.get(name) == "load":
-            yield make_finding("E209", model.folder, (*at, "model_name"), step=name)
+            yield model.finding("E209", (*at, "model_name"), step=name)
         elif version != -1 and version not in models[name].versions:
             have = ", ".join(str(number) for number in models[name].versions)
             detail = f"Of {name} the version {have} would be loaded." if have else ""
             if version == 0:
                 detail += " Without `model_version`, Triton takes it for version 0."
             place = (*at, "model_version")
-            yield make_finding("E212", model.folder, place, step=name, version=version, detail=detail.strip())
+            yield model.finding("E212", place, step=name, version=version, detail=detail.strip())
 
 
 def circle(name: str, models: Mapping[str, Model]) -> str | None:
@@ -234,15 +240,11 @@ def check_mapping(model: Model, models: Mapping[str, Model]) -> Iterator[Finding
     for entry in (*config.input, *config.output):
         dims = entry.reshape.shape if entry.HasField("reshape") else entry.dims
         tensors.setdefault(entry.name, _tensor(model, entry.data_type, dims))
-    for index, step in enumerate(config.ensemble_scheduling.step):
-        other = models.get(step.model_name)
-        if other is None:
-            continue
+    for index, step, other in known_steps(model, models):
         size, limit = config.max_batch_size, other.config.max_batch_size
         if 0 < limit < size:
-            place = ("max_batch_size",)
-            yield make_finding("E211", model.folder, place, size=size, step=step.model_name, step_size=limit)
-        yield from _check_step(model, index, other, tensors)
+            yield model.finding("E211", ("max_batch_size",), size=size, step=other.name, step_size=limit)
+        yield from _check_step(model, step, (*STEPS, index), other, tensors)
 
 
 def _tensor(model: Model, kind: int, dims: Sequence[int]) -> _Known:
@@ -250,47 +252,39 @@ def _tensor(model: Model, kind: int, dims: Sequence[int]) -> _Known:
     return _Known(model.name, kind, list(dims), [*batch, *dims])
 
 
-def _check_step(model: Model, index: int, other: Model, tensors: dict[str, _Known]) -> Iterator[Finding]:
-    step, at = model.config.ensemble_scheduling.step[index], (*STEPS, index)
-    inputs = {entry.name: entry for entry in other.config.input}
-    outputs = {entry.name: entry for entry in other.config.output}
-    bad = [key for key in sorted(step.input_map) if key not in inputs and other.complete]
-    for key in bad:
-        yield _bad_key("E202", model, (*at, "input_map", ("key", key)), key, step.input_map[key], other, inputs)
-    for name, entry in inputs.items():
-        if name in step.input_map:
-            place = (*at, "input_map", ("key", name), "value")
-            yield from _compare(model, place, step.input_map[name], _tensor_of(other, entry), tensors)
-        elif not entry.optional and not bad:  # a misspelt key is the cause of the unmapped input
-            yield make_finding("E204", model.folder, at, input=name, step=other.name)
-    for key in [key for key in sorted(step.output_map) if key not in outputs and other.complete]:
-        yield _bad_key("E203", model, (*at, "output_map", ("key", key)), key, step.output_map[key], other, outputs)
-    for name, entry in outputs.items():
-        if name in step.output_map:
-            if [output.name for output in other.config.output].count(name) > 1:
-                tensor = step.output_map[name]
-                yield make_finding(
-                    "E221", model.folder, (*at, "output_map", ("key", name)), step=other.name, tensor=tensor
-                )
-            place = (*at, "output_map", ("key", name), "value")
-            yield from _compare(model, place, step.output_map[name], _tensor_of(other, entry), tensors)
-
-
-def _tensor_of(model: Model, entry: Any) -> _Known:
-    return _tensor(model, entry.data_type, entry.dims)
+def _check_step(
+    model: Model, step: Any, at: tuple[Key, ...], other: Model, tensors: dict[str, _Known]
+) -> Iterator[Finding]:
+    for side, mapped, declared in (
+        ("input", step.input_map, other.config.input),
+        ("output", step.output_map, other.config.output),
+    ):
+        names = [entry.name for entry in declared]
+        bad = [key for key in sorted(mapped) if key not in names and other.complete]
+        for key in bad:
+            yield _bad_key(
+                model, side, (*at, f"{side}_map", ("key", key)), key, mapped[key], other, [*dict.fromkeys(names)]
+            )
+        for name, entry in {entry.name: entry for entry in declared}.items():
+            place = (*at, f"{side}_map", ("key", name))
+            if name in mapped:
+                if side == "output" and names.count(name) > 1:
+                    yield model.finding("E221", place, step=other.name, tensor=mapped[name])
+                given = _tensor(other, entry.data_type, entry.dims)
+                yield from _compare(model, (*place, "value"), mapped[name], given, tensors)
+            elif side == "input" and not entry.optional and not bad:  # a misspelt key is the cause of the unmapped one
+                yield model.finding("E204", at, input=name, step=other.name)
 
 
 def _bad_key(
-    code: str, model: Model, at: tuple[Any, ...], key: str, value: str, other: Model, known: Mapping[str, Any]
+    model: Model, side: str, at: tuple[Key, ...], key: str, value: str, other: Model, known: list[str]
 ) -> Finding:
-    side = "input" if code == "E202" else "output"
-    detail = did_you_mean(key, known).strip()
+    code = "E202" if side == "input" else "E203"
+    detail = did_you_mean(key, known)
     if value in known:
         detail = f'"{value}" is the {side} of {other.name}: key and value are swapped.'
     fix = f"{other.name} has the {side}s {', '.join(known)}; use one of them as key." if known else ""
-    return make_finding(
-        code, model.folder, at, detail=detail, fix=fix, input=key, output=key, tensor=value, step=other.name
-    )
+    return model.finding(code, at, detail=detail, fix=fix, input=key, output=key, tensor=value, step=other.name)
 
 
 def _compare(
@@ -298,16 +292,12 @@ def _compare(
 ) -> Iterator[Finding]:
     old = tensors.setdefault(name, new)
     if old.kind != new.kind:
-        kinds = model_config_pb2.DataType.Name
-        here, there = kinds(old.kind), kinds(new.kind)
-        yield make_finding(
-            "E205", model.folder, at, here=here, there=there, tensor=name, origin=old.origin, step=new.origin
-        )
+        code, here, there = "E205", *map(model_config_pb2.DataType.Name, (old.kind, new.kind))
     elif not _fit(old.dims, new.dims) and not _fit(old.whole, new.whole):
-        here, there = _shape(old.whole), _shape(new.whole)
-        yield make_finding(
-            "E206", model.folder, at, here=here, there=there, tensor=name, origin=old.origin, step=new.origin
-        )
+        code, here, there = "E206", _shape(old.whole), _shape(new.whole)
+    else:
+        return
+    yield model.finding(code, at, here=here, there=there, tensor=name, origin=old.origin, step=new.origin)
 
 
 def _fit(one: Sequence[int], other: Sequence[int]) -> bool:
