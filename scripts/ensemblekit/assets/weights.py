@@ -37,17 +37,11 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where vLLM finds a model and `preprocess` its tokenizer.
+    """Where vLLM finds a model and `preprocess` its tokenizer."""
 
-    Attributes:
-        engine_model: For vLLM's argument `model`: a folder or a hub id.
-        tokenizer: A folder or hub id with the chat template.
-        local: Whether both are folders, so that nothing is fetched from a hub.
-    """
-
-    engine_model: str
-    tokenizer: str
-    local: bool
+    engine_model: str  # for vLLM's argument `model`: a folder or a hub id
+    tokenizer: str  # a folder or hub id with the chat template
+    local: bool  # whether both are folders, so that nothing is fetched from a hub
 
 
 def ensure_checkpoint(model: str = PINNED_MODEL, *, progress: Callable[[str], None] | None = None) -> ModelSource:
@@ -176,10 +170,7 @@ def _whole(folder: Path) -> bool:
 def heads_for(parts: int, heads: int, groups: int) -> tuple[int, int]:
     """Return the numbers of attention heads and key-value heads with which a model can be shared by `parts` GPUs.
 
-    Args:
-        parts: How many GPUs.
-        heads: Attention heads that the model has; a multiple of `groups`.
-        groups: Key-value heads that it has, each used by as many attention heads.
+    It has `heads` now, a multiple of its `groups`, the key-value heads.
 
     >>> heads_for(2, 9, 3), heads_for(3, 9, 3)
     ((12, 4), (9, 3))
@@ -194,10 +185,6 @@ def splittable_checkpoint(source: ModelSource, parts: int) -> ModelSource:
     Tensor parallelism gives each GPU a share of the attention heads. SmolLM2-135M has 9 heads and 3 key-value heads: no
     way over 2. Heads whose weights are all zero add exactly zero to every layer's output, so that a model with 12 and 4
     gives the same answers, for a third more attention work.
-
-    Args:
-        source: A checkpoint folder of the Llama family.
-        parts: How many GPUs share it.
 
     Raises:
         ParameterError: It has to be padded, and is no local folder.

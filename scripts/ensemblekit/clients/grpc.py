@@ -390,14 +390,10 @@ class ModelStatistics:
 
     A decoupled model hands its requests over and answers later: its `total_s` ends with the handing over. Only the
     ensemble's holds the time until the last response.
-
-    Attributes:
-        requests: Requests that succeeded.
-        total_s: From the server's receiving a request to its release, queue included, in seconds.
     """
 
     requests: int
-    total_s: float
+    total_s: float  # from the server's receiving a request to its release, queue included, in seconds
 
 
 def model_statistics(server: Served) -> dict[str, ModelStatistics]:

@@ -32,21 +32,13 @@ NVIDIA_REGISTRY = "https://nvcr.io/v2/"
 
 @dataclass(frozen=True)
 class Row:
-    """One finding.
-
-    Attributes:
-        name: What was looked at.
-        found: What is there.
-        fine: Whether it is enough.
-        without: What it costs to be without it, or the fix.
-        required: Whether the embedded lessons need it.
-    """
+    """One finding."""
 
     name: str
     found: str
     fine: bool
-    without: str
-    required: bool = False
+    without: str  # what it costs to be without it, or the fix
+    required: bool = False  # whether the embedded lessons need it
 
 
 def preflight(*, network: bool = True) -> tuple[Row, ...]:

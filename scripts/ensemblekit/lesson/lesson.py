@@ -162,11 +162,6 @@ class Lesson:
     ) -> ProbeAnswer:
         """Ask a server whether it knows ensembles, without models of its own; takes about 0.3 s.
 
-        Args:
-            release: Another release than RELEASE.
-            flavour: Another flavour than FLAVOUR.
-            provider: Another provider than PROVIDER.
-
         Raises:
             KitError: The server cannot be had, or did not answer.
         """
@@ -227,12 +222,6 @@ class Lesson:
         self, server: Server, repository: StagedRepository, model: str, variants: Mapping[str, Mapping[str, str]]
     ) -> list[tuple[str, int, str]]:
         """Load changed copies of a model one after the other and return what came of each.
-
-        Args:
-            server: A server in explicit mode whose log is here.
-            repository: What it serves.
-            model: The model to copy.
-            variants: For each what to call it, and the fields of its config to change.
 
         Returns:
             The variant, the HTTP status of the load API, and the reason in the server's log.

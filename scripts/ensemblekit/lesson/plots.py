@@ -114,12 +114,7 @@ def _mark_end(axes: Axes, lines: Sequence[LogLine], end_s: float, outcome: Start
 def draw_pipeline(
     repository: StagedRepository, ensemble: str = "ensemble", *, states: Mapping[str, str] | None = None
 ) -> Figure:
-    """Draw an ensemble from its config: the models as boxes, the tensors that flow between them as arrows.
-
-    Args:
-        repository: The repository that holds it.
-        ensemble: The ensemble's name.
-        states: A word for some of the models (`READY`, `refused`), shown in their boxes.
+    """Draw an ensemble from its config: the models as boxes with their `states`, the tensors between them as arrows.
 
     Raises:
         RepositoryError: The config cannot be read.

@@ -37,12 +37,7 @@ REFRESH_S = 0.5  # a progress line need not move faster than a reader's eye
 
 
 def check(sentence: str, holds: bool, *, found: object = None) -> None:
-    """Print `ok: <sentence>` if it holds.
-
-    Args:
-        sentence: What must hold, in plain words, without numbers that vary.
-        holds: Whether it does.
-        found: What was there instead, for the error.
+    """Print `ok: <sentence>` if it holds: plain words, without numbers that vary.
 
     Raises:
         CheckFailed: It does not hold.
@@ -76,11 +71,7 @@ class StatusLine:
         self._on_terminal = False
 
     def tick(self, detail: str = "") -> None:
-        """Show the line, at most twice a second.
-
-        Args:
-            detail: What is being done just now.
-        """
+        """Show the line, at most twice a second."""
         now = time.monotonic()
         if now - self.last_s < REFRESH_S or os.environ.get(BATCH_VARIABLE):
             return

@@ -92,13 +92,7 @@ def ensemble_steps(config: model_config_pb2.ModelConfig) -> tuple[EnsembleStep, 
 
 
 def who_writes(repository: Path, model: str, name: str) -> str:
-    """Return which step of an ensemble writes what a step's input takes, as a sentence; empty if no config tells.
-
-    Args:
-        repository: The folder with the models' folders.
-        model: The model of the step.
-        name: The model's input.
-    """
+    """Return which step of an ensemble writes what a step's input takes, as a sentence; empty if no config tells."""
     for path in sorted(repository.glob("*/config.pbtxt")):
         with suppress(KitError):
             config = read_config(path)

@@ -58,22 +58,13 @@ def to_text(message: Message) -> str:
 
 @dataclass
 class Field:
-    """One field with its value or its own fields.
-
-    Attributes:
-        name: Its name.
-        line: The line of its name, from 1; of an element in a list, the line on which the element begins.
-        start: Offset of the statement's first character; that of the whole list for an element of one.
-        end: Offset behind the statement.
-        value: The value as text without quotes, empty for a message.
-        fields: The fields of a message.
-    """
+    """One field with its value or its own fields."""
 
     name: str
-    line: int
-    start: int
-    end: int = 0
-    value: str = ""
+    line: int  # the line of its name, from 1; of an element in a list, the line on which the element begins
+    start: int  # offset of the statement's first character; that of the whole list for an element of one
+    end: int = 0  # offset behind the statement
+    value: str = ""  # the value as text without quotes, empty for a message
     value_span: tuple[int, int] = (0, 0)
     fields: list["Field"] = field(default_factory=list)
 

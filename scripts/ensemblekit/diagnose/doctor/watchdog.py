@@ -30,19 +30,12 @@ _NUMPY = re.compile(r"(/\S*/(?:site|dist)-packages)/numpy[./]")
 
 @dataclass(frozen=True)
 class ModelProcess:
-    """The process of one instance of a Python model.
-
-    Attributes:
-        pid: Its process id.
-        model: The model.
-        numpy: The version of the numpy that is loaded in it, empty if none is.
-        packages: The folder that numpy came from.
-    """
+    """The process of one instance of a Python model."""
 
     pid: int
     model: str
-    numpy: str = ""
-    packages: str = ""
+    numpy: str = ""  # the version of the numpy that is loaded in it, empty if none is
+    packages: str = ""  # the folder that numpy came from
 
 
 class RequestHangs(RequestError):  # noqa: N818 - names what happened
@@ -52,11 +45,7 @@ class RequestHangs(RequestError):  # noqa: N818 - names what happened
 
 
 def model_processes(server_pid: int) -> tuple[ModelProcess, ...]:
-    """Return the processes of Python models below a server that this user may look at.
-
-    Args:
-        server_pid: The server, or a parent of it.
-    """
+    """Return the processes of Python models below a server, or a parent of it, that this user may look at."""
     found = list[ModelProcess]()
     with suppress(psutil.Error):
         for process in psutil.Process(server_pid).children(recursive=True):

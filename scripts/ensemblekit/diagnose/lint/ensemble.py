@@ -25,25 +25,15 @@ SEPARATOR = ", "
 
 @dataclass(eq=False)
 class _Tensor:
-    """A tensor of the ensemble.
-
-    Attributes:
-        name: Its name.
-        writer: The place in the config where it is written.
-        taker: The first place where it is taken.
-        step: The step that writes it, -1 for none.
-        takers: The steps that take it.
-        ready: Whether it can be computed from the ensemble's inputs.
-        stream: The stream it belongs to: 0 before any decoupled model, then 1, 2 ...
-    """
+    """A tensor of the ensemble."""
 
     name: str
-    writer: tuple[Key, ...] | None = None
-    taker: tuple[Key, ...] | None = None
-    step: int = -1
-    takers: list[int] = field(default_factory=list)
-    ready: bool = False
-    stream: int = 0
+    writer: tuple[Key, ...] | None = None  # the place in the config where it is written
+    taker: tuple[Key, ...] | None = None  # the first place where it is taken
+    step: int = -1  # the step that writes it, -1 for none
+    takers: list[int] = field(default_factory=list)  # the steps that take it
+    ready: bool = False  # whether it can be computed from the ensemble's inputs
+    stream: int = 0  # the stream it belongs to: 0 before any decoupled model, then 1, 2
 
 
 Tensors = dict[str, _Tensor]

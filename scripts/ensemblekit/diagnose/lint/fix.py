@@ -19,19 +19,12 @@ Edit = tuple[int, int, str]
 
 @dataclass(frozen=True)
 class Correction:
-    """A change to one file, or a folder to make.
+    """A change to one file, or a folder to make."""
 
-    Attributes:
-        path: The file, or the folder.
-        codes: The faults it corrects.
-        before: The file's text; empty for a folder.
-        after: The text it would have; empty for a folder.
-    """
-
-    path: Path
+    path: Path  # the file, or the folder
     codes: tuple[str, ...]
-    before: str
-    after: str
+    before: str  # the file's text; empty for a folder
+    after: str  # the text it would have; empty for a folder
 
     @property
     def diff(self) -> str:

@@ -110,12 +110,7 @@ def _parts(shape: list[int]) -> list[int]:
 
 
 def check_backend(model: Model, *, gpus: int | None) -> Iterator[Finding]:
-    """Yield what the model's own backend will refuse.
-
-    Args:
-        model: The model.
-        gpus: GPUs of the server; None if that is not known.
-    """
+    """Yield what the model's own backend will refuse, on a server with so many GPUs; None if that is not known."""
     if model.config.backend == "python":
         yield from _check_python(model)
     elif model.config.backend == "vllm":

@@ -21,13 +21,7 @@ _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def show_report(report: LintReport, console: "Console", *, notes: bool = True) -> None:
-    """Print a report.
-
-    Args:
-        report: What lint found.
-        console: Where to.
-        notes: Whether notes are shown in full, or only counted.
-    """
+    """Print a report, its notes in full or only counted."""
     for finding in report.findings:
         if notes or finding.severity != "note":
             _show_finding(finding, console)

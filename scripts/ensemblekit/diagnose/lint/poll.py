@@ -56,12 +56,7 @@ def check_parsing(folder: ModelFolder, release: DocumentedRelease) -> Iterator[F
 
 
 def check_model(model: Model, *, ensembles: bool) -> Iterator[Finding]:
-    """Yield what Triton refuses in one config when it reads it.
-
-    Args:
-        model: The model.
-        ensembles: Whether the server was built with ensembles.
-    """
+    """Yield what Triton, built with ensembles or without them, refuses in one config when it reads it."""
     if not model.guessed:
         yield _no_backend(model)
         return
