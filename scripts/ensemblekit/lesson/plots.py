@@ -12,7 +12,6 @@ from ensemblekit.clients.grpc import Answer
 from ensemblekit.diagnose.explain.diagnosis import Explanation, TimelineRow
 from ensemblekit.faults.log import LogLine, ModelLoad
 from ensemblekit.faults.start_phases import PHASES
-from ensemblekit.repository.config import ensemble_steps
 from ensemblekit.repository.read import read_config
 from ensemblekit.repository.stage import StagedRepository
 from ensemblekit.servers.outcome import StartOutcome
@@ -120,7 +119,7 @@ def draw_pipeline(
         RepositoryError: The config cannot be read.
     """
     config = read_config(repository.path / ensemble)
-    steps = ensemble_steps(config)
+    steps = config.ensemble_scheduling.step
     last = (len(steps) - 1) * STEP + BOX
     figure = Figure(figsize=(UNIT_IN * (last + 2 * OUTER), 2.6), layout="constrained")
     axes = figure.subplots()
@@ -134,13 +133,13 @@ def draw_pipeline(
     axes.text(-MARGIN, 0.8, _label(ensemble, states, "platform: ensemble"), color=GREY, va="bottom", fontsize=9)
     _arrow(axes, -OUTER, -0.03, [tensor.name for tensor in config.input], shift=-MARGIN / 2)
     for number, step in enumerate(steps):
-        backend = read_config(repository.path / step.model).backend
-        _box(axes, number * STEP, step.model, _label("", states, f"backend: {backend}", step.model))
+        backend, model = read_config(repository.path / step.model_name).backend, step.model_name
+        _box(axes, number * STEP, model, _label("", states, f"backend: {backend}", model))
         if number:
-            _arrow(axes, number * STEP - GAP + 0.03, number * STEP - 0.03, sorted(set(step.inputs.values())))
+            _arrow(axes, number * STEP - GAP + 0.03, number * STEP - 0.03, sorted(set(step.input_map.values())))
     _arrow(axes, last + 0.03, last + OUTER, [tensor.name for tensor in config.output], shift=MARGIN / 2)
     inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (config.input, config.output))
-    chain = " to ".join([" and ".join(inputs), *(step.model for step in steps), " and ".join(outputs)])
+    chain = " to ".join([" and ".join(inputs), *(step.model_name for step in steps), " and ".join(outputs)])
     words = "".join(f"; {model} is {state}" for model, state in (states or {}).items())
     figure.set_label(f"Diagram of {ensemble}, a pipeline from {chain}{words}.")
     return figure
