@@ -419,9 +419,7 @@ def model_statistics(server: Served) -> dict[str, ModelStatistics]:
     }
 
 
-def time_by_step(
-    before: Mapping[str, ModelStatistics], after: Mapping[str, ModelStatistics], ensemble: str = "ensemble"
-) -> dict[str, float]:
+def time_by_step(before: Mapping[str, ModelStatistics], after: Mapping[str, ModelStatistics]) -> dict[str, float]:
     """Return where the time of the ensemble's requests between two readings went: mean seconds, by step.
 
     The last entry is the rest: what no composing model's statistics hold. With a decoupled composing model
@@ -431,14 +429,13 @@ def time_by_step(
     Args:
         before: Statistics before the requests.
         after: Statistics after them; nobody else may ask the server meanwhile.
-        ensemble: The ensemble's name.
 
     Raises:
         ValueError: There was no request to the ensemble between the two.
     """
-    requests = after[ensemble].requests - before[ensemble].requests
+    requests = after[ENSEMBLE].requests - before[ENSEMBLE].requests
     if requests < 1:
-        raise ValueError(f"no request to {ensemble} between the two readings")
+        raise ValueError(f"no request to {ENSEMBLE} between the two readings")
     mean = {name: (row.total_s - before[name].total_s) / requests for name, row in after.items()}
-    whole = mean.pop(ensemble)
+    whole = mean.pop(ENSEMBLE)
     return mean | {"generating": max(0.0, whole - sum(mean.values()))}

@@ -48,10 +48,10 @@ def curl_command(
     return f"curl -s {key}http://{server.http_url}/v2/models/{model}/generate -d {shlex.quote(body)}"
 
 
-def generate_url(server: Served, model: str = ENSEMBLE) -> str:
-    """Return the address of a model's generate endpoint; a seat's key, where one is needed, stands before its @."""
+def generate_url(server: Served) -> str:
+    """Return the address of the ensemble's generate endpoint; a seat's key, if one is needed, stands before its @."""
     key = key_headers(server).get("authorization", "").removeprefix("Bearer ")
-    return f"http://{key}{'@' * bool(key)}{server.http_url}/v2/models/{model}/generate"
+    return f"http://{key}{'@' * bool(key)}{server.http_url}/v2/models/{ENSEMBLE}/generate"
 
 
 def ask_http(

@@ -29,6 +29,7 @@ __all__ = [
 GREEN, BLUE, AMBER, RED, GREY = "#76b900", "#3b7dd8", "#f2a33a", "#c8323d", "#5f6671"
 WIDTH_IN = 9.0  # a notebook column
 ROW_IN = 0.42
+LABEL = 34  # letters of a question beside its row
 MILLISECONDS = 1000.0
 # the pipeline, in boxes: a gap holds the longest tensor name of the kit's own ensemble
 BOX, GAP, OUTER, MARGIN = 1.3, 2.0, 1.8, 0.2
@@ -204,8 +205,8 @@ def plot_tokens(answers: Sequence[Answer]) -> Figure:
     return figure
 
 
-def _short(text: str, width: int = 34) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _short(text: str) -> str:
+    return text if len(text) <= LABEL else text[: LABEL - 1] + "…"
 
 
 def plot_statistics(seconds: Mapping[str, float]) -> Figure:
