@@ -6,7 +6,7 @@ The sentences with names are those that others say or know word for word: lint p
 
 from functools import partial
 
-from ensemblekit.faults.fault import Also, Context, Doc, Fault, Values
+from ensemblekit.faults.fault import Also, Doc, Fault
 
 ENSEMBLE_PLATFORM = "unexpected platform type 'ensemble'"  # of a server that was built without ensembles
 # model_repository_manager.cc:1460 in 2.49.0; tests compare it with a genuine log
@@ -27,16 +27,6 @@ _NO_BACKEND = (
     "Invalid model name: Could not determine backend for model '{model}' with no backend in model configuration. "
     "Expected model name of the form 'model.<backend_name>'."
 )
-
-
-def _without_config(values: Values, _context: Context) -> bool | None:
-    """An older release says itself that there is no config; of a number, another entry is right."""
-    return True if "path" in values else None
-
-
-def _not_a_template(values: Values, _context: Context) -> bool | None:
-    """The parser's own line tells them apart."""
-    return True if "reason" in values else None
 
 
 # faults, by the page that documents them
@@ -178,7 +168,7 @@ POLL_FAULTS = (
         "two schedulers at once. The log line before says where.",
         fix="Correct the place that is named.",
         same_words=("E117",),
-        holds=_not_a_template,
+        holds=lambda values, _: True if "reason" in values else None,  # the parser's own line tells them apart
         general=True,
     ),
     Fault(
@@ -227,7 +217,7 @@ POLL_FAULTS = (
             Also(r"must specify '?platform'?(?: or '?backend'?)? for (?:model )?'?(?P<model>[^'\s\"]+)", "to 22.03"),
         ),
         same_words=("E119", "E106", "S460"),
-        holds=_without_config,
+        holds=lambda values, _: True if "path" in values else None,  # an older release says that there is no config
     ),
     _repository(
         "E121",

@@ -3,7 +3,7 @@
 
 from functools import partial
 
-from ensemblekit.faults.fault import Context, Doc, Fault, Values
+from ensemblekit.faults.fault import Doc, Fault, Values
 
 __all__ = ["SERVE_FAULTS", "is_of_another_batch"]
 
@@ -11,14 +11,6 @@ __all__ = ["SERVE_FAULTS", "is_of_another_batch"]
 def is_of_another_batch(values: Values) -> bool:
     """Return whether a tensor has one dimension more than was expected: the batch's."""
     return values.get("got", "").count(",") == values.get("expected", "").count(",") + 1
-
-
-def _batched(values: Values, _context: Context) -> bool | None:
-    return is_of_another_batch(values) if "got" in values else None
-
-
-def _several(_values: Values, context: Context) -> bool | None:
-    return None if context.engines is None else context.engines > 1
 
 
 _warning = partial(Fault, severity="warning")
@@ -71,7 +63,7 @@ SERVE_FAULTS = (
         pattern=r"in ensemble '(?P<model>[^']*)', .*unexpected shape for input '(?P<input>[^']*)' for model"
         r" '(?P<step>[^']*)'(?:\. Expected (?P<expected>\[[^\]]*\]), got (?P<got>\[[^\]]*\]))?",
         same_words=("S461",),
-        holds=_batched,
+        holds=lambda values, _: is_of_another_batch(values) if "got" in values else None,
         status=400,
         cause="The ensemble has max_batch_size above 0, a step has 0, and their dims agree, so that it loads without a "
         "word. Requests of batch 1 work; every larger batch is refused by the step.",
@@ -108,7 +100,7 @@ SERVE_FAULTS = (
         fix="Let the shares add up to less than 1, and load one after the other: --model-load-thread-count=1.",
         link=Doc.VLLM_BACKEND,
         same_words=("S420", "S421"),
-        holds=_several,
+        holds=lambda _, context: None if context.engines is None else context.engines > 1,
         general=True,
     ),
     _note(

@@ -36,14 +36,6 @@ def _slash(_values: Values, context: Context) -> bool | None:
     return True if any('/"' in row.partition('"backend-directory":')[2].partition(",")[0] for row in rows) else None
 
 
-def _is_number(values: Values, _context: Context) -> bool | None:
-    return values.get("model", "").isdigit()
-
-
-def _same_rank(values: Values, _context: Context) -> bool | None:
-    return not is_of_another_batch(values)
-
-
 # faults, by the page that documents them
 _python = partial(Fault, link=Doc.PYTHON_BACKEND)
 _server = partial(Fault, link=Doc.SERVER_OPTIONS)
@@ -256,7 +248,7 @@ SERVER_FAULTS = (
         cause="It names the folder of one model, so that the server takes the model's version folder for a model.",
         fix="Give the folder above it, which holds one folder per model.",
         same_words=("E120",),
-        holds=_is_number,
+        holds=lambda values, _: values.get("model", "").isdigit(),
         general=True,
     ),
     Fault(
@@ -269,7 +261,7 @@ SERVER_FAULTS = (
         fix="Let the step that writes the tensor write the declared size, or declare -1 where it varies.",
         link=Doc.ENSEMBLES,
         same_words=("T305",),
-        holds=_same_rank,
+        holds=lambda values, _: not is_of_another_batch(values),
         found=("{step} takes {input} as {expected} and got {got} from the step before it",),
         general=True,
     ),

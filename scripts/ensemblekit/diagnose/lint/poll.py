@@ -62,7 +62,8 @@ def check_model(model: Model, *, ensembles: bool) -> Iterator[Finding]:
         return
     yield from _check_platform(model, ensembles)
     yield from _check_values(model)
-    yield from _check_controls(model)
+    for reason in islice(_control_reasons(model.config.sequence_batching.control_input, model.config.name), 1):
+        yield model.finding("E118", ("sequence_batching", "control_input"), reason=reason)
     if model.config.HasField("ensemble_scheduling") and (ensembles or not model.ensemble):
         yield from _check_scheduling(model)
     elif model.ensemble and ensembles:
@@ -178,13 +179,8 @@ def check_keys(model: Model) -> Iterator[Finding]:
         yield model.finding("T316", line=last.line, detail=_repeated_key(first, last))
 
 
-def _check_controls(model: Model) -> Iterator[Finding]:
-    """Yield the first fault of a model's sequence controls, in Triton's words."""
-    for reason in islice(_control_reasons(model.config.sequence_batching.control_input, model.config.name), 1):
-        yield model.finding("E118", ("sequence_batching", "control_input"), reason=reason)
-
-
 def _control_reasons(inputs: Any, name: str) -> Iterator[str]:
+    """Yield the faults of a model's sequence controls in Triton's words, which is only the first of them."""
     names = [entry.name for entry in inputs]
     if "" in names:
         yield f"sequence batching control tensor must have a name for {name}"
