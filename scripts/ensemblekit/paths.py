@@ -14,8 +14,6 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-import platformdirs
-
 from ensemblekit.errors import UnsupportedMachine
 
 __all__ = [
@@ -65,6 +63,8 @@ def cache_dir() -> Path:
         OSError: The folder cannot be made.
         UnsupportedMachine: Others can write to it: what the kit runs comes from there.
     """
+    import platformdirs
+
     override = os.environ.get(CACHE_VARIABLE)
     path = Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("ensemblekit"))
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

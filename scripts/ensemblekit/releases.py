@@ -3,10 +3,9 @@
 
 import re
 import tomllib
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
@@ -41,7 +40,8 @@ FLAVOUR_TEXT: dict[Flavour, str] = {
 }
 
 
-class DocumentedRelease(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class DocumentedRelease:
     """What is documented of a Triton release; what is not known is empty. Those after 24.10 were not run here.
 
     Attributes:
@@ -49,8 +49,6 @@ class DocumentedRelease(BaseModel):
         vllm_image_gb: Size of NVIDIA's vLLM image, in GB.
         source: Where the facts come from: keys of the table's `sources`, or addresses.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     triton: str = ""
@@ -60,17 +58,18 @@ class DocumentedRelease(BaseModel):
     tested_driver: str = ""
     vllm_image_gb: float | None = None
     ensemble_in_vllm_image: bool = True
-    source: tuple[str, ...] = Field(min_length=1)
+    source: list[str] = field(hash=False)
 
     @property
     def links(self) -> tuple[str, ...]:
         """The addresses of the sources."""
-        found = (_table().sources.get(key, key) for key in self.source)
+        found = (_table()["sources"].get(key, key) for key in self.source)
         # NVIDIA's notes are at rel-24-08.html, the branches of the repositories are r24.08
         dashed = self.name.replace(".", "-")
         return tuple(link.replace("rel-{release}", f"rel-{dashed}").format(release=self.name) for link in found)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Release(DocumentedRelease):
     """One Triton release that this kit runs, as `env/releases.toml` describes it."""
 
@@ -80,34 +79,20 @@ class Release(DocumentedRelease):
     numpy_2_safe: bool
 
 
-class Driver(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Driver:
     """The NVIDIA driver that a CUDA version needs, and the releases whose notes say so."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     minimum: str
-    data_center: tuple[str, ...]
-    source: tuple[str, ...] = Field(min_length=1)
-
-
-class _Table(BaseModel):
-    """The file as a whole."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    default: str
-    releases: dict[str, dict[str, Any]]
-    documented: dict[str, dict[str, Any]]
-    sources: dict[str, str]
-    images: dict[str, tuple[str, ...]]
-    last_with: dict[str, str]
-    drivers: dict[str, Driver]
+    data_center: list[str]
+    source: list[str]
 
 
 @cache
-def _table() -> _Table:
+def _table() -> dict[str, Any]:
+    """Return the file; the tests compare it with these classes, so that no program has to."""
     with (repo_root() / "env" / "releases.toml").open("rb") as file:
-        return _Table.model_validate(tomllib.load(file))
+        return tomllib.load(file)
 
 
 @cache
@@ -115,10 +100,9 @@ def list_releases() -> tuple[Release, ...]:
     """Return every release of the table, oldest first.
 
     Raises:
-        pydantic.ValidationError: The table has a wrong or missing field.
+        TypeError: The table has a wrong or missing field.
     """
-    rows = sorted(_table().releases.items())
-    return tuple(Release.model_validate({"name": name, **row}) for name, row in rows)
+    return tuple(Release(name=name, **row) for name, row in sorted(_table()["releases"].items()))
 
 
 @cache
@@ -126,17 +110,16 @@ def documented_releases() -> tuple[DocumentedRelease, ...]:
     """Return the releases that are only documented and were not run here, oldest first.
 
     Raises:
-        pydantic.ValidationError: The table has a wrong or missing field.
+        TypeError: The table has a wrong or missing field.
     """
-    rows = sorted(_table().documented.items())
-    return tuple(DocumentedRelease.model_validate({"name": name, **row}) for name, row in rows)
+    return tuple(DocumentedRelease(name=name, **row) for name, row in sorted(_table()["documented"].items()))
 
 
 def every_release() -> tuple[DocumentedRelease, ...]:
     """Return the releases that the kit runs and those that are only documented, oldest first.
 
     Raises:
-        pydantic.ValidationError: The table has a wrong or missing field.
+        TypeError: The table has a wrong or missing field.
     """
     return (*list_releases(), *documented_releases())
 
@@ -190,18 +173,14 @@ def backends_of(release: DocumentedRelease, flavour: Flavour) -> frozenset[str] 
     """
     if flavour == "custom-build":
         return None
-    images, until = _table().images, _table().last_with
+    images, until = _table()["images"], _table()["last_with"]
     names = {*images["vllm-python-py3"], *(images["py3"] if flavour == "base-plus-vllm" else ())}
     return frozenset(name for name in names if release.name <= until.get(name, release.name))
 
 
 def default_release() -> str:
-    """Return the release the lessons use unless told otherwise.
-
-    Raises:
-        pydantic.ValidationError: The table names none.
-    """
-    return _table().default
+    """Return the release the lessons use unless told otherwise."""
+    return str(_table()["default"])
 
 
 def get_release(name: str) -> Release:
@@ -240,7 +219,7 @@ def driver_for(release: DocumentedRelease) -> Driver:
     >>> driver_for(get_release("24.08")).minimum
     '560'
     """
-    return _table().drivers[".".join(release.cuda.split(".")[:2])]
+    return Driver(**_table()["drivers"][".".join(release.cuda.split(".")[:2])])
 
 
 def minimum_driver(release: DocumentedRelease) -> str:

@@ -10,11 +10,10 @@ import time
 from typing import Iterator
 
 from setup import ENGINE_TEXT, PYTHONS, ROOT, VENV_VARIABLE
-from setup.commands import Log
 from setup.installer import Installer, torch_index
 from setup.locks import BUNDLE, fingerprint, lock_notes, lock_pins, project, read_bundle, without_absent
 from setup.machine import check_disk, check_driver, check_machine, gpus_hidden, has_gpu
-from setup.messages import Phase, SetupError, say
+from setup.messages import Log, Phase, SetupError, say
 from setup.options import choose_engine, wanted_layers
 
 STATE = "ensemblekit-setup.json"

@@ -5,8 +5,7 @@ import os
 import subprocess
 
 from setup import PYTHONS
-from setup.commands import Log
-from setup.messages import Phase, SetupError
+from setup.messages import Log, Phase, SetupError
 
 HOST_PTH = "ensemblekit_host.pth"
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from ensemblekit.assets.padded_heads import splittable_checkpoint
-from ensemblekit.assets.weights import ensure_checkpoint
+from ensemblekit.assets.weights import ensure_checkpoint, splittable_checkpoint
 from ensemblekit.gpu import MIN_DRIVER, Gpu, visible_gpus, why_unusable
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import StagedRepository, stage_repository

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ensemblekit.clients.grpc import ask, ask_many, stream
+from ensemblekit.clients.grpc import ask, ask_many, model_statistics, stream
 from ensemblekit.clients.http import ask_http, curl_command, stream_http
-from ensemblekit.clients.statistics import model_statistics
 from ensemblekit.errors import RequestError
 from ensemblekit.faults.log import read_log
 from ensemblekit.releases import get_release

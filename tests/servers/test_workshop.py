@@ -23,8 +23,8 @@ from ensemblekit.batch.answers import check_notebook
 from ensemblekit.batch.exercises import solutions_dir
 from ensemblekit.checks.task import SHARE_VARIABLE, Mistake, task
 from ensemblekit.clients import grpc as clients
+from ensemblekit.clients.grpc import model_statistics
 from ensemblekit.clients.http import ask_http, curl_command, generate_url, model_states, stream_http
-from ensemblekit.clients.statistics import model_statistics
 from ensemblekit.errors import ParameterError, PortBusy, ServerExited
 from ensemblekit.paths import RUN_DIR_VARIABLE, repo_root
 from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer

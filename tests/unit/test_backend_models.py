@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from ensemblekit.paths import repo_root
-from ensemblekit.repository.config import ensemble_steps
 from ensemblekit.repository.read import read_config
 from tests.unit import backend_support
 from tests.unit.backend_support import Request, Sender
@@ -194,13 +193,13 @@ def test_stand_in_bad_request_gets_one_error(stand_in: Any, inputs: dict[str, An
 
 
 def test_ensemble_feeds_every_input_of_llm_from_preprocess() -> None:
-    steps = {step.model: step for step in ensemble_steps(read_config(MODELS / "ensemble"))}
+    steps = {step.model_name: step for step in read_config(MODELS / "ensemble").ensemble_scheduling.step}
 
     assert list(steps) == ["preprocess", "llm", "postprocess"]
     stand_in_inputs = {tensor.name for tensor in read_config(STAND_IN).input}
-    assert set(steps["llm"].inputs) == stand_in_inputs
-    assert set(steps["llm"].inputs.values()) == set(steps["preprocess"].outputs.values())
-    assert set(steps["postprocess"].inputs.values()) == set(steps["llm"].outputs.values())
+    assert set(steps["llm"].input_map) == stand_in_inputs
+    assert set(steps["llm"].input_map.values()) == set(steps["preprocess"].output_map.values())
+    assert set(steps["postprocess"].input_map.values()) == set(steps["llm"].output_map.values())
 
 
 @pytest.mark.parametrize("model", ["preprocess", "llm", "postprocess", "ensemble"])

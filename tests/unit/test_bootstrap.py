@@ -18,7 +18,7 @@ import pytest
 
 from ensemblekit.gpu import MIN_DRIVER
 from ensemblekit.paths import repo_root
-from setup import commands, environment, index, installer, locks, machine, messages, options, pythons
+from setup import environment, index, installer, locks, machine, messages, options, pythons
 from tests.fake_nvidia_smi import FakeNvidiaSmi
 
 SCRIPT = repo_root() / "scripts" / "bootstrap.py"
@@ -34,10 +34,10 @@ def machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> commands.Log:
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> messages.Log:
     """A log of a set-up, in a folder of the test's own."""
-    monkeypatch.setattr(commands, "ROOT", str(tmp_path))
-    return commands.Log()
+    monkeypatch.setattr(messages, "ROOT", str(tmp_path))
+    return messages.Log()
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_old_glibc_is_refused_before_anything_is_made(tmp_path: Path) -> None:
 
 
 def test_only_old_pythons_are_refused_with_install_commands(
-    log: commands.Log, closed_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: messages.Log, closed_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", a_fake_python(tmp_path, "python3", "3.9.18"))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -159,7 +159,7 @@ def test_only_old_pythons_are_refused_with_install_commands(
 
 
 def test_old_python_takes_a_newer_one_from_the_path(
-    log: commands.Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: messages.Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", a_fake_python(tmp_path, "python3", "3.9.18"))
     newer = a_fake_python(tmp_path, "python3.11", "3.11.9")
@@ -179,7 +179,7 @@ def test_two_names_of_one_python_are_asked_once(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_python_of_a_bundle_is_tried_before_those_of_the_system(
-    log: commands.Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+    log: messages.Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
     a_fake_python(tmp_path, "python3.12", "3.12.3")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -189,7 +189,7 @@ def test_python_of_a_bundle_is_tried_before_those_of_the_system(
 
 
 def test_standalone_python_that_does_not_start_is_refused(
-    log: commands.Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: messages.Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", a_fake_python(tmp_path, "python3", "3.13.5"))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -215,7 +215,7 @@ def test_uv_comes_from_the_folder_of_find_links_without_an_index(
 
 
 def test_python_without_ensurepip_names_the_package_to_install(
-    log: commands.Log, closed_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: messages.Log, closed_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", a_fake_python(tmp_path, "python3", "3.11.2", venv=False))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -315,7 +315,7 @@ def test_lock_outlives_a_killed_set_up_while_its_pip_runs(tmp_path: Path) -> Non
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_failing_command_ends_in_the_log_and_a_hint(log: commands.Log) -> None:
+def test_failing_command_ends_in_the_log_and_a_hint(log: messages.Log) -> None:
     with pytest.raises(messages.SetupError) as error:
         log.run(["sh", "-c", "echo no such index; exit 7"], "install the packages", "is the index reachable?")
 
@@ -419,7 +419,7 @@ def test_least_driver_is_the_same_in_the_kit() -> None:
     assert machine.MIN_DRIVER == MIN_DRIVER
 
 
-def test_changed_wheel_is_refused_with_one_clear_error(log: commands.Log, tmp_path: Path) -> None:
+def test_changed_wheel_is_refused_with_one_clear_error(log: messages.Log, tmp_path: Path) -> None:
     wheel = tmp_path / "wheels" / "tiny-1.0-py3-none-any.whl"
     wheel.parent.mkdir()
     with zipfile.ZipFile(wheel, "w") as archive:

@@ -8,7 +8,7 @@ import pytest
 
 from ensemblekit.checks.task import FILL_IN, Mistake, task
 from ensemblekit.errors import CheckFailed
-from ensemblekit.lesson.check import check
+from ensemblekit.lesson.show import check
 
 
 def test_check_holds_prints_the_sentence(capsys: pytest.CaptureFixture[str]) -> None:

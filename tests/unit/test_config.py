@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from ensemblekit.errors import RepositoryError
-from ensemblekit.repository.config import ensemble_steps, set_parameter, who_writes, write_config
+from ensemblekit.repository.config import set_parameter, who_writes, write_config
 from ensemblekit.repository.read import read_config
 from tests.conftest import DATA
 
 
 def test_ensemble_steps_of_the_report_are_in_order() -> None:
-    steps = ensemble_steps(read_config(DATA / "report_repository" / "ensemble"))
+    steps = read_config(DATA / "report_repository" / "ensemble").ensemble_scheduling.step
 
-    assert [(step.model, step.inputs) for step in steps] == [
+    assert [(step.model_name, dict(step.input_map)) for step in steps] == [
         ("pre", {"chat_input": "chat_input"}),
         ("main_app", {"text_input": "text_input"}),
     ]

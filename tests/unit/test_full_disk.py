@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from setup import installer
-from setup.commands import Log
-from setup.messages import SetupError
+from setup.messages import Log, SetupError
 from tests.unit.test_sweep import PROGRAM
 
 DISK_KIB = 400
@@ -102,7 +101,7 @@ def test_cache_that_cannot_be_made_is_one_clear_error(place: str, tmp_path: Path
 
 
 def test_set_up_on_a_full_disk_does_not_blame_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("setup.commands.ROOT", str(tmp_path))
+    monkeypatch.setattr("setup.messages.ROOT", str(tmp_path))
     pip = tmp_path / "bin" / "python"
     pip.parent.mkdir()
     pip.write_text("#!/bin/sh\necho 'ERROR: [Errno 28] No space left on device' >&2; exit 1\n")

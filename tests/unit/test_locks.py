@@ -13,11 +13,10 @@ from packaging.utils import canonicalize_name
 
 from ensemblekit.paths import repo_root
 from setup import refresh_locks
-from setup.commands import Log
 from setup.index import IndexFile
-from setup.licences import NOT_KNOWN, locked, read_list
 from setup.locks import lock_notes, lock_pins
-from setup.messages import SetupError
+from setup.messages import Log, SetupError
+from setup.refresh_locks import NOT_KNOWN, locked, read_list
 
 LOCKS = repo_root() / "env" / "locks"
 NAMES = ("base", "lab", "cpu", "cuda", "dev", "uv", "hub")
@@ -143,8 +142,8 @@ def resolution(layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
         for option in ("--override", "--constraint"):
             given[option] = Path(command[command.index(option) + 1]).read_text().splitlines()
 
-    monkeypatch.setattr("setup.commands.ROOT", str(tmp_path))
-    monkeypatch.setattr("setup.standalone.uv_program", lambda log: "uv")
+    monkeypatch.setattr("setup.messages.ROOT", str(tmp_path))
+    monkeypatch.setattr("setup.pythons.uv_program", lambda log: "uv")
     monkeypatch.setattr(Log, "run", run)
     refresh_locks.resolve(layer, upgrade=False)
     return given

@@ -3,8 +3,10 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import pytest
+from pydantic import TypeAdapter
 
 from ensemblekit.cli.releases import command
 from ensemblekit.errors import ParameterError
@@ -34,6 +36,12 @@ def test_list_releases_are_the_four_from_24_07_in_order() -> None:
 
 def test_list_releases_each_names_a_checksum() -> None:
     assert all(re.fullmatch(r"[0-9a-f]{64}", release.sha256) for release in list_releases())
+
+
+def test_table_has_the_types_that_the_classes_say() -> None:
+    """Nothing checks them at run time: pydantic takes longer to import than a probe."""
+    for row in (*every_release(), *map(driver_for, list_releases())):
+        assert TypeAdapter(type(row)).validate_python(asdict(row)) == row
 
 
 def test_default_release_is_the_one_of_the_report() -> None:

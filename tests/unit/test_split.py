@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.assets.padded_heads import splittable_checkpoint
-from ensemblekit.assets.weights import ModelSource
+from ensemblekit.assets.weights import ModelSource, splittable_checkpoint
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import CACHE_VARIABLE
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Differences of two readings of Triton's statistics."""
 
-from ensemblekit.clients.statistics import ModelStatistics, time_by_step
+from ensemblekit.clients.grpc import ModelStatistics, time_by_step
 
 
 def test_time_by_step_is_the_mean_of_the_requests_between_two_readings() -> None:

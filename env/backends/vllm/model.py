@@ -13,8 +13,7 @@ stand in the model's own `<version>/model.json`. What each part does:
     triton_vllm/fast_path.py            answers past vLLM's per-token machinery; all that vLLM does not promise
     triton_vllm/output_buffer.py        what has come of such an answer so far
     triton_vllm/detokenizer.py          from token ids to text, in as few steps as an answer has pieces
-    triton_vllm/responses.py            sends the answers, and notices cancelled requests
-    triton_vllm/additional_outputs.py   what an answer tells besides its text
+    triton_vllm/responses.py            sends the answers with all they tell, and notices cancelled requests
     triton_vllm/metrics.py              vLLM's metrics, through Triton's metrics endpoint
 """
 

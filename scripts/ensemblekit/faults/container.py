@@ -4,6 +4,8 @@
 A fix may hold the fields {engine} and {registry}, which the caller knows.
 """
 
+from functools import partial
+
 from ensemblekit.faults.fault import Doc, Fault
 
 __all__ = ["BUILD_FAULTS", "CODE_FAULTS", "ENGINE_REFUSALS", "KILLED", "REFUSED", "REGISTRY_FAULTS"]
@@ -14,6 +16,8 @@ _SAYS = r"^(?:docker: |Error(?: response from daemon)?: |time=)(?i:.*"
 KILLED = 137  # 128 + SIGKILL
 REFUSED = (125, 126, 127)  # of the engine itself, of the runtime, no such program in the image
 
+# faults, by the page that documents them
+_podman = partial(Fault, link=Doc.PODMAN)
 ENGINE_REFUSALS = (
     Fault(
         "C501",
@@ -23,29 +27,26 @@ ENGINE_REFUSALS = (
         fix="is NVIDIA's container toolkit installed and set up for this engine?",
         link=Doc.TOOLKIT,
     ),
-    Fault(
+    _podman(
         "C502",
         "the host refuses the container's limits",
         pattern=_SAYS + r"(?:rlimit))",
         cause="The engine asks for more open files or processes than this user may have.",
         fix="lower the limits, for example ENSEMBLEKIT_CONTAINER_ARGS='--ulimit=nofile=1024 --ulimit=nproc=1024'",
-        link=Doc.PODMAN,
     ),
-    Fault(
+    _podman(
         "C503",
         "the container engine cannot publish ports",
         pattern=_SAYS + r"(?:netavark|cni|iptables|nftables|bridge|aardvark))",
         cause="The host lacks what the engine needs for a network of its own.",
         fix="this host's engine cannot publish ports: set ENSEMBLEKIT_CONTAINER_NETWORK=host",
-        link=Doc.PODMAN,
     ),
-    Fault(
+    _podman(
         "C504",
         "the container engine wants systemd",
         pattern=_SAYS + r"(?:cgroup|systemd|dbus))",
         cause="The engine is set up for a host that runs systemd.",
         fix="env/containers/README.md tells what podman needs without systemd",
-        link=Doc.PODMAN,
     ),
     Fault(
         "C505",
@@ -58,19 +59,17 @@ ENGINE_REFUSALS = (
 )
 # what an exit code alone says
 CODE_FAULTS = (
-    Fault(
+    _podman(
         "C506",
         "the container engine refused to run the container",
         cause="The engine, its runtime or the image did not let it start.",
         fix="the engine itself refused to run the container; the log's last line says why",
-        link=Doc.PODMAN,
     ),
-    Fault(
+    _podman(
         "C507",
         "the container was killed",
         cause="Somebody, or the kernel for want of memory, ended it with SIGKILL.",
         fix="the container was killed from outside, or for want of memory (`dmesg | tail`); start it again",
-        link=Doc.PODMAN,
     ),
 )
 REGISTRY_FAULTS = (

@@ -6,6 +6,7 @@ quotes, and tests/data/fault_lines.tsv names that source.
 """
 
 import re
+from functools import partial
 
 from ensemblekit.faults.fault import Also, Context, Detail, Doc, Fault, Values
 from ensemblekit.gpu import MIN_DRIVER, visible_gpus
@@ -93,8 +94,11 @@ def _busy(values: Values, _text: str, context: Context) -> Detail:
     return Detail(f"the GPU is held by another process alone ({values['busy']!r}){_holders(context)}", hint)
 
 
+# faults, by the page that documents them
+_vllm = partial(Fault, link=Doc.VLLM_BACKEND)
+_tensorrt_llm = partial(Fault, link=Doc.TRTLLM_BACKEND)
 ENGINE_FAULTS = (
-    Fault(
+    _vllm(
         "S401",
         "the GPU's memory is used up",
         pattern=rf"(?:[\w.]*OutOfMemoryError: )?CUDA out of memory\. Tried to allocate (?P<asked>{SIZE})\. GPU "
@@ -104,10 +108,9 @@ ENGINE_FAULTS = (
         cause="The model asked for more memory than the GPU has free; other models and other processes count too.",
         fix="Look at `nvidia-smi`. For vLLM lower gpu_memory_utilization or max_model_len in model.json; for several "
         "engines let the shares add up to less than 1.",
-        link=Doc.VLLM_BACKEND,
         detail=_memory,
     ),
-    Fault(
+    _vllm(
         "S417",
         "vLLM has too little memory for one request of full length",
         pattern=r"max seq len \((?P<length>\d+)\), \(?(?P<needed>[\d.]+) GiB KV cache is needed, which is larger than "
@@ -121,7 +124,6 @@ ENGINE_FAULTS = (
         ),
         cause="What is left for the cache of keys and values does not hold max_model_len tokens.",
         fix="In model.json lower max_model_len, or raise gpu_memory_utilization (CPU: VLLM_CPU_KVCACHE_SPACE).",
-        link=Doc.VLLM_BACKEND,
         found=(
             "out of memory: {left} GiB are left for the cache of keys and values, one request of max_model_len "
             "{length} asks for {needed} GiB",
@@ -129,7 +131,7 @@ ENGINE_FAULTS = (
         ),
         hint="lower max_model_len, or raise gpu_memory_utilization (on the CPU: VLLM_CPU_KVCACHE_SPACE, in GiB)",
     ),
-    Fault(
+    _vllm(
         "S420",
         "an engine's share of the GPU leaves no room for its KV cache",
         message="No available memory for the cache blocks",
@@ -137,12 +139,11 @@ ENGINE_FAULTS = (
         "take all of it.",
         fix="Raise gpu_memory_utilization in model.json, lower max_model_len, take a smaller or quantised model, or a "
         "larger GPU.",
-        link=Doc.VLLM_BACKEND,
         same_words=("T308",),
         holds=_alone,
         detail=_no_room,
     ),
-    Fault(
+    _vllm(
         "S421",
         "less of the GPU is free than an engine asks for",
         pattern=r"Free memory on device ?(?P<device>\S*) \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup is "
@@ -150,7 +151,6 @@ ENGINE_FAULTS = (
         r"|Free memory on device .* is less than desired GPU memory utilization",
         cause="The share gpu_memory_utilization is of the whole GPU, and other processes hold part of it.",
         fix="Stop what holds the memory (`nvidia-smi`), choose another GPU, or lower gpu_memory_utilization.",
-        link=Doc.VLLM_BACKEND,
         same_words=("T308",),
         holds=_alone,
         detail=_less_free,
@@ -200,42 +200,38 @@ ENGINE_FAULTS = (
         "release, or another GPU.",
         link=Doc.SUPPORT,
     ),
-    Fault(
+    _vllm(
         "S447",
         "a data type that this GPU cannot compute",
         pattern=r"[Bb]float16 is only supported on GPUs with compute capability of at least (?P<capability>[\d.]+)",
         cause="The model's weights are of a type that GPUs of this generation do not have.",
         fix='Write `"dtype": "half"` in model.json, or take a newer GPU.',
-        link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _vllm(
         "S444",
         "an engine argument that this vLLM does not know",
         pattern=r"EngineArgs(?:\.__init__\(\))? got an unexpected keyword argument '(?P<argument>[^']*)'",
         cause="model.json holds the arguments of vLLM's engine, and they change from release to release: this one was "
         "removed or renamed, or is misspelt.",
         fix="Remove it from model.json, or write it as the installed vLLM calls it.",
-        link=Doc.VLLM_BACKEND,
         found=("this vLLM does not know the engine argument '{argument}'",),
         hint="remove it from model.json, or write it as the installed vLLM calls it",
     ),
-    Fault(
+    _vllm(
         "S446",
         "max_model_len is larger than the model allows",
         pattern=r"User-specified max_model_len \((?P<asked>\d+)\) is greater than the derived max_model_len",
         cause="The model's own config.json gives the longest sequence it was trained for.",
         fix="Lower max_model_len in model.json, or remove it.",
-        link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _vllm(
         "S448",
         "a model with code of its own that is not trusted",
         pattern=r"(?:pass|set|setting|option|argument)\b.{0,30}trust[-_]remote[-_]code",
         cause="The model's folder holds Python code that has to be run to load it, and nobody allowed that.",
         fix='Read that code; then write `"trust_remote_code": true` in model.json.',
-        link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _vllm(
         "S449",
         "tensor parallelism that does not fit",
         pattern=r"must be divisible by (?:the )?tensor parallel size|number of required GPUs exceeds the total number "
@@ -245,18 +241,16 @@ ENGINE_FAULTS = (
         "model's heads, or asks for more GPUs, or more processes, than there are.",
         fix="Choose a size that divides the heads and is at most the number of GPUs; for TensorRT-LLM start one "
         "process a rank (launch_triton_server.py --world_size).",
-        link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _vllm(
         "S450",
         "a model that this engine does not know",
         pattern=r"Model architectures \[(?P<architecture>[^\]]*)\] (?:are not supported|failed to be inspected)"
         r"|does not recognize this architecture|Tokenizer class (?P<tokenizer>\S+) does not exist",
         cause="The model's architecture is newer than the installed vLLM or transformers, or needs another engine.",
         fix="Take a release whose vLLM and transformers know the model, or another model.",
-        link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _vllm(
         "S445",
         "a backend and a package that do not belong together",
         pattern=rf"(?P<what>got an unexpected keyword argument '[^']*'|has no attribute '[^']*'|cannot import name "
@@ -265,11 +259,10 @@ ENGINE_FAULTS = (
         "another version of the package that it calls.",
         fix="Install the pair of versions that one image or one branch has (`pip show vllm` beside the backend's "
         "branch).",
-        link=Doc.VLLM_BACKEND,
         found=("the code of the backend {backend} and the installed package are of different releases: {what}",),
         hint="take the backend of the branch that fits the installed package, or the image's own",
     ),
-    Fault(
+    _vllm(
         "S443",
         "the engine died",
         pattern=r"Engine background task failed|(?:Async)?Engine ?DeadError|Background loop (?:has errored|is not "
@@ -278,19 +271,17 @@ ENGINE_FAULTS = (
         cause="vLLM's engine ended at a request; every later request fails while ready stays 200. Why stands in the "
         "exception above: often packages that do not belong together, or the GPU's memory.",
         fix="Mend what the first exception says, then start the server again.",
-        link=Doc.VLLM_BACKEND,
         general=True,
     ),
-    Fault(
+    _vllm(
         "S452",
         "the GPUs cannot talk to each other",
         pattern=r"NCCL error|ncclSystemError|ncclUnhandledCudaError",
         cause="NCCL, which connects the GPUs of one engine, failed: too little shared memory, or GPUs that are not "
         "visible to every process.",
         fix="Start the container with `--shm-size=1g --ulimit memlock=-1`; NCCL_DEBUG=INFO prints the reason.",
-        link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _tensorrt_llm(
         "S430",
         "the engine's folder holds no readable engine",
         pattern=r"modelInstanceState: \[json\.exception\.parse_error\.101\]|Error opening engine file: (?P<path>\S+)",
@@ -298,9 +289,8 @@ ENGINE_FAULTS = (
         "config.json is not there or is empty: the wrong path, or a folder that is not mounted.",
         fix="Let gpt_model_path (engine_dir) in tensorrt_llm/config.pbtxt name the folder that holds config.json and "
         "rank0.engine, as the server sees it.",
-        link=Doc.TRTLLM_BACKEND,
     ),
-    Fault(
+    _tensorrt_llm(
         "S431",
         "an engine built by another version of TensorRT-LLM",
         # the same words without "modelInstanceState" are warnings of every good start
@@ -310,9 +300,8 @@ ENGINE_FAULTS = (
         "TensorRT-LLM.",
         fix="Build the engine again (trtllm-build) with the version that the image has, or take the image of the "
         "version that built it.",
-        link=Doc.TRTLLM_BACKEND,
     ),
-    Fault(
+    _tensorrt_llm(
         "S432",
         "the KV cache of TensorRT-LLM is too small for one sequence",
         pattern=r"maxTokensInPagedKvCache (?:\(\d+\) )?must be large enough to process at least 1 sequence",
@@ -320,7 +309,6 @@ ENGINE_FAULTS = (
         "full length for every beam.",
         fix="Raise kv_cache_free_gpu_mem_fraction or max_tokens_in_paged_kv_cache, or build the engine for shorter "
         "sequences or fewer beams.",
-        link=Doc.TRTLLM_BACKEND,
     ),
     Fault(
         "S428",

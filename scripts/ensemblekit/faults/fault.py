@@ -59,20 +59,14 @@ _TEMPLATE_FIELDS = re.compile(r"\{(\w+)")
 
 @dataclass(frozen=True)
 class Context:
-    """What is at hand beside the words, and may decide which of several causes it is.
+    """What is at hand beside the words, and may decide which of several causes it is."""
 
-    Attributes:
-        engines: How many vLLM engines the log shows; None if that cannot be seen.
-        backends: The rows of the server's backend table, by backend: its path and its config.
-        findings: Model and code of what lint found in the repository at hand.
-        release: The server's release, such as `24.08`; empty if it is not known.
-        here: Whether the server runs on this machine, so that its GPUs can be asked and the kit's options help.
-    """
-
-    engines: int | None = None
+    engines: int | None = None  # how many vLLM engines the log shows; None if that cannot be seen
+    # the rows of the server's backend table, by backend: its path and its config
     backends: Mapping[str, str] = field(default_factory=dict)
-    findings: frozenset[tuple[str, str]] = frozenset()
-    release: str = ""
+    findings: frozenset[tuple[str, str]] = frozenset()  # model and code of what lint found in the repository at hand
+    release: str = ""  # the server's release, such as `24.08`; empty if it is not known
+    # whether the server runs on this machine, so that its GPUs can be asked and the kit's options help
     here: bool = False
 
 
@@ -185,29 +179,17 @@ class Fault:
 
 @dataclass(frozen=True)
 class Recognised:
-    """A fault that was recognised in a text, with what that text and the context say about it.
-
-    Attributes:
-        fault: The catalogue's entry.
-        values: The names and numbers in the words, by the entry's fields.
-        title: A few words; "one of" if nothing decides between several causes.
-        found: What this message says, with its numbers; the title if it says no more.
-        hint: What to do, as the end of a sentence.
-        cause: Why, in plain words.
-        fix: What to change, as a sentence.
-        link: Where upstream documents it, for the release at hand.
-        note: How sure this is, where that is not plain.
-    """
+    """A fault that was recognised in a text, with what that text and the context say about it."""
 
     fault: Fault
-    values: dict[str, str]
-    title: str
-    found: str
-    hint: str
-    cause: str
-    fix: str
-    link: str
-    note: str = ""
+    values: dict[str, str]  # the names and numbers in the words, by the entry's fields
+    title: str  # a few words; "one of" if nothing decides between several causes
+    found: str  # what this message says, with its numbers; the title if it says no more
+    hint: str  # what to do, as the end of a sentence
+    cause: str  # why, in plain words
+    fix: str  # what to change, as a sentence
+    link: str  # where upstream documents it, for the release at hand
+    note: str = ""  # how sure this is, where that is not plain
 
     @property
     def code(self) -> str:

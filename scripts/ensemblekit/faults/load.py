@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """E2xx: the config is read, and the model refused when it is loaded. The load API says why (HTTP 400)."""
 
+from functools import partial
+
 from ensemblekit.faults.fault import Also, Context, Detail, Doc, Fault, Values
 
 # Triton's and the vLLM backend's sentences that lint predicts
@@ -39,6 +41,9 @@ def _image(values: Values, _text: str, context: Context) -> Detail | None:
     return Detail(f"this server has no backend {backend}", hint)
 
 
+# faults, by the page that documents them
+_vllm = partial(Fault, link=Doc.VLLM_BACKEND)
+_config = partial(Fault, link=Doc.CONFIGURATION)
 LOAD_FAULTS = (
     Fault(
         "E201",
@@ -98,7 +103,6 @@ LOAD_FAULTS = (
         "E207",
         "no version folder",
         message="at least one version must be available under the version policy of model '{model}'",
-        pattern=r"at least one version must be available under the version policy of model '(?P<model>[^']*)'",
         cause="A model is served by version: a subfolder whose name is a number (no leading zero), which an ensemble "
         "needs as well, empty. Git keeps no empty folders, so it is often lost in a clone. A version_policy that "
         "names only absent versions does the same.",
@@ -153,7 +157,7 @@ LOAD_FAULTS = (
         fix="Write `model_version: -1` for the latest, or have the model load that version.",
         link=Doc.VERSION_POLICY,
     ),
-    Fault(
+    _config(
         "E213",
         "a tensor is declared incompletely",
         message="{reason} for {model}",
@@ -163,9 +167,8 @@ LOAD_FAULTS = (
         r" for (?P<model>[^\s\";]+)",
         cause="Every tensor needs a name, a data_type and dims of at least 1, or -1 where the size varies.",
         fix="Add what the message names.",
-        link=Doc.CONFIGURATION,
     ),
-    Fault(
+    _config(
         "E214",
         "a backend that this server does not have",
         message="unable to find backend library for backend '{backend}', try specifying runtime on the model "
@@ -175,7 +178,6 @@ LOAD_FAULTS = (
         detail=_image,
         cause="Each image carries only some backends: NVIDIA's vLLM image python and vllm, the base image no vllm.",
         fix="Correct the backend's name, or use a server that has it.",
-        link=Doc.CONFIGURATION,
     ),
     Fault(
         "E215",
@@ -202,7 +204,7 @@ LOAD_FAULTS = (
         link=Doc.PYTHON_BACKEND,
         general=True,
     ),
-    Fault(
+    _config(
         "E217",
         "a model that wants a GPU where there is none",
         message="instance group {group} of model {model} has kind KIND_GPU but no GPUs are available",
@@ -210,18 +212,16 @@ LOAD_FAULTS = (
         r"(?:no GPUs are available|server does not support GPUs)",
         cause="`KIND_GPU` was asked for by name, and the server sees no GPU.",
         fix="Write `kind: KIND_AUTO` (a GPU if there is one) or `KIND_CPU`, or give the container its GPUs.",
-        link=Doc.CONFIGURATION,
     ),
-    Fault(
+    _vllm(
         "E218",
         "tensor parallelism in an instance of one GPU",
         message="KIND_GPU is currently for single-GPU models, please specify KIND_MODEL in the model's config.pbtxt "
         "for multi-GPU models",
         cause="KIND_GPU gives an instance one GPU, and model.json asks vLLM for more (tensor_parallel_size above 1).",
         fix="Write `instance_group [ { count: 1 kind: KIND_MODEL } ]`: vLLM then chooses the devices itself.",
-        link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _vllm(
         "E219",
         "model.json is missing or wrong",
         message="{reason}",
@@ -229,9 +229,8 @@ LOAD_FAULTS = (
         cause="A model of the vLLM backend has its engine arguments in <version>/model.json, one JSON object that "
         "names at least `model`.",
         fix='Write the file, for example { "model": "HuggingFaceTB/SmolLM2-135M-Instruct" }.',
-        link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _vllm(
         "E220",
         "a vLLM model with settings that its backend does not allow",
         message="ValueError: {reason}",
@@ -242,7 +241,6 @@ LOAD_FAULTS = (
         cause="The vLLM backend sets max_batch_size 0 and decoupled answers itself, and refuses a config that says "
         "otherwise: vLLM forms its own batches.",
         fix="Remove max_batch_size and model_transaction_policy from the model's config.",
-        link=Doc.VLLM_BACKEND,
     ),
     Fault(
         "E221",

@@ -4,7 +4,9 @@
 The sentences with names are those that others say or know word for word: lint predicts them, a probe waits for them.
 """
 
-from ensemblekit.faults.fault import Also, Context, Doc, Fault, Values
+from functools import partial
+
+from ensemblekit.faults.fault import Also, Doc, Fault
 
 ENSEMBLE_PLATFORM = "unexpected platform type 'ensemble'"  # of a server that was built without ensembles
 # model_repository_manager.cc:1460 in 2.49.0; tests compare it with a genuine log
@@ -27,16 +29,10 @@ _NO_BACKEND = (
 )
 
 
-def _without_config(values: Values, _context: Context) -> bool | None:
-    """An older release says itself that there is no config; of a number, another entry is right."""
-    return True if "path" in values else None
-
-
-def _not_a_template(values: Values, _context: Context) -> bool | None:
-    """The parser's own line tells them apart."""
-    return True if "reason" in values else None
-
-
+# faults, by the page that documents them
+_ensemble = partial(Fault, link=Doc.ENSEMBLES)
+_core = partial(Fault, link=Doc.CORE_CHECKS)
+_repository = partial(Fault, link=Doc.REPOSITORY)
 POLL_FAULTS = (
     Fault(
         "E101",
@@ -66,34 +62,31 @@ POLL_FAULTS = (
         cause="This is the name of a backend, and it stands in the field `platform`.",
         fix='Write it as `backend: "..."`; if the model is an ensemble, write `platform: "ensemble"`.',
     ),
-    Fault(
+    _ensemble(
         "E104",
         "ensemble steps in a model of another backend",
         message="ensemble scheduling cannot be set for model '{model}' whose platform is not ensemble",
         cause="`ensemble_scheduling` belongs to the platform `ensemble`; an ensemble is no backend.",
         fix='Replace the backend line by `platform: "ensemble"`, or remove `ensemble_scheduling`.',
-        link=Doc.ENSEMBLES,
     ),
-    Fault(
+    _ensemble(
         "E105",
         "an ensemble with a backend as well",
         message="Ensemble model '{model}' must have platform type 'ensemble' and empty backend type",
         cause="An ensemble has no code, so no backend runs it: platform and backend exclude each other.",
         fix="Remove the backend line.",
-        link=Doc.ENSEMBLES,
     ),
-    Fault(
+    _ensemble(
         "E106",
         "an ensemble without its platform",
         message=_NO_BACKEND,
         cause="The config has `ensemble_scheduling` and neither platform nor backend. Triton guesses a missing backend "
         "from the model's files, and an ensemble has none.",
         fix='Add `platform: "ensemble"`.',
-        link=Doc.ENSEMBLES,
         same_words=("E119", "E120"),
         general=True,
     ),
-    Fault(
+    _ensemble(
         "E107",
         "an ensemble without steps",
         message="ensemble scheduling must be set for ensemble {model} whose platform is ensemble",
@@ -101,17 +94,15 @@ POLL_FAULTS = (
         r"|must specify 'step' for ensemble '(?P<empty_model>[^']*)'",
         cause="The platform is `ensemble`, but the config names no step.",
         fix="Add `ensemble_scheduling { step [ ... ] }`, one step for each model in the chain.",
-        link=Doc.ENSEMBLES,
     ),
-    Fault(
+    _ensemble(
         "E108",
         "a step lacks its model or a map",
         message="must specify '{field}' in step {step} of ensemble '{model}'",
         cause="Every step needs `model_name`, at least one `input_map` and at least one `output_map`.",
         fix="Add what is missing; in a map the key is the model's tensor, the value a name of the ensemble.",
-        link=Doc.ENSEMBLES,
     ),
-    Fault(
+    _ensemble(
         "E109",
         "an ensemble with a field that only models may have",
         message="{field} should not be specified for ensemble '{model}'",
@@ -119,25 +110,22 @@ POLL_FAULTS = (
         r"|model_warmup can not be specified for ensemble '(?P<warm_model>[^']*)'",
         cause="An ensemble runs nothing itself: instances, optimization and warm-up belong to its steps.",
         fix="Remove the field here, and set it in the models of the steps.",
-        link=Doc.ENSEMBLES,
     ),
-    Fault(
+    _core(
         "E110",
         "an output that no step produces",
         message="ensemble output '{tensor}' for ensemble {model}' is not used",
         cause='The message says "not used", and means: no step has this name in its output_map.',
         fix="Give the name as a value in a step's output_map, or remove the output.",
-        link=Doc.CORE_CHECKS,
     ),
-    Fault(
+    _core(
         "E111",
         "an input that no step takes",
         message="ensemble input '{tensor}' for ensemble {model}' is not used",
         cause="The ensemble declares an input, and no step has its name in an input_map.",
         fix="Give the name as a value in a step's input_map, or remove the input.",
-        link=Doc.CORE_CHECKS,
     ),
-    Fault(
+    _core(
         "E112",
         "a step waits for a tensor that nothing writes",
         message="output '{output}' for ensemble '{model}' is not written: at least one of its depending tensors, "
@@ -148,31 +136,25 @@ POLL_FAULTS = (
         "run: a misspelt name, or steps that wait for each other.",
         fix="Use one name on both sides: in the output_map that writes it (or the ensemble's input) and in this "
         "input_map.",
-        link=Doc.CORE_CHECKS,
     ),
-    Fault(
+    _core(
         "E113",
         "a tensor that nothing takes",
         message="ensemble tensor '{tensor}' is unused in ensemble '{model}'",
-        pattern=r"ensemble tensor '(?P<tensor>[^']*)' is unused in ensemble '(?P<model>[^']*)'",
         cause="A step writes a tensor, or waits for one, that leads to no output of the ensemble.",
         fix="Remove it from the output_map, or use it: in a later step's input_map or as an output of the ensemble.",
-        link=Doc.CORE_CHECKS,
     ),
-    Fault(
+    _core(
         "E114",
         "two steps write the same tensor",
         message="ensemble tensor '{tensor}' can appear in an output map only once for ensemble '{model}' step {step}",
         cause="Each tensor of an ensemble is written by exactly one step.",
         fix="Give the second one another name.",
-        link=Doc.CORE_CHECKS,
     ),
     Fault(
         "E115",
         "name and folder differ",
         message="unexpected directory name '{model}' for model '{name}', directory name must equal model name",
-        pattern=r"unexpected directory name '(?P<model>[^']*)' for model '(?P<name>[^']*)',"
-        r" directory name must equal model name",
         cause="`name` in config.pbtxt must be the name of the model's folder.",
         fix="Remove the name line (the folder's name then counts), or make them equal.",
     ),
@@ -186,7 +168,7 @@ POLL_FAULTS = (
         "two schedulers at once. The log line before says where.",
         fix="Correct the place that is named.",
         same_words=("E117",),
-        holds=_not_a_template,
+        holds=lambda values, _: True if "reason" in values else None,  # the parser's own line tells them apart
         general=True,
     ),
     Fault(
@@ -199,7 +181,7 @@ POLL_FAULTS = (
         "variables.",
         fix="Fill it in, then load.",
     ),
-    Fault(
+    _core(
         "E118",
         "a value that Triton refuses",
         message="{reason}",
@@ -212,41 +194,37 @@ POLL_FAULTS = (
         r"|unexpected 'platform' and 'backend' pair, got:.+?)(?:\"?$|\s*$)",
         cause="The field is right and its value is not.",
         fix="Choose a value as the message says.",
-        link=Doc.CORE_CHECKS,
     ),
-    Fault(
+    _repository(
         "E119",
         "config.pbtxt one level too deep",
         message=_NO_BACKEND,
         cause="Triton looks for <repository>/<model>/config.pbtxt. Here it stands in a folder below, so that the model "
         "has no config and no file that names a backend.",
         fix="Give the folder that holds the models as repository, or move the file up beside the version folders.",
-        link=Doc.REPOSITORY,
         same_words=("E106", "E120"),
         general=True,
     ),
-    Fault(
+    _repository(
         "E120",
         "a folder in which Triton finds no model",
         message=_NO_BACKEND,
         cause="Every folder of a repository is taken for a model. This one has no config that names a backend, and its "
         "version folder has no file from which Triton can tell one (model.py, model.onnx, model.plan, model.pt ...).",
         fix='Add config.pbtxt with `backend: "..."`, or move the folder out of the repository.',
-        link=Doc.REPOSITORY,
         also=(
             Also(r"failed to open text file for read (?P<path>\S*config\.pbtxt): No such file", "to 22.03"),
             Also(r"must specify '?platform'?(?: or '?backend'?)? for (?:model )?'?(?P<model>[^'\s\"]+)", "to 22.03"),
         ),
         same_words=("E119", "E106", "S460"),
-        holds=_without_config,
+        holds=lambda values, _: True if "path" in values else None,  # an older release says that there is no config
     ),
-    Fault(
+    _repository(
         "E121",
         "a link that leads nowhere",
         message="failed to poll model repository '{repository}': failed to stat file {path}",
         cause="A symbolic link in the repository is broken, or leads to itself. Triton then reads none of the models, "
         "not even those beside it.",
         fix="Remove the link, or make its target.",
-        link=Doc.REPOSITORY,
     ),
 )

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """T3xx: loads without a word, and breaks later: at a request, under load, or with a certain client."""
 
-from ensemblekit.faults.fault import Context, Doc, Fault, Values
+from functools import partial
+
+from ensemblekit.faults.fault import Doc, Fault, Values
 
 __all__ = ["SERVE_FAULTS", "is_of_another_batch"]
 
@@ -11,29 +13,21 @@ def is_of_another_batch(values: Values) -> bool:
     return values.get("got", "").count(",") == values.get("expected", "").count(",") + 1
 
 
-def _batched(values: Values, _context: Context) -> bool | None:
-    return is_of_another_batch(values) if "got" in values else None
-
-
-def _several(_values: Values, context: Context) -> bool | None:
-    return None if context.engines is None else context.engines > 1
-
-
+_warning = partial(Fault, severity="warning")
+_note = partial(Fault, severity="note")
 SERVE_FAULTS = (
-    Fault(
+    _warning(
         "T301",
         "a vLLM input that the ensemble does not pass on",
-        severity="warning",
         cause="What a client sends under a name that the ensemble does not declare is no tensor but a request "
         "parameter, and reaches vLLM as a sampling parameter: refused if vLLM does not know it, silently without "
         "effect as input.",
         fix="Declare it as an optional input of the ensemble and map it in the step, or let an earlier step write it.",
         link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _note(
         "T302",
         "a decoupled model does not answer /infer",
-        severity="note",
         message="HTTP end point doesn't support models with decoupled transaction policy",
         pattern=r"doesn't support models with decoupled transaction policy",
         status=501,
@@ -41,10 +35,9 @@ SERVE_FAULTS = (
         fix="Use /generate or /generate_stream over HTTP, or a stream over gRPC (ModelStreamInfer).",
         link=Doc.DECOUPLED,
     ),
-    Fault(
+    _note(
         "T303",
         "/generate with stream true answers 200 with an error in its body",
-        severity="note",
         message="generate expects model to produce exactly 1 response, use generate stream for model that generates "
         "various number of responses",
         status=200,
@@ -53,10 +46,9 @@ SERVE_FAULTS = (
         fix="Send `stream: true` to /generate_stream only, and look for `error` in every body.",
         link=Doc.GENERATE,
     ),
-    Fault(
+    _warning(
         "T304",
         "numpy 2 with a Python stub of Triton up to 24.10",
-        severity="warning",
         message="error: unpack_from requires a buffer of at least {bytes} bytes",
         pattern=r"unpack_from requires a buffer of at least (?P<bytes>\d+) bytes",
         cause="Stubs up to 24.10 cannot read string tensors with numpy 2, and their process ends: on 24.08 the request "
@@ -64,25 +56,23 @@ SERVE_FAULTS = (
         fix="Install `numpy<2` (1.26.4) in the Python that the models run in.",
         link=Doc.PYTHON_BACKEND,
     ),
-    Fault(
+    _warning(
         "T305",
         "an ensemble that batches over a step that does not",
-        severity="warning",
         message="in ensemble '{model}', unexpected shape for input '{input}' for model '{step}'",
         pattern=r"in ensemble '(?P<model>[^']*)', .*unexpected shape for input '(?P<input>[^']*)' for model"
         r" '(?P<step>[^']*)'(?:\. Expected (?P<expected>\[[^\]]*\]), got (?P<got>\[[^\]]*\]))?",
         same_words=("S461",),
-        holds=_batched,
+        holds=lambda values, _: is_of_another_batch(values) if "got" in values else None,
         status=400,
         cause="The ensemble has max_batch_size above 0, a step has 0, and their dims agree, so that it loads without a "
         "word. Requests of batch 1 work; every larger batch is refused by the step.",
         fix="Give both the same max_batch_size; with a vLLM step that is 0, since vLLM forms its own batches.",
         link=Doc.BATCHING,
     ),
-    Fault(
+    _note(
         "T306",
         "with --exit-on-error=false this server would be ready without the model",
-        severity="note",
         message="Request for unknown model: '{model}' is not found",
         pattern=r"Request for unknown model: '(?P<model>[^']*)'",
         status=404,
@@ -91,19 +81,17 @@ SERVE_FAULTS = (
         fix="Ask /v2/models/<model>/ready for each model, not the server as a whole.",
         link=Doc.SERVER_OPTIONS,
     ),
-    Fault(
+    _note(
         "T307",
         "a client that hangs up is not noticed",
-        severity="note",
         cause="Without streaming, Triton's HTTP endpoint does not see that a client is gone: vLLM generates to the "
         "end.",
         fix="Stream (gRPC, or /generate_stream), or keep max_tokens small.",
         link=Doc.GENERATE,
     ),
-    Fault(
+    _warning(
         "T308",
         "several vLLM engines want more than the GPU has",
-        severity="warning",
         message="No available memory for the cache blocks",
         pattern=r"No available memory for the cache blocks"
         r"|Free memory on device .* is less than desired GPU memory utilization",
@@ -112,13 +100,12 @@ SERVE_FAULTS = (
         fix="Let the shares add up to less than 1, and load one after the other: --model-load-thread-count=1.",
         link=Doc.VLLM_BACKEND,
         same_words=("S420", "S421"),
-        holds=_several,
+        holds=lambda _, context: None if context.engines is None else context.engines > 1,
         general=True,
     ),
-    Fault(
+    _note(
         "T309",
         "several vLLM engines measure the GPU at once",
-        severity="note",
         message="No available memory for the cache blocks",
         pattern=r"(?:Error in memory profiling\. )?Initial free memory (?P<before>[\d.]+) GiB, current free memory "
         r"(?P<now>[\d.]+) GiB|Error in memory profiling|Initial free memory .* current free memory",
@@ -128,27 +115,24 @@ SERVE_FAULTS = (
         fix="Start Triton with --model-load-thread-count=1.",
         link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _warning(
         "T310",
         "vLLM's metrics are switched half on",
-        severity="warning",
         cause="The metrics need both: the parameter REPORT_CUSTOM_METRICS in config.pbtxt, and statistics in the "
         "engine (disable_log_stats not true in model.json). With one of them nothing is reported, and nothing said.",
         fix='Set REPORT_CUSTOM_METRICS to "yes" and remove disable_log_stats, or remove the parameter.',
         link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _warning(
         "T311",
         "a template that was not filled in, in a string",
-        severity="warning",
         cause="`${...}` is a placeholder; Triton passes it on as it stands, and the backend takes it for the value.",
         fix="Fill it in, or remove the parameter.",
         link=Doc.CONFIGURATION,
     ),
-    Fault(
+    _warning(
         "T312",
         "a version folder that is not loaded",
-        severity="warning",
         message="ignore version directory '{version_folder}' which {reason}",
         pattern=r"ignore version directory '(?P<version_folder>[^']*)' which (?P<reason>[^\"]*)",
         cause="Triton reads only folders whose name is a number without a leading zero, and by default only the "
@@ -156,46 +140,41 @@ SERVE_FAULTS = (
         fix="Rename the folder to its plain number, for example `1`.",
         link=Doc.VERSION_POLICY,
     ),
-    Fault(
+    _warning(
         "T313",
         "a model that this image has no backend for",
-        severity="warning",
         message="unable to find backend library for backend '{backend}'",
         cause="Each of NVIDIA's images carries some backends only, the vLLM image python and vllm.",
         fix="Use an image that has this backend, or keep this model in another repository.",
         link=Doc.VLLM_BACKEND,
         silent=True,
     ),
-    Fault(
+    _warning(
         "T314",
         "a config.pbtxt that is not read",
-        severity="warning",
         cause="Triton reads the config.pbtxt of each folder below the repository. This one stands in the repository "
         "itself, and nothing is said about it.",
         fix="Move it into the folder of its model, beside the version folders, or remove it.",
         link=Doc.REPOSITORY,
     ),
-    Fault(
+    _warning(
         "T315",
         "a file outside the model's folder",
-        severity="warning",
         cause="The server follows the path and runs or reads what is there. lint does not open it: a repository from "
         "elsewhere could name any file of this machine.",
         fix="Put the file into the model's folder and name it there.",
         link=Doc.REPOSITORY,
     ),
-    Fault(
+    _warning(
         "T316",
         "a map key that stands twice",
-        severity="warning",
         cause="Of two entries with one key in a map only the last counts, and Triton says nothing.",
         fix="Remove one of them, or give it the key that was meant.",
         link=Doc.CONFIGURATION,
     ),
-    Fault(
+    _warning(
         "T317",
         "an ensemble that does not batch over a step that does",
-        severity="warning",
         status=400,
         cause="The ensemble has max_batch_size 0: each of its requests reaches the step as a batch of one, and the "
         "size that varies in the ensemble is not that batch. It loads without a word, and larger requests are refused.",

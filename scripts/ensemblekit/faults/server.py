@@ -6,6 +6,7 @@ was measured or that a source quotes: tests/data/fault_lines.tsv names which.
 """
 
 import re
+from functools import partial
 
 from ensemblekit.faults.fault import Also, Context, Detail, Doc, Fault, Values
 from ensemblekit.faults.serve import is_of_another_batch
@@ -35,16 +36,13 @@ def _slash(_values: Values, context: Context) -> bool | None:
     return True if any('/"' in row.partition('"backend-directory":')[2].partition(",")[0] for row in rows) else None
 
 
-def _is_number(values: Values, _context: Context) -> bool | None:
-    return values.get("model", "").isdigit()
-
-
-def _same_rank(values: Values, _context: Context) -> bool | None:
-    return not is_of_another_batch(values)
-
-
+# faults, by the page that documents them
+_python = partial(Fault, link=Doc.PYTHON_BACKEND)
+_server = partial(Fault, link=Doc.SERVER_OPTIONS)
+_repository = partial(Fault, link=Doc.REPOSITORY)
+_store = partial(Fault, link=Doc.STORES)
 SERVER_FAULTS = (
-    Fault(
+    _python(
         "S402",
         "a shared library is missing",
         pattern=r"(?P<program>\S+): error while loading shared libraries: (?P<library>[^:\s]+)"
@@ -52,9 +50,8 @@ SERVER_FAULTS = (
         cause="The dynamic linker could not start the program. If it is a Python model's stub, Triton waits for it "
         "without limit.",
         fix="Install the package that holds the library, or name its folder in LD_LIBRARY_PATH.",
-        link=Doc.PYTHON_BACKEND,
     ),
-    Fault(
+    _server(
         "S403",
         "a port is in use",
         pattern=r"failed to start (?P<service>\w+) service: .*?Socket '(?P<address>[^']*)' already in use"
@@ -62,37 +59,33 @@ SERVER_FAULTS = (
         cause="Another process listens there, often an older tritonserver. A line `Started ... at` may stand before "
         "it: Triton prints that before it knows.",
         fix="Find it (`ss -ltnp`), stop it, or start with other --http-port, --grpc-port and --metrics-port.",
-        link=Doc.SERVER_OPTIONS,
     ),
-    Fault(
+    _python(
         "S404",
         "shared memory is too small",
         pattern=r"boost::interprocess.*No space left on device|[Uu]nable to initialize shared memory key"
         r"|Failed to increase the shared memory pool size|\bBus error\b",
         cause="Python models and their tensors live in /dev/shm; a container has 64 MB of it unless told otherwise.",
         fix="Start the container with `--shm-size=1g` (Kubernetes: an emptyDir with medium Memory on /dev/shm).",
-        link=Doc.PYTHON_BACKEND,
     ),
-    Fault(
+    _repository(
         "S405",
         "the model repository is not there",
         pattern=r"creating server: Internal - failed to stat file (?P<path>\S+)|repository path is not a valid "
         r"directory|failed to open directory (?P<folder>\S+)",
         cause="The path does not exist where the server runs; in a container that is the path inside.",
         fix="Check --model-repository, and that the folder is mounted: `--volume /your/models:/models`.",
-        link=Doc.REPOSITORY,
         detail=_path,
     ),
-    Fault(
+    _python(
         "S406",
         "a backend of another Triton version",
         pattern=r"TRITONBACKEND API version: [\d.]+ does not support|[Tt]riton backend API version does not support "
         r"this backend",
         cause="A backend or a compiled engine was made for another release than this server.",
         fix="Use the backend's branch of the server's release (for example r24.08), or compile the engine anew.",
-        link=Doc.PYTHON_BACKEND,
     ),
-    Fault(
+    _python(
         "S407",
         "a Python package is missing",
         pattern=r"(?:ModuleNotFoundError|ImportError): No module named "
@@ -100,7 +93,6 @@ SERVER_FAULTS = (
         cause="The model imports a package that the Python of the server's stub does not have; that is the first "
         "python3 on the server's PATH, not the one of your shell.",
         fix="Install it in that Python, or give the model an environment of its own (EXECUTION_ENV_PATH).",
-        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S408",
@@ -112,7 +104,7 @@ SERVER_FAULTS = (
         fix="Install the versions that belong together; for the vLLM backend its release's vLLM.",
         link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _python(
         "S409",
         "a Python model's process died",
         pattern=r"Stub process '(?P<instance>[^']*)' is not healthy"
@@ -129,16 +121,14 @@ SERVER_FAULTS = (
         cause="It ended without a Python exception: os._exit, a crash in native code, or the kernel's out-of-memory "
         "killer.",
         fix="Look at what it printed before, at `dmesg | tail`, and at the memory limit of the container.",
-        link=Doc.PYTHON_BACKEND,
     ),
-    Fault(
+    _python(
         "S410",
         "a Python model took too long to start",
         pattern=r"[Tt]imed out occurred while waiting for the stub process",
         cause="The stub did not report within stub-timeout-seconds, 30 by default: slow imports, a slow disk. Only "
         "21.06 to 21.08 say so.",
         fix="Start with `--backend-config=python,stub-timeout-seconds=120`.",
-        link=Doc.PYTHON_BACKEND,
     ),
     Fault(
         "S411",
@@ -158,13 +148,12 @@ SERVER_FAULTS = (
         fix="Name a local folder that is mounted into the container, or give it the network and HF_TOKEN.",
         link=Doc.VLLM_BACKEND,
     ),
-    Fault(
+    _server(
         "S413",
         "an option that this server does not know",
         pattern=r"unrecognized option '(?P<option>[^']*)'",
         cause="The option belongs to another release, or to a part that this build was made without.",
         fix="`tritonserver --help` lists the options of this build.",
-        link=Doc.SERVER_OPTIONS,
     ),
     Fault(
         "S414",
@@ -174,15 +163,14 @@ SERVER_FAULTS = (
         fix="Raise the memory limit, or load fewer models; `dmesg | tail` says what was killed.",
         link=Doc.ISSUES,
     ),
-    Fault(
+    _python(
         "S415",
         "a compiled package wants another numpy",
         pattern=r"A module that was compiled using NumPy 1\.x cannot be run in NumPy 2",
         cause="numpy 2 is installed beside packages that were compiled for numpy 1.",
         fix="Install `numpy<2` (1.26.4) in the Python that the models run in.",
-        link=Doc.PYTHON_BACKEND,
     ),
-    Fault(
+    _repository(
         "S422",
         "the model's file is not there",
         pattern=r"unable to find '(?!libtriton_)(?P<path>[^']+)' for model instance '(?P<instance>[^']*)'"
@@ -190,7 +178,6 @@ SERVER_FAULTS = (
         cause="The version folder has no file of the name that the backend looks for: model.onnx, model.plan, "
         "model.pt, model.savedmodel, model.dali. Git LFS and clones without large files leave it out.",
         fix="Put the file there, or name the one that is there in `default_model_filename`.",
-        link=Doc.REPOSITORY,
     ),
     Fault(
         "S423",
@@ -200,41 +187,37 @@ SERVER_FAULTS = (
         fix="Put the file beside config.pbtxt, or remove label_filename.",
         link=Doc.CONFIGURATION,
     ),
-    Fault(
+    _python(
         "S424",
         "the archive of EXECUTION_ENV_PATH is not there",
         pattern=r"Failed to get the canonical path for (?P<path>[^\s\"]+?)\.?(?=[\s\"]|$)",
         cause="EXECUTION_ENV_PATH is looked up from the folder in which the server was started, not from the model's.",
         fix="Write the whole path, or `$$TRITON_MODEL_DIRECTORY/env.tar.gz` for an archive beside config.pbtxt.",
-        link=Doc.PYTHON_BACKEND,
     ),
-    Fault(
+    _python(
         "S425",
         "the archive of EXECUTION_ENV_PATH is no environment",
         pattern=r"[Pp]ath (?P<path>\S*/bin/activate) does not exist|should contain an 'activate' script",
         cause="A Python model's environment has to be made by conda-pack, with bin/activate in it.",
         fix="Pack it with conda-pack, with the Python version of the server's stub.",
-        link=Doc.PYTHON_BACKEND,
     ),
-    Fault(
+    _server(
         "S426",
         "--load-model names a model that is not there",
         message="failed to poll model '{model}': model not found in any model repository",
         cause="With --model-control-mode=explicit the server loads the models that --load-model names, and no folder "
         "of any --model-repository has this name.",
         fix="Correct the name after --load-model, or add the model's folder to the repository.",
-        link=Doc.SERVER_OPTIONS,
     ),
-    Fault(
+    _repository(
         "S442",
         "a model that stands in two repositories",
         pattern=r"failed to poll model '(?P<model>[^']*)': not unique across all model repositories"
         r"|model appears in two or more repositories",
         cause="Two folders given with --model-repository hold a model of the same name; Triton loads neither.",
         fix="Remove or rename one of them, or leave one repository out.",
-        link=Doc.REPOSITORY,
     ),
-    Fault(
+    _store(
         "S440",
         "the object store refuses",
         pattern=r"Unable to create (?:S3 filesystem|GCS|Azure filesystem) client|Could not get MetaData for "
@@ -243,33 +226,29 @@ SERVER_FAULTS = (
         cause="The server cannot log in to the store, cannot reach it, or there is no such bucket.",
         fix="Give the server the store's credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION; "
         "GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY), and check address and bucket.",
-        link=Doc.STORES,
     ),
-    Fault(
+    _store(
         "S441",
         "a store that this build cannot read",
         pattern=r"(?P<store>s3|gs|as):// file-system not supported\. To enable, build with",
         cause="The server was compiled without this kind of object store.",
         fix="Use NVIDIA's image, a build with --filesystem=s3 (gcs, azure_storage), or a local copy.",
-        link=Doc.STORES,
     ),
-    Fault(
+    _store(
         "S451",
         "a blank before the store's address",
         pattern=r"failed to stat file  +(?P<path>(?:s3|gs|as)://\S*)",
         cause="The value of --model-repository begins with a blank, so that Triton takes the address for a local path.",
         fix="Remove the blank before the address (--model-repository=s3://...).",
-        link=Doc.STORES,
     ),
-    Fault(
+    _repository(
         "S460",
         "--model-repository is one level too deep",
         pattern=r"Could not determine backend for model '(?P<model>\d+)' with no backend in model configuration",
         cause="It names the folder of one model, so that the server takes the model's version folder for a model.",
         fix="Give the folder above it, which holds one folder per model.",
-        link=Doc.REPOSITORY,
         same_words=("E120",),
-        holds=_is_number,
+        holds=lambda values, _: values.get("model", "").isdigit(),
         general=True,
     ),
     Fault(
@@ -282,27 +261,25 @@ SERVER_FAULTS = (
         fix="Let the step that writes the tensor write the declared size, or declare -1 where it varies.",
         link=Doc.ENSEMBLES,
         same_words=("T305",),
-        holds=_same_rank,
+        holds=lambda values, _: not is_of_another_batch(values),
         found=("{step} takes {input} as {expected} and got {got} from the step before it",),
         general=True,
     ),
-    Fault(
+    _python(
         "S463",
         "a Python model failed at a request",
         pattern=r"Failed to process the request\(s\) for model(?: instance)? '(?P<model>[^']*?)(?:_\d+(?:_\d+)?)?'"
         r"(?:, message: (?P<reason>.*))?",
         cause="execute() of its model.py raised; the request was answered with an error, and the server goes on.",
         fix="Read what it raised, after `message:`; catch it in execute() and answer with a TritonError.",
-        link=Doc.PYTHON_BACKEND,
         general=True,
     ),
-    Fault(
+    _server(
         "S462",
         "the disk is full",
         message="No space left on device",
         cause="A folder that the server writes to (weights, caches, logs, /tmp) has no room.",
         fix="Make room, or name another folder (HF_HOME, VLLM_CACHE_ROOT, TMPDIR).",
-        link=Doc.SERVER_OPTIONS,
         general=True,
     ),
     Fault(
@@ -316,27 +293,25 @@ SERVER_FAULTS = (
         same_words=("S455",),
         holds=_slash,
     ),
-    Fault(
+    _python(
         "S455",
         "the stub does not find the model's own file",
         pattern=r"ModuleNotFoundError: No module named 'model'",
         cause="The stub looks for model.py where it is not: in another version folder, or under another name. `model` "
         "is the model's own file, never a package.",
         fix="See that the version folder holds model.py, and that its name and the folders above it hold no dot.",
-        link=Doc.PYTHON_BACKEND,
         same_words=("S454",),
         general=True,
     ),
-    Fault(
+    _python(
         "S456",
         "a blank in a Python model's name",
         pattern=r"what\(\): +stol\b|terminate called .*std::invalid_argument",
         cause="The stub gets its arguments separated by blanks; a name with a blank ends it, and the server waits for "
         "it without limit.",
         fix="Name the model's folder without blanks.",
-        link=Doc.PYTHON_BACKEND,
     ),
-    Fault(
+    _python(
         "S457",
         "the stub's Python is incomplete",
         pattern=r"Failed to import the site module|No module named 'encodings'|init_fs_encoding: failed to get the "
@@ -344,23 +319,20 @@ SERVER_FAULTS = (
         cause="The interpreter in the stub does not find its own library: PYTHONHOME of another Python, an environment "
         "for another version, or a .pth file that is not ASCII.",
         fix="Unset PYTHONHOME and PYTHONPATH, and give the model an environment of the stub's Python version.",
-        link=Doc.PYTHON_BACKEND,
     ),
-    Fault(
+    _server(
         "S458",
         "a library for another system",
         pattern=r"version `(?P<version>GLIBC(?:XX)?_[\d.]+)' not found|wrong ELF class|cannot execute binary file"
         r"|[Ee]xec format error",
         cause="A program or library was built for a newer system, or for another processor, than this one.",
         fix="Use it in the image of the release that it was built for, or build it on this system.",
-        link=Doc.SERVER_OPTIONS,
     ),
-    Fault(
+    _server(
         "S459",
         "tritonserver is not there",
         pattern=r"tritonserver: (?:command )?not found|exec: \"?tritonserver\"?: executable file not found",
         cause="The image or the PATH has no program of this name; the client's image (-sdk) has none.",
         fix="Use a server's image (-py3, -vllm-python-py3, -trtllm-python-py3), or give the whole path.",
-        link=Doc.SERVER_OPTIONS,
     ),
 )

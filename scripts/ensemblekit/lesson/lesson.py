@@ -13,8 +13,7 @@ from typing import Any, Literal
 from IPython.core.getipython import get_ipython
 from IPython.display import Markdown, display
 
-from ensemblekit.assets.padded_heads import splittable_checkpoint
-from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, require_vllm
+from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, require_vllm, splittable_checkpoint
 from ensemblekit.clients.http import load_model
 from ensemblekit.diagnose.probe.start import ProbeAnswer
 from ensemblekit.diagnose.probe.target import probe_installation
@@ -171,11 +170,6 @@ class Lesson:
     ) -> ProbeAnswer:
         """Ask a server whether it knows ensembles, without models of its own; takes about 0.3 s.
 
-        Args:
-            release: Another release than RELEASE.
-            flavour: Another flavour than FLAVOUR.
-            provider: Another provider than PROVIDER.
-
         Raises:
             KitError: The server cannot be had, or did not answer.
         """
@@ -236,12 +230,6 @@ class Lesson:
         self, server: Server, repository: StagedRepository, model: str, variants: Mapping[str, Mapping[str, str]]
     ) -> list[tuple[str, int, str]]:
         """Load changed copies of a model one after the other and return what came of each.
-
-        Args:
-            server: A server in explicit mode whose log is here.
-            repository: What it serves.
-            model: The model to copy.
-            variants: For each what to call it, and the fields of its config to change.
 
         Returns:
             The variant, the HTTP status of the load API, and the reason in the server's log.

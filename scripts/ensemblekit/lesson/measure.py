@@ -153,9 +153,6 @@ def _run(lesson: Lesson, plan: BenchPlan, device: str, **how: Any) -> BenchResul
 def measure_releases(lesson: Lesson) -> MatrixResult:
     """Start every release in every flavour on the kit's repository, ask each once, and return how each cell ended.
 
-    Args:
-        lesson: Says provider and engine.
-
     Raises:
         KitError: A wheel or the model cannot be fetched.
     """

@@ -12,7 +12,6 @@ from ensemblekit.clients.grpc import Answer
 from ensemblekit.diagnose.explain.diagnosis import Explanation, TimelineRow
 from ensemblekit.faults.log import LogLine, ModelLoad
 from ensemblekit.faults.start_phases import PHASES
-from ensemblekit.repository.config import ensemble_steps
 from ensemblekit.repository.read import read_config
 from ensemblekit.repository.stage import StagedRepository
 from ensemblekit.servers.outcome import StartOutcome
@@ -30,6 +29,7 @@ __all__ = [
 GREEN, BLUE, AMBER, RED, GREY = "#76b900", "#3b7dd8", "#f2a33a", "#c8323d", "#5f6671"
 WIDTH_IN = 9.0  # a notebook column
 ROW_IN = 0.42
+LABEL = 34  # letters of a question beside its row
 MILLISECONDS = 1000.0
 # the pipeline, in boxes: a gap holds the longest tensor name of the kit's own ensemble
 BOX, GAP, OUTER, MARGIN = 1.3, 2.0, 1.8, 0.2
@@ -58,28 +58,25 @@ def plot_start_timeline(outcome: StartOutcome) -> Figure:
     figure, axes = _figure(len(outcome.loads) + len(refused) + 1)
     names = [load.model for load in outcome.loads]
     for row, load in enumerate(outcome.loads):
-        _draw_load(axes, row, load, end_s)
+        _bars(axes, row, (load.loading_s, end_s if load.loaded_s is None else load.loaded_s), load, end_s)
     for time_s, message in refused:
         names.append(message.split("'")[1])
         axes.plot(time_s, len(names) - 1, "X", color=RED, markersize=11, clip_on=False)
         reason = message.split(": ", 1)[1]
-        axes.annotate(
-            f"refused: {reason}",
-            (time_s, len(names) - 1),
-            (12, 0),
-            textcoords="offset points",
-            va="center",
-            color=RED,
-        )
+        _say_beside(axes, (time_s, len(names) - 1), f"refused: {reason}")
     if not outcome.ready:
         _mark_end(axes, lines, end_s, outcome)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.8)
-    axes.set_xlim(-0.015 * end_s, max(end_s, 0.1) * 1.02)  # room for a mark at the very beginning
+    _name_rows(axes, names, max(end_s, 0.1))
     axes.set_xlabel("seconds since the server's first log line")
     axes.set_title("What the server did, by its own log", **TITLE)
     figure.set_label(_start_in_words(outcome, [message.split("'")[1] for _time_s, message in refused]))
     return figure
+
+
+def _name_rows(axes: Axes, names: Sequence[str], end_s: float) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.8)
+    axes.set_xlim(-0.015 * end_s, end_s * 1.02)  # room for a mark at the very beginning
 
 
 def _start_in_words(outcome: StartOutcome, refused: Sequence[str]) -> str:
@@ -91,8 +88,8 @@ def _start_in_words(outcome: StartOutcome, refused: Sequence[str]) -> str:
     return f"Timeline of a server's start: {refusals}{loads}, {end}."
 
 
-def _draw_load(axes: Axes, row: int, load: ModelLoad, end_s: float) -> None:
-    _bars(axes, row, (load.loading_s, end_s if load.loaded_s is None else load.loaded_s), load, end_s)
+def _say_beside(axes: Axes, mark: tuple[float, float], words: str) -> None:
+    axes.annotate(words, mark, (12, 0), textcoords="offset points", va="center", color=RED)
 
 
 def _bars(axes: Axes, row: int, loading: tuple[float, float] | None, load: ModelLoad, end_s: float) -> None:
@@ -117,18 +114,13 @@ def _mark_end(axes: Axes, lines: Sequence[LogLine], end_s: float, outcome: Start
 def draw_pipeline(
     repository: StagedRepository, ensemble: str = "ensemble", *, states: Mapping[str, str] | None = None
 ) -> Figure:
-    """Draw an ensemble from its config: the models as boxes, the tensors that flow between them as arrows.
-
-    Args:
-        repository: The repository that holds it.
-        ensemble: The ensemble's name.
-        states: A word for some of the models (`READY`, `refused`), shown in their boxes.
+    """Draw an ensemble from its config: the models as boxes with their `states`, the tensors between them as arrows.
 
     Raises:
         RepositoryError: The config cannot be read.
     """
     config = read_config(repository.path / ensemble)
-    steps = ensemble_steps(config)
+    steps = config.ensemble_scheduling.step
     last = (len(steps) - 1) * STEP + BOX
     figure = Figure(figsize=(UNIT_IN * (last + 2 * OUTER), 2.6), layout="constrained")
     axes = figure.subplots()
@@ -142,13 +134,13 @@ def draw_pipeline(
     axes.text(-MARGIN, 0.8, _label(ensemble, states, "platform: ensemble"), color=GREY, va="bottom", fontsize=9)
     _arrow(axes, -OUTER, -0.03, [tensor.name for tensor in config.input], shift=-MARGIN / 2)
     for number, step in enumerate(steps):
-        backend = read_config(repository.path / step.model).backend
-        _box(axes, number * STEP, step.model, _label("", states, f"backend: {backend}", step.model))
+        backend, model = read_config(repository.path / step.model_name).backend, step.model_name
+        _box(axes, number * STEP, model, _label("", states, f"backend: {backend}", model))
         if number:
-            _arrow(axes, number * STEP - GAP + 0.03, number * STEP - 0.03, sorted(set(step.inputs.values())))
+            _arrow(axes, number * STEP - GAP + 0.03, number * STEP - 0.03, sorted(set(step.input_map.values())))
     _arrow(axes, last + 0.03, last + OUTER, [tensor.name for tensor in config.output], shift=MARGIN / 2)
     inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (config.input, config.output))
-    chain = " to ".join([" and ".join(inputs), *(step.model for step in steps), " and ".join(outputs)])
+    chain = " to ".join([" and ".join(inputs), *(step.model_name for step in steps), " and ".join(outputs)])
     words = "".join(f"; {model} is {state}" for model, state in (states or {}).items())
     figure.set_label(f"Diagram of {ensemble}, a pipeline from {chain}{words}.")
     return figure
@@ -172,22 +164,27 @@ def _arrow(axes: Axes, begin: float, end: float, tensors: Sequence[str], shift: 
     axes.text(middle, 0.07, "\n".join(tensors), ha="center", va="bottom", fontsize=8, color="black")
 
 
+def _bar_chart(values: Mapping[str, float], unit: str, colours: Sequence[str]) -> tuple[Figure, Axes, str]:
+    """Return a bar for each value with its name and number, and the same in words."""
+    figure, axes = _figure(max(1, len(values)))
+    axes.barh(range(len(values)), list(values.values()), height=0.55, color=colours)
+    for number, value in enumerate(values.values()):
+        axes.text(value, number, f"  {value:.1f} {unit}", va="center", fontsize=9)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(max(1, len(values)) - 0.4, -0.6)
+    axes.set_xlim(0, max(values.values(), default=1.0) * 1.15 or 1.0)
+    return figure, axes, ", ".join(f"{name} {value:.1f} {unit}" for name, value in values.items())
+
+
 def plot_start_phases(phases: Mapping[str, float]) -> Figure:
     """Draw where the seconds of a start went, as `start_phases` gives them."""
-    figure, axes = _figure(max(1, len(phases)))
-    seconds = list(phases.values())
-    axes.barh(range(len(seconds)), seconds, height=0.55, color=[GREY if name == "rest" else BLUE for name in phases])
-    for number, value in enumerate(seconds):
-        axes.text(value, number, f"  {value:.1f} s", va="center", fontsize=9)
+    values = {PHASES.get(name, name): seconds for name, seconds in phases.items()}
+    figure, axes, words = _bar_chart(values, "s", [GREY if name == "rest" else BLUE for name in phases])
     if not phases:
         axes.text(0.5, 0, "the log of this start is not here", ha="center", va="center", color=GREY)
-    axes.set_yticks(range(len(phases)), [PHASES.get(name, name) for name in phases])
-    axes.set_ylim(max(1, len(phases)) - 0.4, -0.6)
-    axes.set_xlim(0, max(seconds, default=1.0) * 1.15 or 1.0)
     axes.set_xlabel("seconds")
     axes.set_title("Where the start went, by the server's own log", **TITLE)
-    parts = ", ".join(f"{PHASES.get(name, name)} {value:.1f} s" for name, value in phases.items())
-    figure.set_label(f"Bars of the seconds of a start: {parts or 'its log is not here'}.")
+    figure.set_label(f"Bars of the seconds of a start: {words or 'its log is not here'}.")
     return figure
 
 
@@ -208,24 +205,17 @@ def plot_tokens(answers: Sequence[Answer]) -> Figure:
     return figure
 
 
-def _short(text: str, width: int = 34) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _short(text: str) -> str:
+    return text if len(text) <= LABEL else text[: LABEL - 1] + "…"
 
 
 def plot_statistics(seconds: Mapping[str, float]) -> Figure:
     """Draw where the time of a request goes: mean milliseconds in each step, as `time_by_step` gives them."""
-    figure, axes = _figure(len(seconds))
-    values = [value * MILLISECONDS for value in seconds.values()]
-    axes.barh(range(len(values)), values, height=0.55, color=[BLUE] * (len(values) - 1) + [GREEN])
-    for number, value in enumerate(values):
-        axes.text(value, number, f"  {value:.1f} ms", va="center", fontsize=9)
-    axes.set_yticks(range(len(values)), list(seconds))
-    axes.set_ylim(len(values) - 0.4, -0.6)
-    axes.set_xlim(0, max(values, default=1.0) * 1.15)
+    values = {name: value * MILLISECONDS for name, value in seconds.items()}
+    figure, axes, words = _bar_chart(values, "ms", [BLUE] * (len(values) - 1) + [GREEN])
     axes.set_xlabel("milliseconds a request through the ensemble, mean")
     axes.set_title("Where the time goes, by Triton's own statistics", **TITLE)
-    parts = ", ".join(f"{name} {value * MILLISECONDS:.1f} ms" for name, value in seconds.items())
-    figure.set_label(f"Bars of the mean time of a request in each step: {parts}.")
+    figure.set_label(f"Bars of the mean time of a request in each step: {words}.")
     return figure
 
 
@@ -238,12 +228,8 @@ def plot_explanation(found: Explanation) -> Figure:
         _draw_row(axes, row, [each for each in found.moments if each.who == name], end_s)
     for cause in found.causes:
         row = names.index(cause.model or "server") if (cause.model or "server") in names else 0
-        axes.annotate(
-            cause.title, (cause.time_s or 0.0, row), (12, 0), textcoords="offset points", va="center", color=RED
-        )
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.8)
-    axes.set_xlim(-0.015 * end_s, end_s * 1.02)
+        _say_beside(axes, (cause.time_s or 0.0, row), cause.title)
+    _name_rows(axes, names, end_s)
     axes.set_xlabel("seconds since the log's first entry")
     axes.set_title(found.headline[:1].upper() + found.headline[1:], **TITLE)
     figure.set_label(f"Timeline of a log: {found.headline}.")

@@ -16,9 +16,6 @@ EMBEDDED_FORM = "This page runs its embedded form: the same server, out of its P
 def provider_or_embedded(provider: str) -> str:
     """Return PROVIDER as it is; without a container engine `embedded`, with one line that says so.
 
-    Args:
-        provider: The lesson's PROVIDER.
-
     Raises:
         ParameterError: The engine that is asked for is unknown.
     """
@@ -36,11 +33,6 @@ def usable_provider(provider: str, release: str, flavour: Flavour) -> str:
 
     An image of NVIDIA that is not here yet is no reason: it is pulled.
 
-    Args:
-        provider: The lesson's PROVIDER.
-        release: Its RELEASE.
-        flavour: Its FLAVOUR.
-
     Raises:
         ParameterError: The release, or the engine that is asked for, is unknown.
     """
@@ -55,11 +47,6 @@ def prepare_base_plus_vllm(provider: str, release: str, *, engine: str) -> str:
     """Return PROVIDER for a server with workaround 1; with containers its image is built first, unless it is here.
 
     With the Python stand-in for `llm`, an image without vLLM is enough: nothing is downloaded into it.
-
-    Args:
-        provider: The lesson's PROVIDER.
-        release: Its RELEASE.
-        engine: Its ENGINE.
 
     Raises:
         ParameterError: The release is unknown.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What readers see besides values: a status line, banners, tables. Nothing here stays in checked outputs."""
+"""What readers see besides values: checks, which nbval compares, and what no checked output holds: lines, tables."""
 
 import os
 import re
@@ -16,14 +16,45 @@ from IPython.core.pylabtools import print_figure, select_figure_formats
 from IPython.display import DisplayHandle, Markdown, display
 from matplotlib.figure import Figure
 
+from ensemblekit.errors import CheckFailed
 from ensemblekit.paths import BATCH_VARIABLE
 
-__all__ = ["StatusLine", "alternative_text", "as_text", "quick_banner", "show_figures_in_kernel", "show_lines", "table"]
+__all__ = [
+    "StatusLine",
+    "alternative_text",
+    "as_text",
+    "check",
+    "quick_banner",
+    "show_figures_in_kernel",
+    "show_lines",
+    "table",
+]
 
 SCRIPT_LINK = re.compile(
     r"\]\((?!https?://|[\w./#-]*\))"
 )  # links of Markdown that lead neither to the web nor to a file
 REFRESH_S = 0.5  # a progress line need not move faster than a reader's eye
+
+
+def check(sentence: str, holds: bool, *, found: object = None) -> None:
+    """Print `ok: <sentence>` if it holds: plain words, without numbers that vary.
+
+    Raises:
+        CheckFailed: It does not hold.
+        TypeError: `holds` is no bool, so that the check would check nothing.
+
+    >>> check("two and two make four", 2 + 2 == 4)
+    ok: two and two make four
+    """
+    if not isinstance(holds, bool):
+        raise TypeError(f"check() needs a bool, got {type(holds).__name__}: compare the value with what it should be")
+    if not holds:
+        raise CheckFailed(
+            f"confirm that {sentence}",
+            found="the opposite" if found is None else str(found),
+            hint="read the cells above from the last one that looks right; the server's log is in this run's folder",
+        )
+    print(f"ok: {sentence}")
 
 
 class StatusLine:
@@ -40,11 +71,7 @@ class StatusLine:
         self._on_terminal = False
 
     def tick(self, detail: str = "") -> None:
-        """Show the line, at most twice a second.
-
-        Args:
-            detail: What is being done just now.
-        """
+        """Show the line, at most twice a second."""
         now = time.monotonic()
         if now - self.last_s < REFRESH_S or os.environ.get(BATCH_VARIABLE):
             return

@@ -96,7 +96,7 @@ def _last_lines(server: TritonServer) -> str:
     return f"<pre style='font-size:80%;color:#666'>{escape(chr(10).join(lines))}</pre>"
 
 
-def prompt_box(server: Served, model: str = "ensemble") -> widgets.VBox:
+def prompt_box(server: Served) -> widgets.VBox:
     """Return a box with a question, sliders for the sampling parameters, and the answer as it streams in.
 
     Raises:
@@ -112,9 +112,7 @@ def prompt_box(server: Served, model: str = "ensemble") -> widgets.VBox:
         return {"temperature": temperature.value, "top_p": top_p.value, "max_tokens": max_tokens.value}
 
     send.on_click(
-        lambda _button: _stream_into(
-            answer, lambda: stream(server, question.value, model=model, sampling_parameters=parameters())
-        )
+        lambda _button: _stream_into(answer, lambda: stream(server, question.value, sampling_parameters=parameters()))
     )
     return widgets.VBox([question, widgets.HBox([temperature, top_p, max_tokens]), send, answer])
 

@@ -3,17 +3,12 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
-
-from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.errors import KitError
 from ensemblekit.repository.read import read_config
-from ensemblekit.repository.textproto import to_text
+from ensemblekit.repository.textproto import model_config_pb2, to_text
 
 __all__ = [
-    "EnsembleStep",
-    "ensemble_steps",
     "place_on_gpus",
     "placement_text",
     "set_parameter",
@@ -77,42 +72,17 @@ def placement_text(replicas: int) -> str:
     return to_text(config).rstrip()
 
 
-class EnsembleStep(NamedTuple):
-    """One step of an ensemble: the model, and which ensemble tensor feeds or takes each of its tensors."""
-
-    model: str
-    inputs: dict[str, str]
-    outputs: dict[str, str]
-
-
-def ensemble_steps(config: model_config_pb2.ModelConfig) -> tuple[EnsembleStep, ...]:
-    """Return the steps of an ensemble in the order of its config; empty for any other model."""
-    return tuple(
-        EnsembleStep(step.model_name, dict(step.input_map), dict(step.output_map))
-        for step in config.ensemble_scheduling.step
-    )
-
-
 def who_writes(repository: Path, model: str, name: str) -> str:
-    """Return which step of an ensemble writes what a step's input takes, as a sentence; empty if no config tells.
-
-    Args:
-        repository: The folder with the models' folders.
-        model: The model of the step.
-        name: The model's input.
-    """
+    """Return which step of an ensemble writes what a step's input takes, as a sentence; empty if no config tells."""
     for path in sorted(repository.glob("*/config.pbtxt")):
         with suppress(KitError):
             config = read_config(path)
-            steps = ensemble_steps(config)
-            taken = {step.inputs[name] for step in steps if step.model == model and name in step.inputs}
+            steps = config.ensemble_scheduling.step
+            taken = {step.input_map[name] for step in steps if step.model_name == model and name in step.input_map}
             for number, step in enumerate(steps, 1):
-                for output, tensor in step.outputs.items():
-                    if tensor in taken:
-                        dims = _declared(repository / step.model, output)
-                        return (
-                            f"step {number} of {path.parent.name} wrote it: {step.model}, as its output {output}{dims}"
-                        )
+                for output in (key for key, tensor in step.output_map.items() if tensor in taken):
+                    what = f"{step.model_name}, as its output {output}{_declared(repository / step.model_name, output)}"
+                    return f"step {number} of {path.parent.name} wrote it: {what}"
             if given := taken & {tensor.name for tensor in config.input}:
                 return f"no step wrote it: it is the input {min(given)} of {path.parent.name}, as the client sent it"
     return ""

@@ -56,35 +56,20 @@ STEPS = 1000  # fractions are rounded to three digits
 
 @dataclass(frozen=True)
 class Shape:
-    """What a config.json says of a decoder's size.
-
-    Attributes:
-        layers: Number of layers.
-        hidden: Width of the residual stream.
-        heads: Attention heads; kv_heads of them have keys and values of their own.
-        kv_heads: Heads with keys and values.
-        head_dim: Size of a head.
-        intermediate: Width of an expert, or of the one MLP.
-        experts: MLPs per layer, 1 for a dense model.
-        vocabulary: Tokens known.
-        tied: Whether the input's and the output's embeddings are one.
-        context: Tokens of the longest context.
-        weight_bytes: Bytes of a weight.
-        value_bytes: Bytes of a key or value in the cache.
-    """
+    """What a config.json says of a decoder's size."""
 
     layers: int
-    hidden: int
-    heads: int
+    hidden: int  # width of the residual stream
+    heads: int  # attention heads; kv_heads of them have keys and values of their own
     kv_heads: int
     head_dim: int
-    intermediate: int
-    experts: int
+    intermediate: int  # width of an expert, or of the one MLP
+    experts: int  # MLPs per layer, 1 for a dense model
     vocabulary: int
-    tied: bool
-    context: int
+    tied: bool  # whether the input's and the output's embeddings are one
+    context: int  # tokens of the longest context
     weight_bytes: float
-    value_bytes: float
+    value_bytes: float  # bytes of a key or value in the cache
 
     @property
     def parameters(self) -> int:
@@ -102,21 +87,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Fit:
-    """The verdict on one engine, in bytes on each of its GPUs.
+    """The verdict on one engine, in bytes on each of its GPUs."""
 
-    Attributes:
-        share_bytes: What the engine may take.
-        weights_bytes: The weights.
-        working_bytes: A full batch, the sampler and the CUDA graphs.
-        cache_bytes_per_token: Keys and values of one token.
-        max_model_len: Tokens of the longest request.
-    """
-
-    share_bytes: int
+    share_bytes: int  # what the engine may take
     weights_bytes: int
-    working_bytes: int
-    cache_bytes_per_token: float
-    max_model_len: int
+    working_bytes: int  # a full batch, the sampler and the CUDA graphs
+    cache_bytes_per_token: float  # keys and values of one token
+    max_model_len: int  # tokens of the longest request
 
     @property
     def cache_bytes(self) -> int:
@@ -146,9 +123,6 @@ class Fit:
 
 def read_shape(model: str | Path) -> Shape:
     """Return the shape of a checkpoint from its config.json.
-
-    Args:
-        model: The checkpoint's folder, or the file.
 
     Raises:
         ParameterError: There is no config.json, it cannot be read, or it does not tell a decoder's size.
@@ -266,17 +240,11 @@ def _working_bytes(shape: Shape, gpus: int, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class ModelNeed:
-    """What one engine needs on each of its GPUs, in MiB.
-
-    Attributes:
-        weights_mib: The weights.
-        cache_mib: Keys and values of one request that fills the context.
-        working_mib: vLLM's working memory.
-    """
+    """What one engine needs on each of its GPUs, in MiB."""
 
     weights_mib: int
-    cache_mib: int
-    working_mib: int = WORKING_MIB
+    cache_mib: int  # keys and values of one request that fills the context
+    working_mib: int = WORKING_MIB  # vLLM's working memory
 
     @property
     def total_mib(self) -> int:
@@ -314,11 +282,7 @@ def model_need(folder: Path, arguments: Mapping[str, Any]) -> ModelNeed:
 
 
 def require_divisible_heads(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """Refuse tensor parallelism over a number of GPUs that the model's attention heads cannot be shared by.
-
-    Args:
-        folder: The checkpoint; one that does not tell its heads is trusted.
-        arguments: vLLM's engine arguments.
+    """Refuse tensor parallelism over a number of GPUs that the attention heads of a checkpoint cannot be shared by.
 
     Raises:
         RepositoryError: The number of heads is not divisible.
@@ -329,7 +293,7 @@ def require_divisible_heads(folder: Path, arguments: Mapping[str, Any]) -> None:
         raise RepositoryError(
             f"spread {folder.name} over {parts} GPUs",
             found=f"{heads} attention heads, which cannot be shared by {parts} GPUs",
-            hint="use ensemblekit.assets.padded_heads.splittable_checkpoint, another number of GPUs, or replicas",
+            hint="use ensemblekit.assets.weights.splittable_checkpoint, another number of GPUs, or replicas",
         )
 
 

@@ -12,10 +12,9 @@ from functools import cached_property
 from pathlib import Path
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from ensemblekit.errors import ParameterError, RepositoryError
-from ensemblekit.repository.textproto import Source
+from ensemblekit.repository.textproto import Source, model_config_pb2
 
 __all__ = ["CONFIG_NAME", "ModelFolder", "Problem", "read_bytes", "read_config", "read_repository", "unreadable"]
 
@@ -87,23 +86,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One folder of a repository, which Triton takes for a model.
-
-    Attributes:
-        name: The folder's name, which is the model's.
-        path: The folder.
-        config: Its config.pbtxt, None without one or if it cannot be parsed.
-        problem: Why it cannot be parsed.
-        text: The config's text.
-        subfolders: Names of its folders, sorted.
-    """
+    """One folder of a repository, which Triton takes for a model."""
 
     name: str
     path: Path
-    config: model_config_pb2.ModelConfig | None
+    config: model_config_pb2.ModelConfig | None  # its config.pbtxt, None without one or if it cannot be parsed
     problem: Problem | None
     text: str
-    subfolders: tuple[str, ...]
+    subfolders: tuple[str, ...]  # names of its folders, sorted
 
     @property
     def config_path(self) -> Path:

@@ -41,15 +41,10 @@ ENGINE_ENVIRONMENT: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class StagedRepository:
-    """A model repository that a server of this run may read.
+    """A model repository that a server of this run may read."""
 
-    Attributes:
-        path: The folder, one model a folder.
-        environment: Variables that its models need in the server's environment.
-    """
-
-    path: Path
-    environment: dict[str, str]
+    path: Path  # the folder, one model a folder
+    environment: dict[str, str]  # variables that its models need in the server's environment
 
     @property
     def models(self) -> tuple[str, ...]:

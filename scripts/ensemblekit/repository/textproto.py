@@ -1,20 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The places of fields in a config.pbtxt: protobuf's own Python parser does not tell them.
+"""Triton's schema of a config.pbtxt, and the places of its fields: protobuf's own Python parser does not tell them.
 
-The file is read as a tree of fields with lines and offsets, without the schema, so that even a file that the
-schema refuses can be located in.
+For the places the file is read as a tree of fields with lines and offsets, without the schema, so that even a file
+that the schema refuses can be located in.
 """
 
 import re
+import sys
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
-__all__ = ["Field", "Key", "Source", "to_text"]
+__all__ = ["Field", "Key", "Source", "model_config_pb2", "to_text"]
+
+
+def _schema() -> ModuleType:
+    """Return tritonclient's compiled schema without the rest of its package, whose gRPC and numpy take 0.3 s to import.
+
+    Under its own name, so that tritonclient itself finds it: a schema must be registered once only.
+    """
+    name = "tritonclient.grpc.model_config_pb2"
+    package = find_spec("tritonclient")
+    if name not in sys.modules and package and package.origin:
+        spec = spec_from_file_location(name, Path(package.origin).parent / "grpc" / "model_config_pb2.py")
+        if spec and spec.loader:
+            sys.modules[name] = module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import model_config_pb2
+else:
+    model_config_pb2 = _schema()
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|\#[^\n]*)|(?P<text>"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?)|(?P<mark>[{}\[\]<>:,;])"""
@@ -33,22 +58,13 @@ def to_text(message: Message) -> str:
 
 @dataclass
 class Field:
-    """One field with its value or its own fields.
-
-    Attributes:
-        name: Its name.
-        line: The line of its name, from 1; of an element in a list, the line on which the element begins.
-        start: Offset of the statement's first character; that of the whole list for an element of one.
-        end: Offset behind the statement.
-        value: The value as text without quotes, empty for a message.
-        fields: The fields of a message.
-    """
+    """One field with its value or its own fields."""
 
     name: str
-    line: int
-    start: int
-    end: int = 0
-    value: str = ""
+    line: int  # the line of its name, from 1; of an element in a list, the line on which the element begins
+    start: int  # offset of the statement's first character; that of the whole list for an element of one
+    end: int = 0  # offset behind the statement
+    value: str = ""  # the value as text without quotes, empty for a message
     value_span: tuple[int, int] = (0, 0)
     fields: list["Field"] = field(default_factory=list)
 

@@ -13,9 +13,8 @@ import triton_python_backend_utils as pb_utils
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from triton_vllm.additional_outputs import AdditionalOutputs
 from triton_vllm.contract import ADDITIONAL, SWITCH
-from triton_vllm.responses import ERROR_PREFIX, send_error
+from triton_vllm.responses import ERROR_PREFIX, AdditionalOutputs, send_error
 from triton_vllm.sampling import BadRequest, UnknownAdapter, make_sampling_params, parse_json
 
 if TYPE_CHECKING:

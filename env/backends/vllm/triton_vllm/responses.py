@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends answers and notices cancelled requests, in threads of their own.
+"""Sends answers and notices cancelled requests, in threads of their own; and what an answer tells besides its text.
 
 Both are messages to the server process: about 0.1 ms each, nearly all of it waiting. On the engine's loop
 that wait would hold up every other request. With many streams there would be more pieces than the server and the
@@ -9,11 +9,13 @@ number of streams: what comes sooner waits, and goes out as one piece. First and
 
 import heapq
 import itertools
+import json
 import queue
 import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,3 +157,67 @@ class ResponseSender:
                     self._open.pop(request, None)
                     pb_utils.Logger.log_info("[vllm] Cancelling the request")
                     cancel()
+
+
+@dataclass
+class _Sequence:
+    """What has come of one sequence; tokens and probabilities since the last response."""
+
+    finish_reason: str | None = None
+    cumulative_logprob: float | None = None
+    tokens: int = 0
+    logprobs: list[dict[int, Any]] = field(default_factory=list)
+
+
+class AdditionalOutputs:
+    """The additional outputs of one request that asks for them: as vllm_backend has them since r24.12."""
+
+    def __init__(self, wanted: frozenset[str], params: Any, *, prompt_tokens: int, with_logprobs: bool) -> None:
+        """Begin with nothing.
+
+        Args:
+            wanted: The names of the outputs that the client asks for.
+            params: vLLM's sampling parameters.
+            prompt_tokens: How many tokens the prompt has.
+            with_logprobs: Whether the client asks for the probabilities of tokens; otherwise they are null.
+        """
+        self._wanted, self._prompt_tokens, self._with_logprobs = wanted, prompt_tokens, with_logprobs
+        self._sequences = [_Sequence() for _ in range(params.n)]
+
+    def add(self, piece: Any) -> None:
+        """Take what vLLM's CompletionOutput tells; of a stream, what is new."""
+        sequence = self._sequences[piece.index]
+        sequence.finish_reason = piece.finish_reason
+        sequence.cumulative_logprob = piece.cumulative_logprob
+        sequence.tokens += len(piece.token_ids)
+        sequence.logprobs += piece.logprobs or []
+
+    def drain(self) -> list[Any]:
+        """Return the tensors of the next response."""
+        values = {
+            "finish_reason": self._each(lambda one: str(one.finish_reason).encode(), np.object_),
+            "cumulative_logprob": self._each(lambda one: one.cumulative_logprob, np.float32),
+            "logprobs": self._each(lambda one: self._json(one).encode(), np.object_),
+            "num_input_tokens": np.array([self._prompt_tokens], dtype=np.uint32),
+            "num_output_tokens": self._each(lambda one: one.tokens, np.uint32),
+        }
+        for sequence in self._sequences:
+            sequence.tokens, sequence.logprobs = 0, []
+        return [pb_utils.Tensor(name, value) for name, value in values.items() if name in self._wanted]
+
+    def _each(self, value: Any, kind: Any) -> Any:
+        return np.array([value(sequence) for sequence in self._sequences], dtype=kind)
+
+    def _json(self, sequence: _Sequence) -> str:
+        """Return a list with, for each token, what is known of it and its likeliest alternatives."""
+        if not self._with_logprobs:
+            return "null"
+        return json.dumps(
+            [
+                {
+                    token: {"logprob": one.logprob, "rank": one.rank, "decoded_token": one.decoded_token}
+                    for token, one in candidates.items()
+                }
+                for candidates in sequence.logprobs
+            ]
+        )

@@ -51,46 +51,27 @@ class Plan:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        name: Which.
-        state: How it ended.
-        headline: The result in one sentence.
-        details: More lines, in the order in which they matter.
-        seconds: How long it took.
-        facts: The numbers and names behind it, for JSON.
-    """
+    """One thing that was looked at."""
 
     name: Name
     state: State
-    headline: str
-    details: tuple[str, ...] = ()
-    seconds: float = 0.0
-    facts: dict[str, Any] = field(default_factory=dict)
+    headline: str  # the result in one sentence
+    details: tuple[str, ...] = ()  # more lines, in the order in which they matter
+    seconds: float = 0.0  # how long it took
+    facts: dict[str, Any] = field(default_factory=dict)  # the numbers and names behind it, for JSON
 
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """All checks, and what they come to.
+    """All checks, and what they come to."""
 
-    Attributes:
-        repository: The model repository; None if only a server was looked at.
-        server: The server, as it was given.
-        model: The model that was asked, empty if it did not come to that.
-        checks: In the order in which they were done.
-        start_cost: What a start would have cost, if it was not tried.
-        seconds: How long all of it took.
-        folder: Where the page, the records and the server's log are.
-    """
-
-    repository: Path | None
+    repository: Path | None  # the model repository; None if only a server was looked at
     server: str
-    model: str
-    checks: tuple[Check, ...]
-    start_cost: str
+    model: str  # the model that was asked, empty if it did not come to that
+    checks: tuple[Check, ...]  # in the order in which they were done
+    start_cost: str  # what a start would have cost, if it was not tried
     seconds: float
-    folder: Path
+    folder: Path  # where the page, the records and the server's log are
 
     @property
     def failed(self) -> Check | None:

@@ -19,7 +19,6 @@ from ensemblekit.diagnose.doctor.report import shortened
 from ensemblekit.diagnose.probe.running import ModelConfig, Tensor, find_ensemble, loaded_models, model_config
 from ensemblekit.errors import KitError, ParameterError, RequestError
 from ensemblekit.faults.catalogue import fault
-from ensemblekit.repository.config import ensemble_steps
 from ensemblekit.repository.read import read_config
 
 __all__ = ["build_request", "entry_model", "is_decoupled", "loaded_ensemble", "send", "tensor_of"]
@@ -47,8 +46,8 @@ def entry_model(repository: Path) -> str:
         except KitError:
             continue  # lint has said so
         models.append(file.parent.name)
-        found = ensemble_steps(config)
-        steps |= {step.model for step in found}
+        found = {step.model_name for step in config.ensemble_scheduling.step}
+        steps |= found
         ensembles += [file.parent.name] if found else []
     folders = sorted(folder.name for folder in repository.iterdir() if folder.is_dir())
     top = [name for name in ensembles if name not in steps] or ensembles

@@ -38,10 +38,6 @@ KNOWS = {True: "knows ensembles", False: "does not know ensembles", None: "does 
 def examine(plan: Plan, on_check: Callable[[Check], None] = lambda _check: None) -> DoctorReport:
     """Return what is wrong with a repository on a server, with the least that it takes to find out.
 
-    Args:
-        plan: What is to be looked at.
-        on_check: Called with each check when it is done.
-
     Raises:
         ParameterError: The server is given in no known form.
     """

@@ -42,19 +42,12 @@ REPORTED_S = 88  # in the report: https://github.com/triton-inference-server/ser
 
 @dataclass(frozen=True)
 class ServerSource:
-    """Where the server comes from.
-
-    Attributes:
-        target: As it was given.
-        kind: What that is.
-        release: The release, empty if the target does not say it.
-        flavour: The flavour, None if it does not say it.
-    """
+    """Where the server comes from."""
 
     target: str
     kind: Kind
-    release: str = ""
-    flavour: Flavour | None = None
+    release: str = ""  # the release, empty if the target does not say it
+    flavour: Flavour | None = None  # the flavour, None if it does not say it
 
     @classmethod
     def of(cls, target: str) -> Self:
@@ -190,12 +183,7 @@ def _details(found: Explanation, server: TritonServer) -> tuple[str, ...]:
 
 
 def start_cost(repository: Path | None, report: LintReport | None) -> str:
-    """Return what a start that must fail would have cost, as the end of "A start would have ...".
-
-    Args:
-        repository: The model repository.
-        report: What lint said of it, None if it could not be read.
-    """
+    """Return what a start that must fail would have cost, as the end of "A start would have ..."."""
     if repository is None or report is None:
         return ""
     loaded = _loaded_first(repository, report)

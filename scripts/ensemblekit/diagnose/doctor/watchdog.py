@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from ensemblekit.diagnose.lint.serving import numpy_in
 from ensemblekit.errors import RequestError
 
 __all__ = ["ModelProcess", "RequestHangs", "is_gone", "model_processes", "watched"]
@@ -25,24 +26,16 @@ LOOK_S = 0.25
 GRACE_S = 4.0
 _INSTANCE = re.compile(r"^(.+?)_\d+_\d+$")
 _NUMPY = re.compile(r"(/\S*/(?:site|dist)-packages)/numpy[./]")
-_DIST_INFO = re.compile(r"numpy-(\d[\w.]*)\.dist-info")
 
 
 @dataclass(frozen=True)
 class ModelProcess:
-    """The process of one instance of a Python model.
-
-    Attributes:
-        pid: Its process id.
-        model: The model.
-        numpy: The version of the numpy that is loaded in it, empty if none is.
-        packages: The folder that numpy came from.
-    """
+    """The process of one instance of a Python model."""
 
     pid: int
     model: str
-    numpy: str = ""
-    packages: str = ""
+    numpy: str = ""  # the version of the numpy that is loaded in it, empty if none is
+    packages: str = ""  # the folder that numpy came from
 
 
 class RequestHangs(RequestError):  # noqa: N818 - names what happened
@@ -52,11 +45,7 @@ class RequestHangs(RequestError):  # noqa: N818 - names what happened
 
 
 def model_processes(server_pid: int) -> tuple[ModelProcess, ...]:
-    """Return the processes of Python models below a server that this user may look at.
-
-    Args:
-        server_pid: The server, or a parent of it.
-    """
+    """Return the processes of Python models below a server, or a parent of it, that this user may look at."""
     found = list[ModelProcess]()
     with suppress(psutil.Error):
         for process in psutil.Process(server_pid).children(recursive=True):
@@ -72,10 +61,8 @@ def _described(process: psutil.Process) -> ModelProcess:
     model = instance or (Path(words[1]).parent.parent.name if len(words) > 1 else "")
     loaded = _NUMPY.search(Path(f"/proc/{process.pid}/maps").read_text())
     packages = loaded[1] if loaded else ""
-    versions = (
-        match for path in Path(packages or "/nonexistent").glob("numpy-*") if (match := _DIST_INFO.fullmatch(path.name))
-    )
-    return ModelProcess(process.pid, model, next((match[1] for match in versions), ""), packages)
+    version = numpy_in([Path(packages)]) if packages else ""
+    return ModelProcess(process.pid, model, version or "", packages)
 
 
 def is_gone(process: ModelProcess) -> bool:

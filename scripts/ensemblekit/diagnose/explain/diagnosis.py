@@ -40,35 +40,20 @@ SHORT = 110  # characters of the server's words in a row of the timeline
 
 @dataclass(frozen=True)
 class Cause:
-    """A root cause.
+    """A root cause."""
 
-    Attributes:
-        code: The catalogue's code; empty if the words are unknown.
-        title: A few words.
-        model: The model it is about, empty for the server.
-        says: The server's words.
-        line: Their line in the log, from 1.
-        time_s: Seconds since the log's first entry, None if they stand in a line without a time.
-        why: Why, in plain words; empty if unknown.
-        fix: What to do; empty if unknown.
-        link: Upstream's issue, documentation or source.
-        api: What the load API says instead, if it hides the reason.
-        note: How sure this is, where it is not plain.
-        severity: `warning` if the server only warns of it.
-    """
-
-    code: str
+    code: str  # the catalogue's code; empty if the words are unknown
     title: str
-    model: str
+    model: str  # the model it is about, empty for the server
     says: str
-    line: int
-    time_s: float | None
-    why: str = ""
-    fix: str = ""
-    link: str = ""
-    api: str = ""
-    note: str = ""
-    severity: str = "error"
+    line: int  # the line of these words in the log, from 1
+    time_s: float | None  # seconds since the log's first entry, None if they stand in a line without a time
+    why: str = ""  # why, in plain words; empty if unknown
+    fix: str = ""  # what to do; empty if unknown
+    link: str = ""  # upstream's issue, documentation or source
+    api: str = ""  # what the load API says instead, if it hides the reason
+    note: str = ""  # how sure this is, where it is not plain
+    severity: str = "error"  # `warning` if the server only warns of it
 
     @property
     def known(self) -> bool:

@@ -55,25 +55,16 @@ LONGEST_TRACE = 400  # lines of a printed traceback
 
 @dataclass(frozen=True)
 class LogEvent:
-    """What one line of a log says.
+    """What one line of a log says."""
 
-    Attributes:
-        kind: One of `KINDS`.
-        number: The line's number, from 1.
-        time_s: Seconds since the log's first entry; None for what is printed without a time.
-        text: The server's words.
-        model: The model it is about, empty if none is named.
-        fault: The catalogue's record; None for a step that is no fault, or for words that are unknown.
-        values: The names in the words, by the catalogue's fields.
-    """
-
-    kind: str
-    number: int
-    time_s: float | None
+    kind: str  # one of `KINDS`
+    number: int  # the line's number, from 1
+    time_s: float | None  # seconds since the log's first entry; None for what is printed without a time
     text: str
-    model: str = ""
+    model: str = ""  # the model it is about, empty if none is named
+    # the catalogue's record; None for a step that is no fault, or for words that are unknown
     fault: Fault | None = None
-    values: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)  # the names in the words, by the catalogue's fields
 
 
 _STEPS: tuple[tuple[str, re.Pattern[str]], ...] = (

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2
-
+from ensemblekit.diagnose.lint.findings import Finding, make_finding
 from ensemblekit.repository.read import ModelFolder, read_bytes
+from ensemblekit.repository.textproto import Key, model_config_pb2
 
 __all__ = ["Model", "OwnTensors", "complete", "own_tensors", "parse_code"]
 
@@ -46,21 +46,13 @@ MOST_STATEMENTS = 10_000  # of auto_complete_config, loops counted in full
 
 @dataclass(eq=False)
 class Model:
-    """A model as the server will see it.
+    """A model as the server will see it."""
 
-    Attributes:
-        folder: Its folder, with the config as it is written.
-        config: The config, completed.
-        complete: Whether all its tensors are known; False if a backend adds them when it loads the model.
-        guessed: Whether a backend is known; False if Triton would find none.
-        decoupled: Whether it may answer any number of times; of an ensemble it is known once its steps are.
-    """
-
-    folder: ModelFolder
-    config: model_config_pb2.ModelConfig
-    complete: bool
-    guessed: bool
-    decoupled: bool
+    folder: ModelFolder  # its folder, with the config as it is written
+    config: model_config_pb2.ModelConfig  # the config, completed
+    complete: bool  # whether all its tensors are known; False if a backend adds them when it loads the model
+    guessed: bool  # whether a backend is known; False if Triton would find none
+    decoupled: bool  # whether it may answer any number of times; of an ensemble it is known once its steps are
 
     @property
     def name(self) -> str:
@@ -78,6 +70,10 @@ class Model:
         names = {tensor.name for tensor in self.config.input}
         decoupled = bool(self.config.model_transaction_policy.decoupled)
         return self.config.backend == "vllm" or (decoupled and {"text_input", "sampling_parameters"} <= names)
+
+    def finding(self, code: str, at: tuple[Key, ...] = (), **values: Any) -> Finding:
+        """Return a finding about it, see `make_finding`."""
+        return make_finding(code, self.folder, at, **values)
 
     @cached_property
     def steps(self) -> tuple[str, ...]:
@@ -98,11 +94,7 @@ class Model:
 
 
 def complete(folder: ModelFolder) -> Model:
-    """Return the model with what the server and its backend will add.
-
-    Args:
-        folder: A folder whose config, if there is one, could be parsed.
-    """
+    """Return the model with what the server and its backend will add; its config, if there is one, could be parsed."""
     config = model_config_pb2.ModelConfig()
     if folder.config is not None:
         config.CopyFrom(folder.config)
@@ -170,19 +162,12 @@ def _add_own_tensors(folder: ModelFolder, config: model_config_pb2.ModelConfig) 
 
 @dataclass
 class OwnTensors:
-    """What a model adds to its config.
-
-    Attributes:
-        inputs: The inputs, as `pb_utils` takes them.
-        outputs: The outputs.
-        max_batch_size: What it sets, None if it leaves that alone.
-        whole: Whether this is all it adds; False if the code does something that is not understood.
-    """
+    """What a model adds to its config."""
 
     inputs: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
-    max_batch_size: int | None = None
-    whole: bool = True
+    max_batch_size: int | None = None  # what it sets, None if it leaves that alone
+    whole: bool = True  # whether this is all it adds; False if the code does something that is not understood
 
 
 def parse_code(file: Path) -> ast.Module:

@@ -165,8 +165,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a question with the nearest known word, empty if none is near.
 
     >>> did_you_mean("text_inptu", ["text_input", "stream"])
-    ' Did you mean "text_input"?'
+    'Did you mean "text_input"?'
     """
     words = list(known)
     near = difflib.get_close_matches(word, words if len(words) <= MOST_WORDS else (), n=1)
-    return f' Did you mean "{near[0]}"?' if near else ""
+    return f'Did you mean "{near[0]}"?' if near else ""

@@ -19,19 +19,12 @@ Edit = tuple[int, int, str]
 
 @dataclass(frozen=True)
 class Correction:
-    """A change to one file, or a folder to make.
+    """A change to one file, or a folder to make."""
 
-    Attributes:
-        path: The file, or the folder.
-        codes: The faults it corrects.
-        before: The file's text; empty for a folder.
-        after: The text it would have; empty for a folder.
-    """
-
-    path: Path
+    path: Path  # the file, or the folder
     codes: tuple[str, ...]
-    before: str
-    after: str
+    before: str  # the file's text; empty for a folder
+    after: str  # the text it would have; empty for a folder
 
     @property
     def diff(self) -> str:
@@ -159,31 +152,24 @@ def _add_platform(source: Source, finding: Finding) -> Edit | None:
     return (first.end, first.end, f"\n{_PLATFORM}") if first.name == "name" else (0, 0, f"{_PLATFORM}\n")
 
 
-def _not_allowed(source: Source, finding: Finding) -> Edit | None:
-    names = ("instance_group", "optimization", "model_warmup")
-    entries = [source.find(name) for name in names]
-    at = next((entry for entry in entries if entry and entry.line == finding.line), None)
-    return _remove(source, at)
+def _without(*names: str) -> Callable[[Source, Finding], Edit | None]:
+    """Return the removal of the first of these fields that stands in the finding's line; of one field, wherever."""
 
+    def edit(source: Source, finding: Finding) -> Edit | None:
+        entries = [entry for name in names if (entry := source.find(name))]
+        return _remove(source, next((one for one in entries if len(names) == 1 or one.line == finding.line), None))
 
-def _kind_model(source: Source, finding: Finding) -> Edit | None:
-    entry = source.find("instance_group", 0, "kind")
-    return _replace(entry, "kind: KIND_MODEL")
-
-
-def _vllm_setting(source: Source, finding: Finding) -> Edit | None:
-    entries = [source.find(name) for name in ("max_batch_size", "model_transaction_policy")]
-    return _remove(source, next((entry for entry in entries if entry and entry.line == finding.line), None))
+    return edit
 
 
 _EDITS: dict[str, Callable[[Source, Finding], Edit | None]] = {
     "E102": _platform,
     "E103": _backend_name,
     "E104": _backend_ensemble,
-    "E105": lambda source, finding: _remove(source, source.find("backend")),
+    "E105": _without("backend"),
     "E106": _add_platform,
-    "E109": _not_allowed,
-    "E115": lambda source, finding: _remove(source, source.find("name")),
-    "E218": _kind_model,
-    "E220": _vllm_setting,
+    "E109": _without("instance_group", "optimization", "model_warmup"),
+    "E115": _without("name"),
+    "E218": lambda source, finding: _replace(source.find("instance_group", 0, "kind"), "kind: KIND_MODEL"),
+    "E220": _without("max_batch_size", "model_transaction_policy"),
 }

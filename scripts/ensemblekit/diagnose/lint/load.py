@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2
-
 from ensemblekit.diagnose.lint.autocomplete import LONGEST_CODE, Model, parse_code
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
 from ensemblekit.faults import load as refusals
 from ensemblekit.faults.server import NO_CANONICAL_PATH, NO_TEXT_FILE
 from ensemblekit.repository.read import read_bytes, unreadable
+from ensemblekit.repository.textproto import model_config_pb2
 
 __all__ = [
     "EXECUTION_ENVIRONMENT",
@@ -70,7 +69,7 @@ def check_tensors(model: Model) -> Iterator[Finding]:
             reason = _incomplete(tensor) or _badly_reshaped(tensor, batches=model.config.max_batch_size > 0)
             if reason:
                 named = f"'{tensor.name}' " if tensor.name else ""
-                yield make_finding("E213", model.folder, (kind, index), reason=f"model {kind} {named}{reason}")
+                yield model.finding("E213", (kind, index), reason=f"model {kind} {named}{reason}")
 
 
 def _incomplete(tensor: Any) -> str:
@@ -111,12 +110,7 @@ def _parts(shape: list[int]) -> list[int]:
 
 
 def check_backend(model: Model, *, gpus: int | None) -> Iterator[Finding]:
-    """Yield what the model's own backend will refuse.
-
-    Args:
-        model: The model.
-        gpus: GPUs of the server; None if that is not known.
-    """
+    """Yield what the model's own backend will refuse, on a server with so many GPUs; None if that is not known."""
     if model.config.backend == "python":
         yield from _check_python(model)
     elif model.config.backend == "vllm":
@@ -124,20 +118,20 @@ def check_backend(model: Model, *, gpus: int | None) -> Iterator[Finding]:
     for index, group in enumerate(model.config.instance_group):
         if group.kind == _KINDS.KIND_GPU and gpus == 0:
             name = group.name or f"{model.name}_{index}"
-            yield make_finding("E217", model.folder, ("instance_group", index, "kind"), group=name)
+            yield model.finding("E217", ("instance_group", index, "kind"), group=name)
 
 
 def _check_python(model: Model) -> Iterator[Finding]:
     if any(character.isspace() for character in model.name):
         detail = f'The name "{model.name}" has a blank.'
-        yield make_finding("S456", model.folder, file=model.folder.path, detail=detail)
+        yield model.finding("S456", file=model.folder.path, detail=detail)
     for version in model.versions:
         file = model.folder.inside(str(version), model.config.default_model_filename)
         if file is None:
             continue  # it leaves the folder: a finding of its own
         if not file.is_file():
             detail = f"It is {reason}." if (reason := unreadable(file)) else ""
-            yield make_finding("E215", model.folder, file=model.folder.path / str(version), path=file, detail=detail)
+            yield model.finding("E215", file=model.folder.path / str(version), path=file, detail=detail)
             continue
         try:
             parse_code(file)
@@ -146,7 +140,7 @@ def _check_python(model: Model) -> Iterator[Finding]:
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None)
             reason = f"SyntaxError: {getattr(error, 'msg', error)} ({file.name}, line {line})"
-            yield make_finding("E216", model.folder, file=file, line=line, version=version, reason=reason)
+            yield model.finding("E216", file=file, line=line, version=version, reason=reason)
 
 
 def engine_arguments(model: Model, version: int) -> dict[str, Any] | None:
@@ -162,28 +156,28 @@ def _check_vllm(model: Model) -> Iterator[Finding]:
     written = model.folder.config or model_config_pb2.ModelConfig()
     if written.max_batch_size > 0:
         reason = refusals.BATCHES_OF_VLLM.format(size=written.max_batch_size, model=model.name)
-        yield make_finding("E220", model.folder, ("max_batch_size",), reason=reason)
+        yield model.finding("E220", ("max_batch_size",), reason=reason)
     if written.HasField("model_transaction_policy") and not written.model_transaction_policy.decoupled:
         reason = refusals.DECOUPLED_OF_VLLM.format(model=model.name)
-        yield make_finding("E220", model.folder, ("model_transaction_policy",), reason=reason)
+        yield model.finding("E220", ("model_transaction_policy",), reason=reason)
     for version in model.versions:
         arguments = engine_arguments(model, version)
         file = model.folder.path / str(version) / "model.json"
         if arguments is None or "model" not in arguments:
             what = "holds no JSON object that names `model`" if file.is_file() else "is missing"
             place = file if file.is_file() else file.parent
-            yield make_finding("E219", model.folder, file=place, reason=f"model.json {what}", detail=f"It {what}.")
+            yield model.finding("E219", file=place, reason=f"model.json {what}", detail=f"It {what}.")
             continue
         size = arguments.get("tensor_parallel_size", 1)
         for index, group in enumerate(written.instance_group):
             if group.kind == _KINDS.KIND_GPU and isinstance(size, int) and size > 1:
-                yield make_finding("E218", model.folder, ("instance_group", index, "kind"))
+                yield model.finding("E218", ("instance_group", index, "kind"))
 
 
 def unknown_backend(model: Model, known: frozenset[str]) -> Iterator[Finding]:
     """Yield that the server has no backend of this name, if all it has are known."""
     if model.config.backend and model.config.backend not in known:
-        finding = make_finding("E214", model.folder, ("backend",), backend=model.config.backend)
+        finding = model.finding("E214", ("backend",), backend=model.config.backend)
         yield replace(finding, why=f"{did_you_mean(model.config.backend, known)} {finding.why}".strip())
 
 
@@ -221,7 +215,7 @@ def _missing(
     code: str, model: Model, at: tuple[str | int, ...], file: Path, reason: str, field: str = "label_filename"
 ) -> Finding:
     says = NO_TEXT_FILE.format(file=file) if reason == "not there" else ""
-    return make_finding(code, model.folder, at, says=says, detail=f"{field} asks for {file}: {reason}.")
+    return model.finding(code, at, says=says, detail=f"{field} asks for {file}: {reason}.")
 
 
 def _check_model_files(model: Model) -> Iterator[Finding]:
@@ -258,9 +252,9 @@ def _check_environment(model: Model) -> Iterator[Finding]:
     at = ("parameters", ("key", EXECUTION_ENVIRONMENT))
     if own and not path.exists():
         says = NO_CANONICAL_PATH.format(path=path)
-        yield make_finding("S424", model.folder, at, says=says, detail=f"There is no {path}.", fix=_PACK)
+        yield model.finding("S424", at, says=says, detail=f"There is no {path}.", fix=_PACK)
     elif not own and not (path.is_absolute() and path.exists()):
         where = "this machine has no such file" if path.is_absolute() else "it is no whole path"
-        yield make_finding("S424", model.folder, at, severity="warning", detail=f"It is {value}, and {where}.")
+        yield model.finding("S424", at, severity="warning", detail=f"It is {value}, and {where}.")
     elif path.is_dir() and not (path / "bin" / "activate").exists():
-        yield make_finding("S425", model.folder, at, detail=f"The folder {path} has no bin/activate.")
+        yield model.finding("S425", at, detail=f"The folder {path} has no bin/activate.")

@@ -2,17 +2,16 @@
 """A lint report as text for people, as JSON, and as SARIF for editors and CI."""
 
 import textwrap
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
+from typing import TYPE_CHECKING, Any
 
 from ensemblekit.diagnose.lint.findings import Finding, LintReport
 from ensemblekit.faults.catalogue import FAULTS
 from ensemblekit.faults.fault import Severity
 from ensemblekit.faults.log import without_controls
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["as_json", "as_sarif", "show_report"]
 
@@ -21,14 +20,8 @@ SARIF_VERSION = "2.1.0"
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
-def show_report(report: LintReport, console: Console, *, notes: bool = True) -> None:
-    """Print a report.
-
-    Args:
-        report: What lint found.
-        console: Where to.
-        notes: Whether notes are shown in full, or only counted.
-    """
+def show_report(report: LintReport, console: "Console", *, notes: bool = True) -> None:
+    """Print a report, its notes in full or only counted."""
     for finding in report.findings:
         if notes or finding.severity != "note":
             _show_finding(finding, console)
@@ -40,7 +33,9 @@ def show_report(report: LintReport, console: Console, *, notes: bool = True) -> 
         console.print(_plain(line), highlight=False, markup=False, soft_wrap=True)
 
 
-def _show_finding(finding: Finding, console: Console) -> None:
+def _show_finding(finding: Finding, console: "Console") -> None:
+    from rich.markup import escape
+
     head = f"[{_STYLE[finding.severity]}]{finding.severity} {finding.code}[/] {escape(finding.title)}"
     follows = " (follows from another finding)" if finding.consequence else ""
     console.print(f"{head}{follows}", highlight=False, soft_wrap=True)
@@ -56,7 +51,7 @@ def _plain(text: str) -> str:
     return without_controls(text).replace("\n", " ")
 
 
-def _row_of_text(name: str, text: str, console: Console) -> str:
+def _row_of_text(name: str, text: str, console: "Console") -> str:
     """Return a labelled text, wrapped for a terminal; in a file or a pipe each stays one line."""
     label = f"    {name:<8}"
     if not console.is_terminal:
@@ -101,6 +96,8 @@ def as_json(report: LintReport) -> dict[str, Any]:
 
 def as_sarif(report: LintReport) -> dict[str, Any]:
     """Return the report as a SARIF 2.1.0 log, with the catalogue's faults as its rules."""
+    from importlib.metadata import version
+
     found = {finding.code: finding.fault for finding in report.findings}
     entries = [*FAULTS, *(entry for code, entry in found.items() if entry not in FAULTS)]
     codes = [entry.code for entry in entries]

@@ -4,17 +4,16 @@
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2
-
 from ensemblekit.diagnose.lint.autocomplete import Model
+from ensemblekit.diagnose.lint.ensemble import check_graph
 from ensemblekit.diagnose.lint.findings import Finding, did_you_mean, make_finding
-from ensemblekit.diagnose.lint.graph import check_graph
 from ensemblekit.faults import poll as refusals
 from ensemblekit.releases import DocumentedRelease
 from ensemblekit.repository.read import ModelFolder
-from ensemblekit.repository.textproto import Field
+from ensemblekit.repository.textproto import Field, model_config_pb2
 
 __all__ = ["check_keys", "check_model", "check_parsing"]
 
@@ -45,9 +44,8 @@ def check_parsing(folder: ModelFolder, release: DocumentedRelease) -> Iterator[F
         lines = folder.text.split("\n")
         place = (folder.problem.line or 1) - 1  # the parser's place may be behind the last line
         code = "E117" if "${" in "".join(lines[place : place + 1]) else "E116"
-        yield make_finding(
-            code, folder, line=folder.problem.line, detail=f"{folder.problem.reason.rstrip('.')}.", path=path
-        )
+        reason = f"{folder.problem.reason.rstrip('.')}."
+        yield make_finding(code, folder, line=folder.problem.line, detail=reason, path=path)
         return
     for name, first in _LATER_FIELDS.items():
         found = re.search(rf"^[^#\"\n]*\b{name}\b", folder.text, re.MULTILINE) if release.name < first else None
@@ -58,120 +56,102 @@ def check_parsing(folder: ModelFolder, release: DocumentedRelease) -> Iterator[F
 
 
 def check_model(model: Model, *, ensembles: bool) -> Iterator[Finding]:
-    """Yield what Triton refuses in one config when it reads it.
-
-    Args:
-        model: The model.
-        ensembles: Whether the server was built with ensembles.
-    """
+    """Yield what Triton, built with ensembles or without them, refuses in one config when it reads it."""
     if not model.guessed:
         yield _no_backend(model)
         return
     yield from _check_platform(model, ensembles)
     yield from _check_values(model)
-    yield from _check_controls(model)
+    for reason in islice(_control_reasons(model.config.sequence_batching.control_input, model.config.name), 1):
+        yield model.finding("E118", ("sequence_batching", "control_input"), reason=reason)
     if model.config.HasField("ensemble_scheduling") and (ensembles or not model.ensemble):
         yield from _check_scheduling(model)
     elif model.ensemble and ensembles:
-        yield make_finding("E107", model.folder, ("platform",))
-    yield from _check_cache(model.config, model.folder)
+        yield model.finding("E107", ("platform",))
+    yield from _check_cache(model)
     if model.config.name != model.name:
-        yield make_finding("E115", model.folder, ("name",), name=model.config.name)
+        yield model.finding("E115", ("name",), name=model.config.name)
 
 
 def _no_backend(model: Model) -> Finding:
     folder = model.folder
     if folder.config is not None and folder.config.HasField("ensemble_scheduling"):
-        return make_finding("E106", folder, ("ensemble_scheduling",))
+        return model.finding("E106", ("ensemble_scheduling",))
     deeper = () if folder.has_config else folder.deeper_configs()
     if deeper:
         place = deeper[0].relative_to(folder.path.parent)
         fix = f"Move {place} to {folder.name}/config.pbtxt"
         if len(deeper[0].relative_to(folder.path).parts) == 2 and not deeper[0].parent.name.isdigit():
             fix = f"If {folder.path} is the repository, give that; else move the file up to {folder.name}/config.pbtxt"
-        return make_finding("E119", folder, file=deeper[0], detail=f"It stands in {place}.", fix=f"{fix}.")
+        return model.finding("E119", file=deeper[0], detail=f"It stands in {place}.", fix=f"{fix}.")
     fix = ""
     if folder.name.startswith((".", "__")):
         fix = "Remove this folder from the repository: Triton takes every folder for a model, hidden ones too."
-    return make_finding("E120", folder, fix=fix)
+    return model.finding("E120", fix=fix)
 
 
 def _check_platform(model: Model, ensembles: bool) -> Iterator[Finding]:
-    config, folder = model.config, model.folder
-    platform, backend = config.platform, config.backend
+    platform, backend, at = model.config.platform, model.config.backend, ("platform",)
     if not backend and platform == "ensemble" and not ensembles:
-        yield make_finding("E101", folder, ("platform",))
+        yield model.finding("E101", at)
     elif not backend and platform in (*BACKENDS, *CUSTOM_BACKENDS):
         fix = f'Write `backend: "{platform}"` instead.'
-        if config.HasField("ensemble_scheduling"):
+        if model.config.HasField("ensemble_scheduling"):
             fix = 'Write `platform: "ensemble"`: this config has steps.'
-        yield make_finding("E103", folder, ("platform",), fix=fix, platform=platform)
+        yield model.finding("E103", at, fix=fix, platform=platform)
     elif not backend and platform != "ensemble":
         known = ["ensemble", *(name for names in _PLATFORMS.values() for name in names)]
-        yield make_finding(
-            "E102", folder, ("platform",), platform=platform, detail=did_you_mean(platform, known).strip()
-        )
+        yield model.finding("E102", at, platform=platform, detail=did_you_mean(platform, known))
     elif backend and platform == "ensemble" and ensembles:
-        yield make_finding("E105", folder, ("backend",), platform=platform)
+        yield model.finding("E105", ("backend",), platform=platform)
     elif backend in _PLATFORMS and platform not in _PLATFORMS[backend]:
         reason = refusals.PLATFORM_AND_BACKEND.format(platform=platform, backend=backend)
-        yield make_finding("E118", folder, ("platform",), reason=reason)
+        yield model.finding("E118", at, reason=reason)
 
 
 def _check_values(model: Model) -> Iterator[Finding]:
-    config, folder, name = model.config, model.folder, model.config.name
+    config, name = model.config, model.config.name
     if config.max_batch_size < 0:
-        yield make_finding("E118", folder, ("max_batch_size",), reason=refusals.NEGATIVE_BATCH.format(model=name))
-    batchers = (
-        ("dynamic_batching", config.dynamic_batching.preferred_batch_size, "dynamic batching preferred size"),
-        (
-            "sequence_batching",
-            config.sequence_batching.oldest.preferred_batch_size,
-            "sequence batching preferred batch size",
-        ),
-    )
-    for scheduler, sizes, words in batchers:
+        yield model.finding("E118", ("max_batch_size",), reason=refusals.NEGATIVE_BATCH.format(model=name))
+    dynamic, oldest = config.dynamic_batching, config.sequence_batching.oldest
+    for scheduler, sizes, words in (
+        ("dynamic_batching", dynamic.preferred_batch_size, "dynamic batching preferred size"),
+        ("sequence_batching", oldest.preferred_batch_size, "sequence batching preferred batch size"),
+    ):
         if bad := [size for size in sizes if size <= 0 or size > config.max_batch_size]:
             limit = "positive" if bad[0] <= 0 else "<= max batch size"
-            yield make_finding("E118", folder, (scheduler,), reason=f"{words} must be {limit} for {name}")
-    dynamic = config.dynamic_batching
+            yield model.finding("E118", (scheduler,), reason=f"{words} must be {limit} for {name}")
     if dynamic.priority_levels and not 1 <= dynamic.default_priority_level <= dynamic.priority_levels:
         reason = refusals.PRIORITY.format(levels=dynamic.priority_levels, model=name)
-        yield make_finding("E118", folder, ("dynamic_batching", "priority_levels"), reason=reason)
+        yield model.finding("E118", ("dynamic_batching", "priority_levels"), reason=reason)
 
 
-def _check_cache(config: model_config_pb2.ModelConfig, folder: ModelFolder) -> Iterator[Finding]:
-    if not config.response_cache.enable:
-        return
-    cause = ""
-    if config.HasField("sequence_batching"):
-        cause = "with sequence batching scheduler"
-    elif config.model_transaction_policy.decoupled:
-        cause = "with 'decoupled' transaction policy"
-    if cause:
-        reason = refusals.CACHE.format(model=config.name, cause=cause)
-        yield make_finding("E118", folder, ("response_cache",), reason=reason)
+def _check_cache(model: Model) -> Iterator[Finding]:
+    causes = {
+        "with sequence batching scheduler": model.config.HasField("sequence_batching"),
+        "with 'decoupled' transaction policy": model.config.model_transaction_policy.decoupled,
+    }
+    cause = next((cause for cause, holds in causes.items() if holds), "")
+    if cause and model.config.response_cache.enable:
+        reason = refusals.CACHE.format(model=model.config.name, cause=cause)
+        yield model.finding("E118", ("response_cache",), reason=reason)
 
 
 def _check_scheduling(model: Model) -> Iterator[Finding]:
     """Yield what is wrong with an ensemble's own config, the models of its steps aside."""
-    config, folder = model.config, model.folder
-    if not model.ensemble:
-        if config.backend:
-            yield make_finding(
-                "E104", folder, ("backend",) if folder.source.find("backend") else ("ensemble_scheduling",)
-            )
-        return
-    if config.backend:
+    config = model.config
+    if config.backend and not model.ensemble:
+        yield model.finding("E104", ("backend",) if model.folder.source.find("backend") else ("ensemble_scheduling",))
+    if config.backend or not model.ensemble:
         return  # E105 ends it
     for field, words in _LIST_FIELDS:
         given = getattr(config, field)
         if config.HasField(field) if field == "optimization" else len(given):
-            says = "" if words else refusals.WARMUP_OF_ENSEMBLE.format(model=folder.name)
-            yield make_finding("E109", folder, (field,), field=words, says=says)
+            says = "" if words else refusals.WARMUP_OF_ENSEMBLE.format(model=model.name)
+            yield model.finding("E109", (field,), field=words, says=says)
     if not config.ensemble_scheduling.step:
         says = refusals.NO_STEP.format(model=config.name)
-        yield make_finding("E107", folder, ("ensemble_scheduling",), says=says)
+        yield model.finding("E107", ("ensemble_scheduling",), says=says)
         return
     yield from _with_repeated_keys(model, check_graph(model))
 
@@ -196,28 +176,19 @@ def _repeated_key(first: Field, last: Field) -> str:
 def check_keys(model: Model) -> Iterator[Finding]:
     """Yield keys that stand twice in one map of a config."""
     for first, last in model.folder.source.repeated_keys():
-        yield make_finding("T316", model.folder, line=last.line, detail=_repeated_key(first, last))
-
-
-def _check_controls(model: Model) -> Iterator[Finding]:
-    """Yield the first fault of a model's sequence controls, in Triton's words."""
-    if not model.config.HasField("sequence_batching"):
-        return
-    for reason in _control_reasons(model.config.sequence_batching.control_input, model.config.name):
-        yield make_finding("E118", model.folder, ("sequence_batching", "control_input"), reason=reason)
-        return
+        yield model.finding("T316", line=last.line, detail=_repeated_key(first, last))
 
 
 def _control_reasons(inputs: Any, name: str) -> Iterator[str]:
+    """Yield the faults of a model's sequence controls in Triton's words, which is only the first of them."""
     names = [entry.name for entry in inputs]
     if "" in names:
         yield f"sequence batching control tensor must have a name for {name}"
     for word in dict.fromkeys(word for word in names if names.count(word) > 1):
         yield f"sequence batching control tensor '{word}' is specified for multiple control kinds for {name}"
     for kind in (*_SIGNALS, _IDENTITY):
-        controls = [
-            control for entry in inputs for control in entry.control if control.kind == _CONTROL.Kind.Value(kind)
-        ]
+        number = _CONTROL.Kind.Value(kind)
+        controls = [control for entry in inputs for control in entry.control if control.kind == number]
         if len(controls) > 1:
             yield f"sequence batching specifies multiple {kind} tensors for {name}"
         for control in controls[:1]:

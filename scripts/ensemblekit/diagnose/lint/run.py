@@ -8,9 +8,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from ensemblekit.diagnose.lint.autocomplete import Model, complete
-from ensemblekit.diagnose.lint.ensemble_steps import check_dependencies, check_mapping, circle
+from ensemblekit.diagnose.lint.ensemble import STEPS, check_dependencies, check_mapping, check_streams, circle
 from ensemblekit.diagnose.lint.findings import Finding, LintReport, make_finding
-from ensemblekit.diagnose.lint.graph import STEPS, check_streams
 from ensemblekit.diagnose.lint.load import (
     check_backend,
     check_files,
@@ -175,7 +174,7 @@ class _Run:
         added = self.flavour != "vllm-image" and model.config.backend not in once
         if image is not None and model.config.backend not in image and not added:
             detail = f"{self.release.name} {self.flavour} has {', '.join(sorted(image))}."
-            yield make_finding("T313", model.folder, ("backend",), backend=model.config.backend, detail=detail)
+            yield model.finding("T313", ("backend",), backend=model.config.backend, detail=detail)
 
     def _ensembles_in_order(self) -> tuple[list[Model], list[Model]]:
         """Return the ensembles, inner ones before those that contain them; and those that may be in a circle."""
@@ -200,7 +199,7 @@ class _Run:
             return
         if model.name in self.circular and (back := circle(model.name, self.models)):
             step = next((name for name in model.steps if name in (back, model.name)), model.steps[0])
-            yield make_finding("E210", model.folder, (*STEPS, ("model_name", step)), step=back)
+            yield model.finding("E210", (*STEPS, ("model_name", step)), step=back)
             return
         findings = list(check_dependencies(model, self.models, self.failed))
         if not any(finding.code == "E201" for finding in findings):

@@ -6,17 +6,15 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from tritonclient.grpc import model_config_pb2
-
 from ensemblekit.diagnose.lint.autocomplete import Model
-from ensemblekit.diagnose.lint.findings import Finding, make_finding
-from ensemblekit.diagnose.lint.graph import STEPS
+from ensemblekit.diagnose.lint.ensemble import STEPS, known_steps
+from ensemblekit.diagnose.lint.findings import Finding
 from ensemblekit.diagnose.lint.load import EXECUTION_ENVIRONMENT, MODEL_DIRECTORY, engine_arguments
 from ensemblekit.releases import DocumentedRelease, Release
 from ensemblekit.repository.read import read_bytes
-from ensemblekit.repository.textproto import Source
+from ensemblekit.repository.textproto import Source, model_config_pb2
 
-__all__ = ["check_alone", "check_engines", "check_late", "check_numpy"]
+__all__ = ["check_alone", "check_engines", "check_late", "check_numpy", "numpy_in"]
 
 DEFAULT_SHARE = 0.9  # vLLM's gpu_memory_utilization
 METRICS = "REPORT_CUSTOM_METRICS"
@@ -42,18 +40,12 @@ def check_late(model: Model, models: Mapping[str, Model], *, used: bool) -> Iter
 
 def _check_optional_inputs(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
     """Yield vLLM's inputs that no step and no client can reach."""
-    for index, step in enumerate(model.config.ensemble_scheduling.step):
-        other = models.get(step.model_name)
-        if not (other and other.vllm):
-            continue
+    for index, step, other in known_steps(model, models):
         names = [entry.name for entry in other.config.input if entry.optional and entry.name not in step.input_map]
-        if names:
-            detail = f"{other.name} takes {', '.join(names)}, and this step does not give {_it(names)}."
-            yield make_finding("T301", model.folder, (*STEPS, index), detail=detail)
-
-
-def _it(names: list[str]) -> str:
-    return "it" if len(names) == 1 else "them"
+        if names and other.vllm:
+            it = "it" if len(names) == 1 else "them"
+            detail = f"{other.name} takes {', '.join(names)}, and this step does not give {it}."
+            yield model.finding("T301", (*STEPS, index), detail=detail)
 
 
 def _check_batches(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
@@ -61,17 +53,13 @@ def _check_batches(model: Model, models: Mapping[str, Model]) -> Iterator[Findin
     if model.config.max_batch_size <= 0:
         return
     declared = {entry.name: list(entry.dims) for entry in (*model.config.input, *model.config.output)}
-    for step in model.config.ensemble_scheduling.step:
-        other = models.get(step.model_name)
-        if not other or other.config.max_batch_size > 0:
-            continue
-        for entry in other.config.input:
+    for _, step, other in known_steps(model, models):
+        for entry in other.config.input if other.config.max_batch_size <= 0 else ():
             name = step.input_map.get(entry.name, "")
             if name in declared and len(declared[name]) == len(entry.dims):
-                size = model.config.max_batch_size
-                detail = f"{model.name} has max_batch_size {size}, {other.name} has 0."
+                detail = f"{model.name} has max_batch_size {model.config.max_batch_size}, {other.name} has 0."
                 at = ("max_batch_size",)
-                yield make_finding("T305", model.folder, at, detail=detail, input=entry.name, step=other.name)
+                yield model.finding("T305", at, detail=detail, input=entry.name, step=other.name)
                 break
 
 
@@ -80,17 +68,14 @@ def _check_single_items(model: Model, models: Mapping[str, Model]) -> Iterator[F
     if model.config.max_batch_size > 0:
         return
     declared = {entry.name: list(entry.dims) for entry in model.config.input}
-    for index, step in enumerate(model.config.ensemble_scheduling.step):
-        other = models.get(step.model_name)
-        if not other or other.config.max_batch_size <= 0:
-            continue
-        for entry in other.config.input:
+    for index, step, other in known_steps(model, models):
+        for entry in other.config.input if other.config.max_batch_size > 0 else ():
             given, taken = declared.get(step.input_map.get(entry.name, ""), []), list(entry.dims)
             varies = len(given) == len(taken) and any(a == -1 != b for a, b in zip(given, taken, strict=True))
             if varies or (len(given) == len(taken) + 1 and _feeds_single_items(model, index, models)):
                 detail = f"{model.name} takes {given}, {other.name} takes {taken} and a batch before it."
                 at = (*STEPS, index, "input_map", ("key", entry.name))
-                yield make_finding("T317", model.folder, at, detail=detail)
+                yield model.finding("T317", at, detail=detail)
                 break
 
 
@@ -107,11 +92,11 @@ def _decoupled_notes(model: Model, models: Mapping[str, Model]) -> Iterator[Find
     streams = [name for name in sources if name in models and models[name].decoupled]
     place = (*STEPS, sources.index(streams[0])) if streams else ("model_transaction_policy",)
     cause = f"{model.name} is decoupled" + (f" because {streams[0]} is." if streams else ".")
-    yield make_finding("T302", model.folder, place, detail=cause)
+    yield model.finding("T302", place, detail=cause)
     if any(entry.name == "stream" for entry in model.config.input):
-        yield make_finding("T303", model.folder, ("input", ("name", "stream")))
+        yield model.finding("T303", ("input", ("name", "stream")))
     if any(models[name].vllm for name in streams) or model.vllm:
-        yield make_finding("T307", model.folder, place)
+        yield model.finding("T307", place)
 
 
 def check_alone(model: Model) -> Iterator[Finding]:
@@ -127,7 +112,7 @@ def _check_template(model: Model) -> Iterator[Finding]:
     for entry in model.folder.source.strings():
         if match := _TEMPLATE.search(entry.value):
             line = model.folder.source.line_of(entry.value_span[0])
-            yield make_finding("T311", model.folder, line=line, detail=f"Here stands {match[0]}.")
+            yield model.finding("T311", line=line, detail=f"Here stands {match[0]}.")
 
 
 def _check_version_names(model: Model) -> Iterator[Finding]:
@@ -138,7 +123,7 @@ def _check_version_names(model: Model) -> Iterator[Finding]:
             reason = "contains leading zeros in its directory name" if zero else "fails to convert to integral number"
             if not zero and name[0].isdigit():
                 continue  # Triton reads the number before the point
-            yield make_finding("T312", model.folder, file=model.folder.path / name, version_folder=name, reason=reason)
+            yield model.finding("T312", file=model.folder.path / name, version_folder=name, reason=reason)
 
 
 def _check_metrics(model: Model) -> Iterator[Finding]:
@@ -147,18 +132,15 @@ def _check_metrics(model: Model) -> Iterator[Finding]:
         return
     value = model.config.parameters[METRICS].string_value if METRICS in model.config.parameters else None
     for version in model.versions:
-        arguments = engine_arguments(model, version) or {}
-        file = model.folder.path / str(version) / "model.json"
-        place = ("parameters", ("key", METRICS))
+        off = (engine_arguments(model, version) or {}).get("disable_log_stats")
         if value is not None and value.lower() not in _ON:
-            yield make_finding("T310", model.folder, place, detail=f'{METRICS} is "{value}"; only "yes" turns them on.')
-        elif value is not None and arguments.get("disable_log_stats"):
-            line = _line_in_json(file, "disable_log_stats")
-            yield make_finding("T310", model.folder, file=file, line=line, detail="disable_log_stats is true.")
-        elif value is None and arguments.get("disable_log_stats") is False:
-            line = _line_in_json(file, "disable_log_stats")
-            detail = f"disable_log_stats is false, and config.pbtxt has no {METRICS}."
-            yield make_finding("T310", model.folder, file=file, line=line, detail=detail)
+            detail = f'{METRICS} is "{value}"; only "yes" turns them on.'
+            yield model.finding("T310", ("parameters", ("key", METRICS)), detail=detail)
+        elif off is False if value is None else off:
+            file = model.folder.path / str(version) / "model.json"
+            lacking = f"disable_log_stats is false, and config.pbtxt has no {METRICS}."
+            detail = "disable_log_stats is true." if off else lacking
+            yield model.finding("T310", file=file, line=_line_in_json(file, "disable_log_stats"), detail=detail)
 
 
 def _line_in_json(file: Path, key: str) -> int | None:
@@ -179,9 +161,9 @@ def check_engines(models: Mapping[str, Model]) -> Iterator[Finding]:
         line = _line_in_json(file, "gpu_memory_utilization")
         if sum(share for _, share in shares) > 1:
             detail = f"On GPU {device}: {listed}."
-            yield make_finding("T308", model.folder, file=file, line=line, detail=detail)
+            yield model.finding("T308", file=file, line=line, detail=detail)
         else:
-            yield make_finding("T309", model.folder, file=file, detail=f"On GPU {device}: {listed}.")
+            yield model.finding("T309", file=file, detail=f"On GPU {device}: {listed}.")
 
 
 def _shares(models: Mapping[str, Model]) -> dict[int, list[tuple[Model, float]]]:
@@ -217,7 +199,7 @@ def _check_paths(model: Model) -> Iterator[Finding]:
     ]
     for at, parts in names:
         if model.folder.inside(*parts) is None:
-            yield make_finding("T315", model.folder, at, detail=f"It is {parts[-1]}.")
+            yield model.finding("T315", at, detail=f"It is {parts[-1]}.")
 
 
 def _numpy_version(python: Path) -> str | None:
@@ -232,7 +214,7 @@ def _numpy_version(python: Path) -> str | None:
     if prefix.resolve() == Path(sys.prefix).resolve():
         folders += [Path(entry) for entry in sys.path if entry.endswith("-packages")]
     folders += [path for base in folders for path in _added(base)]
-    return _first(folders)
+    return numpy_in(folders)
 
 
 def _added(folder: Path) -> Iterator[Path]:
@@ -250,12 +232,12 @@ def _text(file: Path) -> str:
         return ""
 
 
-def _first(folders: Iterable[Path]) -> str | None:
-    for folder in folders:
-        for entry in sorted(folder.glob("numpy-*.dist-info")):
-            if match := _NUMPY.fullmatch(entry.name):
-                return match[1]
-    return None
+def numpy_in(folders: Iterable[Path]) -> str | None:
+    """Return the version of the first numpy that is installed in one of these folders, None without one."""
+    found = (
+        match for folder in folders for each in sorted(folder.glob("numpy-*")) if (match := _NUMPY.fullmatch(each.name))
+    )
+    return next((match[1] for match in found), None)
 
 
 def check_numpy(models: Mapping[str, Model], release: DocumentedRelease, python: Path | None) -> Iterator[Finding]:
@@ -271,7 +253,7 @@ def check_numpy(models: Mapping[str, Model], release: DocumentedRelease, python:
         if version and int(version.split(".")[0]) >= 2:
             place = ("parameters", ("key", EXECUTION_ENVIRONMENT)) if own else ("backend",)
             detail = f"{where} has numpy {version}, and {release.name} will run {model.name} with it."
-            yield make_finding("T304", model.folder, place, detail=detail)
+            yield model.finding("T304", place, detail=detail)
 
 
 def _has_strings(model: Model) -> bool:

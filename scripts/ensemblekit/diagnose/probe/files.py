@@ -35,17 +35,11 @@ MANAGER = b"model_repository_manager.cc"  # of any core
 
 @dataclass(frozen=True)
 class ServerOnDisk:
-    """A `tritonserver` and what belongs to it.
-
-    Attributes:
-        binary: The program.
-        core: The library that decides what the server knows; None if it could not be found.
-        library_folders: Where the program's libraries lie, for LD_LIBRARY_PATH.
-    """
+    """A `tritonserver` and what belongs to it."""
 
     binary: Path
-    core: Path | None
-    library_folders: tuple[Path, ...]
+    core: Path | None  # the library that decides what the server knows; None if it could not be found
+    library_folders: tuple[Path, ...]  # where the program's libraries lie, for LD_LIBRARY_PATH
 
     @property
     def environment(self) -> dict[str, str]:

@@ -106,12 +106,6 @@ def probe_binary(binary: Path, folder: Path, *, environment: Mapping[str, str], 
 
     It holds no model and no client, so killing loses nothing, and it dies with this thread however that ends.
 
-    Args:
-        binary: The program.
-        folder: For the throw-away repository and the log.
-        environment: Variables added to this process's own.
-        target: What the answer calls it.
-
     Raises:
         ServerExited: It ended by itself before it answered.
         ServerNotReady: It did not answer within half a minute.

@@ -138,11 +138,6 @@ def _files_of_release(target: str) -> Path:
 def probe_installation(installation: "Installation", folder: Path, target: str = "") -> ProbeAnswer:
     """Start a server on one ensemble of an absent model, ask it to load that, and stop it.
 
-    Args:
-        installation: The server.
-        folder: For the throw-away repository and the log.
-        target: What the answer calls it.
-
     Raises:
         ServerError: It did not start.
         RequestError: It did not answer.
