@@ -2,7 +2,6 @@
 """`ensemblekit build-plan`: print the plan, check the machine, run the build."""
 
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ from ensemblekit.errors import BuildError, ParameterError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ensemblekit.diagnose.preflight import Row
     from ensemblekit.workarounds.build_plan import BuildPlan
 
 __all__ = ["command"]
@@ -64,10 +62,12 @@ def command(
     console = Console()
     _print_plan(console, plan)
     rows = check_prerequisites(plan)
-    console.print("This machine")
-    console.print(rows_table(rows))
+    console.print("This machine", rows_table(rows), sep="\n")
+    words = ["ensemblekit", "build-plan", "run", "--release", plan.release.name, "--variant", plan.variant]
+    words += ["--source", str(plan.source)] if plan.source else []
+    words += ["--jobs", str(plan.jobs)] if plan.jobs else []
     lacking = f"{len(unmet(rows))} of them still to fix, then: " if unmet(rows) else "Next: "
-    say(console, f"{lacking}{_run_command(plan)}")
+    say(console, f"{lacking}{shlex.join(words)}")
 
 
 def _print_plan(console: "Console", plan: "BuildPlan") -> None:
@@ -92,20 +92,12 @@ def _print_plan(console: "Console", plan: "BuildPlan") -> None:
     say(console, f"\n5. {name}\n\n{shlex.join(plan.tag)}\n")
 
 
-def _run_command(plan: "BuildPlan") -> str:
-    words = ["ensemblekit", "build-plan", "run", "--release", plan.release.name, "--variant", plan.variant]
-    words += ["--source", str(plan.source)] if plan.source else []
-    words += ["--jobs", str(plan.jobs)] if plan.jobs else []
-    return shlex.join(words)
-
-
 @command.command()
 @release
 @variant
 @source
 @jobs
 @click.option("--dryrun", is_flag=True, help="Let build.py write its scripts, and stop.")
-@click.option("--from", "start", type=COUNT, metavar="LINE", help="Repeat from this line of upstream's script on.")
 @click.option("--fresh", is_flag=True, help="Forget earlier runs and begin anew.")
 @click.option("--anyway", is_flag=True, help="Build although a prerequisite is missing.")
 @click.option("--work", type=PATH, help="Where source, log and seconds go (default: the cache).")
@@ -117,65 +109,34 @@ def run(
     source: Path | None,
     jobs: int | None,
     dryrun: bool,
-    start: int | None,
     fresh: bool,
     anyway: bool,
     work: Path | None,
 ) -> None:
     """Build line by line with a log and the seconds of each; after a failure, go on where it stopped."""
     from rich.console import Console
-    from rich.text import Text
 
-    from ensemblekit.workarounds.build_plan import check_prerequisites, make_plan
-    from ensemblekit.workarounds.source_build import Build, read_record
+    from ensemblekit.workarounds.build_plan import check_prerequisites, make_plan, unmet
+    from ensemblekit.workarounds.source_build import Build
 
-    plan = make_plan(release, variant, source=source, jobs=jobs)
     console = Console()
-    tell = partial(say, console)
-    status = console.status("")
-
-    def live(text: str) -> None:
-        status.update(Text(text, no_wrap=True, overflow="ellipsis"))
-
-    build = Build(plan, work.resolve() if work else None, tell, live)
-    if not anyway:
-        record = None if fresh else read_record(build.record_path)
-        begun = record is not None and any(line.attempts for line in record.lines)
-        built = ("free disk",) if begun else ()
-        _require(console, check_prerequisites(plan, build.folder), NEEDED_FOR_DRYRUN if dryrun else (), but=built)
+    build = Build(make_plan(release, variant, source=source, jobs=jobs), console, work.resolve() if work else None)
+    if not anyway and (fresh or not build.begun):  # a build that goes on has taken some of the disk already
+        rows = check_prerequisites(build.plan, build.folder)
+        missing = [row for row in unmet(rows) if not dryrun or row.name in NEEDED_FOR_DRYRUN]
+        if missing:
+            console.print(rows_table(rows))
+            found = "; ".join(f"{row.name}: {row.found}" for row in missing)
+            hint = f"{missing[0].without} (the table above has every fix; --anyway builds all the same)"
+            raise BuildError("begin the build", found=found, hint=hint)
     try:
-        with status:
-            probe = build.run(dryrun=dryrun, fresh=fresh, start=start)
+        probe = build.run(dryrun=dryrun, fresh=fresh)
     except KeyboardInterrupt:
         click.echo("Stopped. The same command goes on with the line that was interrupted.", err=True)
         context.exit(EXIT_INTERRUPTED)
     if probe:
         minutes = sum(line.seconds for line in build.record.lines) / 60
-        tell(f"{plan.image} knows ensembles, after {minutes:.1f} minutes of building")
-    for row in (f"log    {build.log}", f"lines  {build.record_path}", f"build  {build.build}"):
-        tell(row)
+        say(console, f"{build.plan.image} knows ensembles, after {minutes:.1f} minutes of building")
+    say(console, f"log    {build.log}", f"lines  {build.record_path}", f"build  {build.build}")
     if probe:
-        tell("use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")
-
-
-def _require(console: "Console", rows: tuple["Row", ...], only: tuple[str, ...], *, but: tuple[str, ...]) -> None:
-    """Refuse to begin what cannot end well.
-
-    Args:
-        console: For the table.
-        rows: What was found.
-        only: The rows that count; all if empty.
-        but: The rows that do not: a build that goes on has taken some of the disk already.
-
-    Raises:
-        BuildError: A required thing is missing.
-    """
-    from ensemblekit.workarounds.build_plan import unmet
-
-    missing = [row for row in unmet(rows) if (not only or row.name in only) and row.name not in but]
-    if not missing:
-        return
-    console.print(rows_table(rows))
-    found = "; ".join(f"{row.name}: {row.found}" for row in missing)
-    hint = f"{missing[0].without} (the table above has every fix; --anyway builds all the same)"
-    raise BuildError("begin the build", found=found, hint=hint)
+        say(console, "use it: PROVIDER 'container' with FLAVOUR 'custom-build', for example in lesson 04")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ensemblekit.errors import FetchError, KitError, ParameterError
+from ensemblekit.errors import FetchError, KitError, one_of
 from ensemblekit.faults.log import tail
 from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.releases import Flavour, Release
@@ -83,10 +83,7 @@ def build_image(
         FetchError: The base image cannot be had, or a package or the backend could not be fetched.
         KitError: The build failed otherwise.
     """
-    if backend not in get_args(Backend):
-        raise ParameterError(
-            f"use the backend {backend!r}", found="no such backend", hint="choose one of upstream, kit"
-        )
+    one_of("the backend", backend, get_args(Backend))
     engine, base = find_engine(), base or base_image(release)
     vllm = vllm or (KIT_VLLM if backend == "kit" else f"vllm=={release.vllm}")
     image = image_of(release, FLAVOUR)
