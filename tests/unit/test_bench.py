@@ -139,7 +139,7 @@ def test_every_target_is_asked_for_equally_many_tokens() -> None:
 
 
 def test_unknown_target_is_refused() -> None:
-    with pytest.raises(ParameterError, match="choose from engine, vllm-serve, llm, ensemble"):
+    with pytest.raises(ParameterError, match="choose one of engine, vllm-serve, llm, ensemble"):
         check_targets(["tgi"])
 
 
@@ -151,7 +151,7 @@ def test_targets_on_several_gpus_are_measured_only_when_named() -> None:
 def test_loads_are_named_by_protocol_answers_and_temperature() -> None:
     assert check_workloads([]) == ("http whole greedy",)
     assert len(check_workloads(["all"])) == len(WORKLOADS) == 16
-    with pytest.raises(ParameterError, match="choose from http whole greedy"):
+    with pytest.raises(ParameterError, match="choose one of http whole greedy"):
         check_workloads(["fast"])
 
 

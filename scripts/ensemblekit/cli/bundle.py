@@ -13,17 +13,17 @@ from ensemblekit.errors import ParameterError
 if TYPE_CHECKING:
     from ensemblekit.bundle.create import Plan
 
-__all__ = ["command"]
+__all__ = ["bundle"]
 
 PYTHONS = ("3.11", "3.12")
 
 
 @click.group()
-def command() -> None:
+def bundle() -> None:
     """Pack the kit for a host without a network."""
 
 
-@command.command()
+@bundle.command()
 @click.argument("folder", type=PATH)
 @click.option("--python", default="3.12", help="The other machine's Python.")
 @click.option("--device", default="cuda", help="cuda, cpu, or quick (no vLLM).")

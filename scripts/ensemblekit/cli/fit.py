@@ -12,7 +12,7 @@ from ensemblekit.errors import ParameterError
 if TYPE_CHECKING:
     from ensemblekit.repository.gpu_memory import Fit, Shape
 
-__all__ = ["command"]
+__all__ = ["fit"]
 
 GIB = 1 << 30
 
@@ -28,9 +28,7 @@ GIB = 1 << 30
 @click.option("--fp8-cache", is_flag=True, help="Keys and values of one byte (kv_cache_dtype fp8).")
 @as_json
 @click.pass_context
-def command(
-    context: click.Context, /, model: str, gpu_memory: str, fp8_cache: bool, as_json: bool, **options: Any
-) -> None:
+def fit(context: click.Context, /, model: str, gpu_memory: str, fp8_cache: bool, as_json: bool, **options: Any) -> None:
     """Will this model fit? Weights, cache per token, requests at once; exit code 0: yes, 1: no.
 
     MODEL is a checkpoint's folder, or its config.json.

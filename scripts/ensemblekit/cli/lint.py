@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ensemblekit.diagnose.lint.findings import LintReport
     from ensemblekit.releases import Flavour
 
-__all__ = ["command"]
+__all__ = ["lint"]
 
 
 @click.command()
@@ -30,7 +30,7 @@ __all__ = ["command"]
 @as_json
 @click.option("--sarif", is_flag=True, help="Print SARIF 2.1.0 instead, for editors and CI.")
 @click.pass_context
-def command(
+def lint(
     context: click.Context,
     /,
     repository: Path,

@@ -1,21 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ensemblekit build-plan`: print the plan, check the machine, run the build."""
+"""What makes an image with ensembles: `ensemblekit workaround` from NVIDIA's base, `build-plan` from the source."""
 
+import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
-from ensemblekit.cli.options import COUNT, EXIT_INTERRUPTED, PATH, WORD, as_json, release, rows_table, say
+from ensemblekit.cli.options import (
+    COUNT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    PATH,
+    WORD,
+    as_json,
+    container_engine,
+    release,
+    rows_table,
+    say,
+)
 from ensemblekit.errors import BuildError, ParameterError
+from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, runs_dir
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ensemblekit.workarounds.build_plan import BuildPlan
 
-__all__ = ["command"]
+__all__ = ["build_plan", "workaround"]
 
 NEEDED_FOR_DRYRUN = ("git", "source", "Python packages")
 
@@ -26,6 +39,72 @@ source = click.option("--source", type=PATH, help="A checkout of upstream's serv
 jobs = click.option("--jobs", type=COUNT, help="Compile jobs at once; default: two a core.")
 
 
+@click.group()
+def workaround() -> None:
+    """Workaround 1 as an image: base plus vLLM backend."""
+
+
+def _begin(container_engine: str | None) -> "Console":
+    from rich.console import Console
+
+    from ensemblekit.servers.container_engine import choose_engine
+
+    choose_engine(container_engine)
+    os.environ.setdefault(RUN_DIR_VARIABLE, str(runs_dir() / new_run_id("workaround")))
+    return Console(stderr=True)
+
+
+@workaround.command()
+@release
+@click.option("--base", help="Another base image than NVIDIA's <release>-py3.")
+@click.option("--backend", default="upstream", help="upstream, at the release's branch; or kit.")
+@click.option("--vllm", help="What pip installs; none leaves the engine out.")
+@container_engine
+def build(release: str, base: str | None, backend: str, vllm: str | None, container_engine: str | None) -> None:
+    """Build the image; FLAVOUR base-plus-vllm with PROVIDER container then uses it."""
+    from ensemblekit.releases import get_release
+    from ensemblekit.workarounds.base_image import Backend, build_image
+
+    console = _begin(container_engine)
+    with console.status("asking the engine") as line:
+        built = build_image(
+            get_release(release), base=base, backend=cast(Backend, backend), vllm=vllm, progress=line.update
+        )
+    rows = {name: getattr(built, name) for name in ("image", "digest", "base", "backend", "vllm")}
+    rows |= {"size": f"{built.gb:.2f} GB", "built in": f"{built.seconds:.0f} s", "log": str(built.log_path)}
+    say(console, *(f"  {name:<9} {value}" for name, value in rows.items()))
+
+
+@workaround.command()
+@release
+@container_engine
+@click.pass_context
+def probe(context: click.Context, release: str, container_engine: str | None) -> None:
+    """Ask the built image whether it knows ensembles; exit code 1 if not."""
+    from ensemblekit.diagnose.probe.target import probe_installation
+    from ensemblekit.releases import get_release
+    from ensemblekit.servers.container import install_container
+
+    console = _begin(container_engine)
+    folder = current_run_dir()
+    installation = install_container(get_release(release), "base-plus-vllm", folder.name)
+    found = probe_installation(installation, folder / "probe")
+    say(console, str(found), f"{found.elapsed_s:.1f} s, {installation.image}")
+    context.exit(0 if found.ensembles else EXIT_FAILED)
+
+
+@workaround.command()
+@release
+@container_engine
+def remove(release: str, container_engine: str | None) -> None:
+    """Remove the image, its containers and volumes; the base image too, if the build pulled it."""
+    from ensemblekit.releases import get_release
+    from ensemblekit.workarounds.base_image import remove_image
+
+    console = _begin(container_engine)
+    say(console, f"removed: {remove_image(get_release(release))}")
+
+
 @click.group(invoke_without_command=True)
 @release
 @variant
@@ -34,7 +113,7 @@ jobs = click.option("--jobs", type=COUNT, help="Compile jobs at once; default: t
 @as_json
 @click.option("--shell", is_flag=True, help="A script that can be run as it is.")
 @click.pass_context
-def command(
+def build_plan(
     context: click.Context,
     release: str,
     variant: str,
@@ -92,7 +171,7 @@ def _print_plan(console: "Console", plan: "BuildPlan") -> None:
     say(console, f"\n5. {name}\n\n{shlex.join(plan.tag)}\n")
 
 
-@command.command()
+@build_plan.command()
 @release
 @variant
 @source
