@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,7 @@ def a_fake_server() -> Iterator[FakeServer]:
 def test_load_generator_sends_all_with_so_many_at_once_to_a_fake_server(a_fake_server: FakeServer) -> None:
     bodies = [{"q": f"question {number}"} for number in range(12)] + [{"q": "bad"}]
 
-    with LoadGenerator(workers=2) as generator:
+    with closing(LoadGenerator(workers=2)) as generator:
         url = f"http://127.0.0.1:{a_fake_server.server_port}/"
         answers = generator.round(url, bodies, range(13), 4, model="llm", protocol="http", stream=False)
 

@@ -7,13 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-
-import httpx
+from typing import Any
 
 from ensemblekit.assets.weights import ModelSource
 from ensemblekit.bench import _worker
+from ensemblekit.clients.http import answers_ok
 from ensemblekit.errors import ServerExited, ServerNotReady
 from ensemblekit.faults.log import LogReader, tail
 from ensemblekit.repository.stage import engine_environment
@@ -24,7 +22,6 @@ __all__ = ["EngineAlone", "VllmServe", "engine_arguments"]
 
 POLL_S = 0.25
 ANSWER_POLL_S = 0.02
-ASK_TIMEOUT_S = 2.0
 # Said to both servers, since vLLM's defaults for them differ between `vllm serve` and its library.
 ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
     "cpu": {"max_num_seqs": 32, "max_num_batched_tokens": 2048},
@@ -101,30 +98,13 @@ class VllmServe:
     def _end_of_start(self, process: SupervisedProcess) -> str | None:
         if process.exit_code is not None:
             return "exited"
-        return "ready" if self._answers() else None
+        return "ready" if answers_ok(f"http://{LOOPBACK}:{self.port}/health") else None
 
     def stop(self) -> None:
         """Stop the server and its engine; stopping a stopped one does nothing."""
         process, self._process = self._process, None
         if process is not None:
             process.stop()
-
-    def _answers(self) -> bool:
-        try:
-            health = httpx.get(f"http://{LOOPBACK}:{self.port}/health", timeout=ASK_TIMEOUT_S, trust_env=False)
-        except httpx.TransportError:
-            return False
-        return health.status_code == httpx.codes.OK
-
-    def __enter__(self) -> Self:
-        """Return self, not started."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop."""
-        self.stop()
 
 
 def _as_options(arguments: dict[str, Any]) -> list[str]:
