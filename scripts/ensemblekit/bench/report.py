@@ -117,20 +117,23 @@ def plot_bench(result: BenchResult, workload: str | None = None) -> Figure:
             ratios = [result.ratio(target, base, count, workload) for count in concurrencies]
             ratio.plot(concurrencies, ratios, marker="o", color=COLOURS[target])
     ratio.axhline(1.0, color=COLOURS[base], lw=1)
-    for axes in (speed, ratio):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
-        axes.set_xlabel("clients at once")
-        axes.spines[["top", "right"]].set_visible(False)
+    shown = workload or result.workloads[0]
+    _by_clients(speed, concurrencies, f"Tokens/s, {shown}")
+    _by_clients(ratio, concurrencies, f"Over {base}, same round")
     speed.set_ylim(bottom=0)
     speed.legend(frameon=False)
-    speed.set_title(f"Tokens/s, {workload or result.workloads[0]}", loc="left", fontsize=11, fontweight="bold")
-    ratio.set_title(f"Over {base}, same round", loc="left", fontsize=11, fontweight="bold")
     most = concurrencies[-1]
     speeds = ", ".join(f"{target} {result.median(target, most, workload=workload):.0f}" for target in targets)
-    shown = workload or result.workloads[0]
     figure.set_label(f"Tokens/s by clients at once ({shown}), and over {base}; with {most} clients: {speeds} tokens/s.")
     return figure
+
+
+def _by_clients(axes: Axes, concurrencies: Sequence[int], title: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
+    axes.set_xlabel("clients at once")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
 
 
 def _curve(axes: Axes, result: BenchResult, target: str, workload: str | None) -> None:
@@ -151,12 +154,8 @@ def plot_latency(result: BenchResult, workload: str) -> Figure:
         for target in (target for target in TARGETS if result.measured(target, concurrencies[0], workload)):
             values = [result.median(target, count, name, workload) for count in concurrencies]
             axes.plot(concurrencies, values, marker="o", color=COLOURS[target], label=target)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
-        axes.set_xlabel("clients at once")
+        _by_clients(axes, concurrencies, f"{title} ({workload})")
         axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{title} ({workload})", loc="left", fontsize=11, fontweight="bold")
     figure.axes[0].legend(frameon=False)
     most, names = concurrencies[-1], [str(line.get_label()) for line in figure.axes[0].lines]
     first = ", ".join(f"{name} {result.median(name, most, 'ttft_ms', workload):.0f}" for name in names)

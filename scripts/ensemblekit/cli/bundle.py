@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from ensemblekit.cli.options import PATH, WORD, say
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import ParameterError, one_of
 
 if TYPE_CHECKING:
     from ensemblekit.bundle.create import Plan
@@ -109,7 +109,7 @@ def _plan(
         )
     for name in releases:
         get_release(name)
-    chosen: Device = "cuda" if device == "cuda" else "cpu" if device == "cpu" else "quick"
+    chosen: Device = one_of("the device", device, get_args(Device))
     layers = layers_for(chosen, lab=lab)
     choice = choose(read_pins(layers), read_have(have) if have else {}, left_out)
     return Plan(python, chosen, layers, choice, releases, weights=chosen != "quick")

@@ -4,7 +4,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -104,18 +104,6 @@ class MatrixResult:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"seconds": self.seconds, "cells": rows}, indent=2) + "\n")
         return path
-
-    @classmethod
-    def read(cls, path: Path) -> "MatrixResult":
-        """Read what `write` wrote.
-
-        Raises:
-            OSError: The file cannot be read.
-            ValueError: It is no such file.
-        """
-        names = {entry.name for entry in fields(Cell)}
-        rows = json.loads(path.read_text())["cells"]
-        return cls(tuple(Cell(**{name: row[name] for name in names}) for row in rows))
 
     def __str__(self) -> str:
         return self.table()

@@ -21,8 +21,7 @@ from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.faults.catalogue import container_refusal
 from ensemblekit.gpu import visible_gpu
 from ensemblekit.releases import Flavour, Release
-from ensemblekit.servers.container_engine import ContainerEngine, find_engine
-from ensemblekit.servers.container_images import ensure_image, no_progress
+from ensemblekit.servers.container_engine import ContainerEngine, ensure_image, find_engine, no_progress
 from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK
 
 __all__ = ["BUILT_IMAGES", "ContainerInstallation", "base_image", "image_of", "install_container"]

@@ -14,8 +14,16 @@ from ensemblekit.faults.log import tail
 from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.releases import Flavour, Release
 from ensemblekit.servers.container import base_image, image_of
-from ensemblekit.servers.container_engine import ContainerEngine, find_engine
-from ensemblekit.servers.container_images import GB, ensure_image, follow, log_of, no_progress, require_disk
+from ensemblekit.servers.container_engine import (
+    GB,
+    ContainerEngine,
+    ensure_image,
+    find_engine,
+    follow,
+    log_of,
+    no_progress,
+    require_disk,
+)
 
 __all__ = ["Backend", "BuiltImage", "Removed", "build_image", "remove_image"]
 
