@@ -48,7 +48,6 @@ GIB = 2**30
 IMAGES_AT_ONCE = 3
 COMPILER_GB = 20
 MEMORY_A_JOB_GIB = 1.0  # a C++ compiler on gRPC's sources; a rule of thumb, not upstream's
-WANTED_CORES = 4  # fewer work, for longer
 JOBS_A_CORE = 2  # upstream's default
 DOCKER_SOCKET = Path("/var/run/docker.sock")  # upstream's script mounts this very path
 DOCKER_IMAGES = Path("/var/lib/docker")  # unless docker was told otherwise
@@ -219,52 +218,34 @@ def check_prerequisites(plan: BuildPlan, work: Path | None = None) -> tuple[Row,
     Raises:
         OSError: The cache folder cannot be made.
     """
-    cores = psutil.cpu_count() or 1
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    packages = f"no {' and no '.join(missing)}" if missing else "all that build.py imports"
+    install = f"`.venv/bin/python -m pip install {' '.join(missing)}`"
+    git = shutil.which("git")
+    checkout = "`sudo apt install git`, or --source FOLDER with a checkout"
     return (
-        _source(plan),
-        _packages(),
-        _engine(),
-        _socket(),
+        Row("source", str(plan.source), fine=True, without="", required=True)
+        if plan.source
+        else Row("git", "installed" if git else "none", bool(git), checkout, required=True),
+        Row("Python packages", packages, not missing, install, required=True),
+        _docker(),
         _disk(plan, plan.source or work or cache_dir()),
-        _memory(plan.jobs or JOBS_A_CORE * cores),
-        Row("cores", str(cores), cores >= WANTED_CORES, "it works, for hours: the compiler takes what there is"),
+        _memory(plan.jobs or JOBS_A_CORE * (psutil.cpu_count() or 1)),
         _site("github.com", "the components' sources cannot be cloned"),
         _site("nvcr.io", f"the base image {plan.release.name}-py3-min cannot be pulled"),
     )
 
 
-def _source(plan: BuildPlan) -> Row:
-    if plan.source:
-        return Row("source", str(plan.source), fine=True, without="", required=True)
-    found = shutil.which("git")
-    fix = "`sudo apt install git`, or --source FOLDER with a checkout"
-    return Row("git", "installed" if found else "none", bool(found), fix, required=True)
-
-
-def _packages() -> Row:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    found = f"no {' and no '.join(missing)}" if missing else "all that build.py imports"
-    fix = f"`.venv/bin/python -m pip install {' '.join(missing)}`"
-    return Row("Python packages", found, not missing, fix, required=True)
-
-
-def _engine() -> Row:
+def _docker() -> Row:
+    usable = DOCKER_SOCKET.is_socket() and os.access(DOCKER_SOCKET, os.R_OK | os.W_OK)
+    found = "docker answers" if usable else f"upstream's script mounts {DOCKER_SOCKET}, and you cannot use it"
     try:
         find_engine("docker")
     except KitError as error:
-        start = "`sudo systemctl start docker`, and `sudo usermod -aG docker $USER` so that you may use it"
-        fix = start if shutil.which("docker") else "`sudo apt install docker.io`: upstream's scripts call docker itself"
-        return Row("docker", error.found, fine=False, without=fix, required=True)
-    return Row("docker", "docker answers", fine=True, without="", required=True)
-
-
-def _socket() -> Row:
-    there = DOCKER_SOCKET.is_socket()
-    usable = there and os.access(DOCKER_SOCKET, os.R_OK | os.W_OK)
-    found = str(DOCKER_SOCKET) if usable else f"{DOCKER_SOCKET}, not yours to use"
-    start = "upstream's script mounts it into the build container: `sudo systemctl start docker`"
-    fix = "`sudo usermod -aG docker $USER`" if there else start
-    return Row("docker socket", found if there else f"no {DOCKER_SOCKET}", usable, fix, required=True)
+        usable, found = False, error.found
+    start = "`sudo systemctl start docker`, and `sudo usermod -aG docker $USER` so that you may use it"
+    install = "`sudo apt install docker.io`: upstream's scripts call docker itself"
+    return Row("docker", found, usable, start if shutil.which("docker") else install, required=True)
 
 
 def _disk(plan: BuildPlan, folder: Path) -> Row:

@@ -149,7 +149,7 @@ class Build:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0), self._status:
-                self._clone(fresh=fresh)
+                self._fetch_source(fresh=fresh)
                 self._write_scripts(fresh=fresh)
                 return None if dryrun else self._run_lines()
         except Timeout as error:
@@ -157,15 +157,11 @@ class Build:
             found = "another `build-plan run` works there"
             raise BuildError(f"build in {self.folder}", found=found, hint=hint) from error
 
-    def _clone(self, *, fresh: bool) -> None:
-        """Fetch the source, whole or not at all."""
-        if self.plan.source or (self.source.is_dir() and not fresh):
+    def _fetch_source(self, *, fresh: bool) -> None:
+        if self.plan.source or ((self.source / "build.py").is_file() and not fresh):
             return
-        draft = self.folder / "clone"
-        for folder in (draft, self.source):
-            shutil.rmtree(folder, ignore_errors=True)
-        self._call("clone", [*self.plan.clone[:-1], str(draft)], folder=self.folder)
-        draft.rename(self.source)
+        shutil.rmtree(self.source, ignore_errors=True)
+        self._call("clone", self.plan.clone, folder=self.folder)
 
     def _write_scripts(self, *, fresh: bool) -> None:
         """Let build.py write its scripts, which takes a second; what was done with the same ones counts."""
