@@ -12,7 +12,7 @@ from typing import Any
 from ensemblekit.assets.weights import ModelSource
 from ensemblekit.bench import _worker
 from ensemblekit.clients.http import answers_ok
-from ensemblekit.errors import ServerExited, ServerNotReady
+from ensemblekit.errors import ServerError, ServerExited, ServerNotReady
 from ensemblekit.faults.log import LogReader, tail
 from ensemblekit.repository.stage import engine_environment
 from ensemblekit.servers.ports import LOOPBACK, free_ports
@@ -87,13 +87,8 @@ class VllmServe:
             return elapsed
         self.stop()
         kind, found = (ServerExited, f"exit code {process.exit_code}") if end else (ServerNotReady, "not ready")
-        raise kind(
-            f"get `vllm serve` ready within {timeout_s:g} s",
-            found=f"after {elapsed:.0f} s {found}",
-            hint="read the log's end; the same arguments are given to Triton's engine",
-            log_path=self.log_path,
-            log_tail=tail(self.log_path),
-        )
+        attempted = f"get `vllm serve` ready within {timeout_s:g} s"
+        raise _error(kind, attempted, f"after {elapsed:.0f} s {found}", self.log_path)
 
     def _end_of_start(self, process: SupervisedProcess) -> str | None:
         if process.exit_code is not None:
@@ -105,6 +100,11 @@ class VllmServe:
         process, self._process = self._process, None
         if process is not None:
             process.stop()
+
+
+def _error(kind: type[ServerError], attempted: str, found: str, log: Path) -> ServerError:
+    hint = "read the log's end; the same arguments are given to Triton's engine"
+    return kind(attempted, found=found, hint=hint, log_path=log, log_tail=tail(log))
 
 
 def _as_options(arguments: dict[str, Any]) -> list[str]:
@@ -181,13 +181,8 @@ class EngineAlone:
         found = wait_until(answer, interval_s=ANSWER_POLL_S)
         if found:
             return found.removeprefix(mark).strip()
-        raise ServerExited(
-            "measure the engine alone",
-            found=f"it ended with exit code {process.exit_code if process else None}",
-            hint="read the log's end; the same arguments are given to Triton's engine",
-            log_path=self.log_path,
-            log_tail=tail(self.log_path),
-        )
+        code = process.exit_code if process else None
+        raise _error(ServerExited, "measure the engine alone", f"it ended with exit code {code}", self.log_path)
 
     def stop(self) -> None:
         """End it and all that came of it; stopping a stopped one does nothing."""
