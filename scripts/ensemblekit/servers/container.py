@@ -86,9 +86,8 @@ class ContainerInstallation:
         self,
         repository: Path,
         ports: tuple[int, int, int],
-        *,
-        shm_prefix: str,
         options: list[str],
+        *,
         environment: dict[str, str],
         host: str = LOOPBACK,
     ) -> list[str]:
@@ -109,9 +108,7 @@ class ContainerInstallation:
             *(f"--env={name}={value}" for name, value in environment.items() if name not in OF_THIS_HOST),
             *shlex.split(os.environ.get(ARGUMENTS_VARIABLE, "")),
             *(self.image, "tritonserver", "--model-repository=/models"),
-            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             *(f"--{name}-address={at}" for name, at in zip(("http", "grpc", "metrics"), addresses, strict=True)),
-            *(f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
             *options,
         ]
 

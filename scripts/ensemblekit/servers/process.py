@@ -172,13 +172,13 @@ class TritonServer:
     @property
     def command(self) -> list[str]:
         """The command line of the server, as arguments."""
+        ports = (self.http_port, self.grpc_port, self.metrics_port)
+        options = [f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}"]
+        options += [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
+        options += control_arguments(self._key) if self.options.explicit else []
+        options += self.options.arguments()
         return self.installation.command(
-            self.repository,
-            (self.http_port, self.grpc_port, self.metrics_port),
-            shm_prefix=self._shm_prefix,
-            host=self.options.host,
-            options=[*(control_arguments(self._key) if self.options.explicit else []), *self.options.arguments()],
-            environment=self.environment,
+            self.repository, ports, options, environment=self.environment, host=self.options.host
         )
 
     @property
