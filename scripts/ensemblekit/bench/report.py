@@ -2,7 +2,6 @@
 """What a bench found, as rows and as pictures."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +16,6 @@ __all__ = [
     "plot_bench",
     "plot_latency",
     "rows",
-    "save_picture",
     "without_empty",
 ]
 
@@ -34,7 +32,6 @@ COLOURS = {
     "replicas": "#d55e00",
     "tensor-parallel": "#cc79a7",
 }
-DPI = 110
 
 
 def describe(result: BenchResult, workload: str | None = None) -> str:
@@ -161,13 +158,3 @@ def plot_latency(result: BenchResult, workload: str) -> Figure:
     first = ", ".join(f"{name} {result.median(name, most, 'ttft_ms', workload):.0f}" for name in names)
     figure.set_label(f"Time to the first token and between tokens by clients at once; with {most} clients: {first} ms.")
     return figure
-
-
-def save_picture(result: BenchResult, path: Path) -> Path:
-    """Save the picture of the first workload as PNG and return the file.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    plot_bench(result).savefig(path, dpi=DPI, facecolor="white")
-    return path

@@ -58,7 +58,7 @@ def matrix(
     """Run every release and flavour and compare with the release table; exit code 1 if one is unexpected."""
     from rich.console import Console
 
-    from ensemblekit.matrix.picture import save_picture
+    from ensemblekit.matrix.picture import plot_matrix
     from ensemblekit.matrix.run import run_matrix
     from ensemblekit.servers.container_engine import choose_engine
 
@@ -73,7 +73,8 @@ def matrix(
 
         result = run_matrix(releases=releases, flavours=flavours, providers=providers, engine=engine, on_cell=on_cell)
     _show_matrix(console, result)
-    picture = save_picture(result, current_run_dir() / "matrix.png")
+    picture = current_run_dir() / "matrix.png"
+    plot_matrix(result).savefig(picture, dpi=150)
     say(console, f"  {current_run_dir() / 'matrix.json'}", f"  {picture}")
     context.exit(0 if result.ran and not result.unexpected else EXIT_FAILED)
 
@@ -128,7 +129,7 @@ def bench(
     from rich.console import Console
 
     from ensemblekit.bench.plan import BenchPlan, check_targets, check_workloads
-    from ensemblekit.bench.report import cross_check_text, save_picture
+    from ensemblekit.bench.report import cross_check_text, plot_bench
     from ensemblekit.bench.run import ONE_GPU, RECORD, STAND_IN, run_bench
     from ensemblekit.settings import check_settings
 
@@ -146,7 +147,8 @@ def bench(
     with progress_bars(console) as bars:
         show = _progress(console, bars)
         result = run_bench(plan, engine, release, folder, show, gpus=gpus, cross_check=cross_check)
-    picture = save_picture(result, folder / "bench.png")
+    picture = folder / "bench.png"
+    plot_bench(result).savefig(picture, dpi=110)
     for name in result.workloads:
         _show_bench(result, name)
     if result.cross_check:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The release matrix as a picture: colour and words say the same, so that it reads without colour too."""
 
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,7 +9,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from ensemblekit.matrix.run import Cell, MatrixResult, State
 
-__all__ = ["plot_matrix", "save_picture"]
+__all__ = ["plot_matrix"]
 
 # Okabe and Ito's green and vermillion stay apart for every kind of colour vision; darker, so that white is readable
 STYLE: dict[State, tuple[str, str]] = {
@@ -21,7 +20,6 @@ STYLE: dict[State, tuple[str, str]] = {
 }
 WIDTH_IN, ROW_IN = 9.0, 0.78
 GAP = 0.06
-DPI = 150
 
 
 def plot_matrix(result: MatrixResult) -> Figure:
@@ -64,13 +62,3 @@ def _draw(axes: Axes, column: int, row: int, cell: Cell) -> None:
     text: dict[str, Any] = {"ha": "center", "va": "center", "color": "white" if ran else "#5b5f66"}
     axes.text(column + 0.5, row + (0.4 if small else 0.5), words, fontsize=10, fontweight="bold", **text)
     axes.text(column + 0.5, row + 0.68, small, fontsize=8.5, **text)
-
-
-def save_picture(result: MatrixResult, path: Path) -> Path:
-    """Save the picture as PNG and return the file.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    plot_matrix(result).savefig(path, dpi=DPI, facecolor="white")
-    return path
