@@ -19,6 +19,7 @@ KitError
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 __all__ = [
     "BuildError",
@@ -35,7 +36,10 @@ __all__ = [
     "ServerNotReady",
     "ServerStuck",
     "UnsupportedMachine",
+    "one_of",
 ]
+
+Word = TypeVar("Word", bound=str)
 
 
 class KitError(Exception):
@@ -129,3 +133,18 @@ class BuildError(KitError):
 
 class CheckFailed(KitError):  # noqa: N818 - the statement that failed
     """Something that a lesson says must hold did not hold."""
+
+
+def one_of(what: str, value: str, legal: Sequence[Word]) -> Word:
+    """Return a value as the one of the legal words that it is.
+
+    Raises:
+        ParameterError: It is none of them.
+
+    >>> one_of("DEVICE", "cpu", ("auto", "cpu"))
+    'cpu'
+    """
+    for word in legal:
+        if word == value:
+            return word
+    raise ParameterError(f"use {what} {value!r}", found="no such value", hint=f"choose one of {', '.join(legal)}")

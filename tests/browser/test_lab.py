@@ -57,7 +57,7 @@ def lab(home: Path) -> Iterator[str]:
     own |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "IPYTHONDIR": str(home / "ipython")}
     own |= {WORK_VARIABLE: str(home / "work"), RUN_DIR_VARIABLE: str(home / "run")}
     environment = {name: value for name, value in (os.environ | own).items() if name != BATCH_VARIABLE}
-    command = [sys.executable, "-m", "ensemblekit.cli", "lab", "--no-browser", "--allow-root", f"--port={port}"]
+    command = [sys.executable, "-m", "ensemblekit.cli.main", "lab", "--no-browser", "--allow-root", f"--port={port}"]
     command += [f"--IdentityProvider.token={TOKEN}", "--ServerApp.port_retries=0"]
     before, log_path = _tracked(), home / "lab.log"
     with log_path.open("wb") as log:

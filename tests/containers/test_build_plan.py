@@ -77,7 +77,6 @@ def test_stand_in_build_goes_on_in_its_container_and_becomes_the_flavour_custom_
     assert podman.lines("ps", "--all", "--filter=name=tritonserver_builder", "--format={{.ID}}") == [builder]
     assert (source.parent / "work" / "build.log").read_text().count("first_half.cc.o") == 1
     record = read_record(source.parent / "work" / "build.json")
-    assert record is not None
     assert all(line.finished for line in record.lines)
     assert record.lines[1].attempts == 2
 

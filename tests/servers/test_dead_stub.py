@@ -103,7 +103,7 @@ def test_request_under_way_fails_and_names_the_process(
 
 
 def test_serve_ends_and_names_the_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ensemblekit.cli", "serve", "--engine", "stand-in", "--device", "cpu"]
+    command = [sys.executable, "-m", "ensemblekit.cli.main", "serve", "--engine", "stand-in", "--device", "cpu"]
     with (tmp_path / "serve.log").open("w") as log:
         serve = subprocess.Popen(
             command, stdout=log, stderr=log, env=os.environ | {RUN_DIR_VARIABLE: str(tmp_path / "run")}

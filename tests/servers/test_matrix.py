@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded column of the release matrix, every server of it started for real."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from ensemblekit.matrix.run import MatrixResult, run_matrix
+from ensemblekit.matrix.run import run_matrix
 from ensemblekit.paths import RUN_DIR_VARIABLE
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -22,4 +23,5 @@ def test_embedded_column_fails_and_answers_exactly_as_the_releases_do(
     assert len(result.ran) == len(result.cells) == 12
     assert {(cell.release, cell.flavour) for cell in result.cells if cell.state == "refused"} == REFUSED
     assert not result.unexpected, result
-    assert MatrixResult.read(tmp_path / "matrix.json") == result
+    cells = json.loads((tmp_path / "matrix.json").read_text())["cells"]
+    assert [cell["verdict"] for cell in cells] == [cell.verdict for cell in result.cells]

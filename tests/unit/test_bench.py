@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def test_every_target_is_asked_for_equally_many_tokens() -> None:
 
 
 def test_unknown_target_is_refused() -> None:
-    with pytest.raises(ParameterError, match="choose from engine, vllm-serve, llm, ensemble"):
+    with pytest.raises(ParameterError, match="choose one of engine, vllm-serve, llm, ensemble"):
         check_targets(["tgi"])
 
 
@@ -151,7 +152,7 @@ def test_targets_on_several_gpus_are_measured_only_when_named() -> None:
 def test_loads_are_named_by_protocol_answers_and_temperature() -> None:
     assert check_workloads([]) == ("http whole greedy",)
     assert len(check_workloads(["all"])) == len(WORKLOADS) == 16
-    with pytest.raises(ParameterError, match="choose from http whole greedy"):
+    with pytest.raises(ParameterError, match="choose one of http whole greedy"):
         check_workloads(["fast"])
 
 
@@ -245,7 +246,7 @@ def a_fake_server() -> Iterator[FakeServer]:
 def test_load_generator_sends_all_with_so_many_at_once_to_a_fake_server(a_fake_server: FakeServer) -> None:
     bodies = [{"q": f"question {number}"} for number in range(12)] + [{"q": "bad"}]
 
-    with LoadGenerator(workers=2) as generator:
+    with closing(LoadGenerator(workers=2)) as generator:
         url = f"http://127.0.0.1:{a_fake_server.server_port}/"
         answers = generator.round(url, bodies, range(13), 4, model="llm", protocol="http", stream=False)
 

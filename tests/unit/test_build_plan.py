@@ -23,7 +23,6 @@ from ensemblekit.workarounds.build_plan import (
     compared,
     joined,
     make_plan,
-    missing_packages,
     plan_json,
     shell_script,
     unmet,
@@ -152,10 +151,10 @@ def test_source_of_ones_own_is_not_cloned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "variant", "words"), [("23.01", "full", "24.07, 24.08"), ("24.08", "tiny", "minimal and full")]
+    ("release", "variant", "words"), [("23.01", "full", "24.07, 24.08"), ("24.08", "tiny", "minimal, full")]
 )
 def test_plan_of_something_unknown_names_what_there_is(release: str, variant: str, words: str) -> None:
-    with pytest.raises(ParameterError, match=rf"{words}[\s\S]*Hint: "):
+    with pytest.raises(ParameterError, match=rf"Hint: .*{words}|{words}[\s\S]*Hint: "):
         make_plan(release, variant)
 
 
@@ -164,19 +163,12 @@ def test_source_without_build_py_names_the_clone_command(tmp_path: Path) -> None
         make_plan("24.10", "full", source=tmp_path)
 
 
-def test_missing_packages_are_those_that_the_source_imports(tmp_path: Path) -> None:
-    text = "import os\nimport numpy.linalg\nfrom absent_package.sub import x\nfrom . import y\n"
-    (tmp_path / "build.py").write_text(text)
-
-    assert missing_packages(tmp_path) == ("absent_package",)
-
-
 def test_prerequisites_that_are_missing_say_their_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no git, no docker
 
     rows = check_prerequisites(make_plan("24.08", "full"), tmp_path)
 
-    assert {"git", "docker", "docker socket", "Python packages", "free disk"} <= {row.name for row in rows}
+    assert {"git", "docker", "Python packages", "free disk"} <= {row.name for row in rows}
     assert {"git", "docker"} <= {row.name for row in unmet(rows)}
     assert all(row.without for row in rows if not row.fine)
     assert "sudo apt install docker.io" in next(row.without for row in rows if row.name == "docker")

@@ -14,11 +14,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from ensemblekit.bundle.contents import LEFT_OUT, Choice, Pin, choose, layers_for, read_have, read_pins
 from ensemblekit.bundle.create import KIT, Plan, _kit_files, create_bundle
-from ensemblekit.bundle.parts import PartWriter, parse_size
+from ensemblekit.bundle.parts import PartWriter
+from ensemblekit.cli.options import PART_SIZE, SIZE
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root
 
@@ -394,5 +396,10 @@ def test_read_have_of_something_else_says_how_to_make_it(tmp_path: Path, text: s
 
 @pytest.mark.parametrize("text", ["62", "1xB", "big", "9kB"])
 def test_part_size_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ParameterError, match="62MB"):
-        parse_size(text)
+    with pytest.raises(click.BadParameter, match="62MB"):
+        PART_SIZE.convert(text, None, None)
+
+
+def test_part_size_is_bytes() -> None:
+    assert PART_SIZE.convert("62MB", None, None) == 62_000_000
+    assert SIZE.convert("4GiB", None, None) == 4 << 30

@@ -173,7 +173,7 @@ def test_small_commands_import_only_what_they_need(words: list[str], strangers: 
 
 def test_module_is_a_program() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ensemblekit.cli", "releases"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "ensemblekit.cli.main", "releases"], capture_output=True, text=True, check=True
     )
 
     assert "24.08" in done.stdout

@@ -20,7 +20,7 @@ def command(repository: Path, engine: str = "docker", *, gpu: bool = False) -> l
         get_release("24.08"), "vllm-image", ContainerEngine(engine), "an-image", "a-digest",
         emulated=False, run_id="a-run", gpu=gpu, name="a-name",
     )  # fmt: skip
-    return installation.command(repository, PORTS, shm_prefix="prefix", options=["--last"], environment={"A": "b"})
+    return installation.command(repository, PORTS, ["--last"], environment={"A": "b"})
 
 
 @pytest.mark.parametrize(

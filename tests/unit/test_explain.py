@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.cli.explain import follow
+from ensemblekit.cli.diagnose import follow
 from ensemblekit.diagnose.explain.diagnosis import Explanation
 from ensemblekit.diagnose.explain.explainer import explain_lines, explain_log
 from ensemblekit.diagnose.explain.source import LONGEST_LINE, follow_lines, lines_of

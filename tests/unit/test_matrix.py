@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The release matrix as values: verdicts, text, file and picture. Nothing is started here."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,15 @@ def test_verdict_compares_with_the_release_table(cell: Cell, verdict: str) -> No
     assert cell.verdict == verdict
 
 
-def test_written_and_read_again_is_the_same(tmp_path: Path) -> None:
+def test_matrix_is_written_with_its_verdicts(tmp_path: Path) -> None:
     result = MatrixResult((a_cell("24.08", "refused", ENSEMBLE_REFUSED), a_cell("24.10", "answered", "Paris")))
 
-    assert MatrixResult.read(result.write(tmp_path / "matrix.json")) == result
+    cells = json.loads(result.write(tmp_path / "matrix.json").read_text())["cells"]
+
+    assert [(cell["state"], cell["detail"], cell["verdict"]) for cell in cells] == [
+        ("refused", ENSEMBLE_REFUSED, "as expected"),
+        ("answered", "Paris", "as expected"),
+    ]
 
 
 def test_text_holds_no_times() -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 from pydantic import TypeAdapter
 
-from ensemblekit.cli.releases import command
+from ensemblekit.cli.machine import releases as command
 from ensemblekit.errors import ParameterError
 from ensemblekit.faults.catalogue import release_of
 from ensemblekit.paths import repo_root

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ensemblekit.batch.sweep import read_sets
+from ensemblekit.batch.notebooks import read_sets
 from ensemblekit.cli.main import app
 from ensemblekit.cli.run_grammar import GivenTwiceError, merged, read_run
 from ensemblekit.errors import ParameterError

@@ -70,7 +70,9 @@ def test_device_auto_with_a_fake_nvidia_smi_is_what_vllm_can_run_on(
     device: str,
 ) -> None:
     a_fake_nvidia_smi(driver=driver)
-    monkeypatch.setattr("ensemblekit.settings._made_for_cpu", lambda: cpu_build)
+    monkeypatch.setattr(
+        "ensemblekit.settings.versions_of", lambda names: dict.fromkeys(names if cpu_build else (), "1")
+    )
 
     assert check_settings().resolved_device == device
 

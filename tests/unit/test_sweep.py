@@ -12,7 +12,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from ensemblekit.batch.sweep import RunPlan, read_sets
+from ensemblekit.batch.notebooks import RunPlan, read_sets
 from ensemblekit.cli.main import app
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import repo_root

@@ -10,7 +10,7 @@ holds somebody's answers: it is never overwritten, only moved to a new name when
 
 import ast
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,15 @@ from nbformat import NotebookNode
 from ensemblekit.errors import RepositoryError
 from ensemblekit.paths import repo_root
 
-__all__ = ["Written", "exercise_from", "exercises_dir", "outdated_exercises", "solutions_dir", "write_exercises"]
+__all__ = [
+    "Written",
+    "different",
+    "exercise_from",
+    "exercises_dir",
+    "outdated_exercises",
+    "solutions_dir",
+    "write_exercises",
+]
 
 TAG, MARK = "solution", "# solution"
 DROPPED_TAGS = (TAG, "nbval-check-output")  # an exercise has no outputs to compare with
@@ -150,7 +158,7 @@ def write_exercises(solutions: Path, exercises: Path, *, fresh: Collection[str] 
     """
     made, moved, kept, written = _made(solutions), [], [], []
     exercises.mkdir(exist_ok=True)
-    for name in outdated_exercises(solutions, exercises):
+    for name in different(made, exercises):
         path = exercises / name
         if path.exists() and not _is_untouched(path):
             if not any(name.startswith(begin) for begin in fresh):
@@ -178,6 +186,15 @@ def outdated_exercises(solutions: Path, exercises: Path) -> list[str]:
         RepositoryError: A solution cannot be turned into an exercise.
         OSError: A file cannot be read.
     """
-    made = _made(solutions)
-    there = {path.name: path.read_text() for path in exercises.glob("*.ipynb") if ".answers-" not in path.name}
+    return different(_made(solutions), exercises)
+
+
+def different(made: Mapping[str, str], folder: Path) -> list[str]:
+    """Return the names of a folder's notebooks that are not what was made, or are missing; answers do not count.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    paths = [path for path in folder.glob("*.ipynb") if ".answers-" not in path.name]
+    there = {path.name: path.read_text(encoding="utf-8") for path in paths}
     return sorted(name for name in made.keys() | there.keys() if made.get(name) != there.get(name))

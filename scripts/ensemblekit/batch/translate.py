@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from ensemblekit.batch.exercises import different
 from ensemblekit.errors import RepositoryError
 
 __all__ = ["LANGUAGE", "outdated_translations", "read_texts", "translated", "write_translations"]
@@ -34,11 +35,6 @@ def read_texts(path: Path) -> dict[str, str]:
     return dict(zip(ids, texts, strict=True))
 
 
-def _beside(page: str, translated_too: frozenset[str]) -> str:
-    """Return a link to a page as the folder below sees it: the translation, where there is one."""
-    return f"]({page})" if page in translated_too else f"](../{page})"
-
-
 def translated(
     lesson: NotebookNode, texts: dict[str, str], name: str, translated_too: frozenset[str] = frozenset()
 ) -> NotebookNode:
@@ -58,9 +54,14 @@ def translated(
     if wrong := sorted(wanted ^ texts.keys()):
         what = "no text for" if wrong[0] in wanted else "a text for a cell that is not there:"
         raise RepositoryError(f"translate {name}", found=f"{what} {wrong[0]}", hint="each text cell has one text")
+
+    def beside(link: re.Match[str]) -> str:
+        """Return a link to a page as the folder below sees it: the translation, where there is one."""
+        return f"]({link[1]})" if link[1] in translated_too else f"](../{link[1]})"
+
     for cell in made.cells:
         if cell.cell_type == "markdown":
-            cell.source = LINK.sub(lambda found: _beside(found[1], translated_too), texts[cell.id])
+            cell.source = LINK.sub(beside, texts[cell.id])
     return made
 
 
@@ -81,7 +82,8 @@ def write_translations(lessons: Path, language: str) -> list[str]:
         RepositoryError: A text does not fit its lesson.
         OSError: A file cannot be read or written.
     """
-    outdated, made = outdated_translations(lessons, language), _made(lessons, language)
+    made = _made(lessons, language)
+    outdated = different(made, lessons / language)
     for name in outdated:
         if name in made:
             (lessons / language / name).write_text(made[name], encoding="utf-8")
@@ -97,6 +99,4 @@ def outdated_translations(lessons: Path, language: str) -> list[str]:
         RepositoryError: A text does not fit its lesson.
         OSError: A file cannot be read.
     """
-    made = _made(lessons, language)
-    there = {path.name: path.read_text(encoding="utf-8") for path in (lessons / language).glob("*.ipynb")}
-    return sorted(name for name in made.keys() | there.keys() if made.get(name) != there.get(name))
+    return different(_made(lessons, language), lessons / language)

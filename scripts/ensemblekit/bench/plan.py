@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import one_of
 
 __all__ = [
     "SPREAD",
@@ -140,8 +140,8 @@ def check_targets(names: Sequence[str]) -> tuple[Target, ...]:
     Raises:
         ParameterError: One is none.
     """
-    _all_known("target", names, TARGETS)
-    return tuple(target for target in TARGETS if target in (names or USUAL))
+    wanted = [one_of("the target", name, TARGETS) for name in names or USUAL]
+    return tuple(target for target in TARGETS if target in wanted)
 
 
 def check_workloads(names: Sequence[str]) -> tuple[str, ...]:
@@ -150,16 +150,8 @@ def check_workloads(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ParameterError: One is none.
     """
-    _all_known("load", [name for name in names if name != "all"], tuple(WORKLOADS))
-    return tuple(name for name in WORKLOADS if "all" in names or name in (names or (USUAL_WORKLOAD,)))
-
-
-def _all_known(what: str, names: Sequence[str], legal: Sequence[str]) -> None:
-    for name in names:
-        if name not in legal:
-            raise ParameterError(
-                f"measure the {what} {name!r}", found=f"no such {what}", hint=f"choose from {', '.join(legal)}"
-            )
+    wanted = [one_of("the load", name, (*WORKLOADS, "all")) for name in names or (USUAL_WORKLOAD,)]
+    return tuple(name for name in WORKLOADS if "all" in wanted or name in wanted)
 
 
 def prompts(count: int, seed: int) -> list[str]:

@@ -2,7 +2,6 @@
 """What a bench found, as rows and as pictures."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +16,6 @@ __all__ = [
     "plot_bench",
     "plot_latency",
     "rows",
-    "save_picture",
     "without_empty",
 ]
 
@@ -34,7 +32,6 @@ COLOURS = {
     "replicas": "#d55e00",
     "tensor-parallel": "#cc79a7",
 }
-DPI = 110
 
 
 def describe(result: BenchResult, workload: str | None = None) -> str:
@@ -117,20 +114,23 @@ def plot_bench(result: BenchResult, workload: str | None = None) -> Figure:
             ratios = [result.ratio(target, base, count, workload) for count in concurrencies]
             ratio.plot(concurrencies, ratios, marker="o", color=COLOURS[target])
     ratio.axhline(1.0, color=COLOURS[base], lw=1)
-    for axes in (speed, ratio):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
-        axes.set_xlabel("clients at once")
-        axes.spines[["top", "right"]].set_visible(False)
+    shown = workload or result.workloads[0]
+    _by_clients(speed, concurrencies, f"Tokens/s, {shown}")
+    _by_clients(ratio, concurrencies, f"Over {base}, same round")
     speed.set_ylim(bottom=0)
     speed.legend(frameon=False)
-    speed.set_title(f"Tokens/s, {workload or result.workloads[0]}", loc="left", fontsize=11, fontweight="bold")
-    ratio.set_title(f"Over {base}, same round", loc="left", fontsize=11, fontweight="bold")
     most = concurrencies[-1]
     speeds = ", ".join(f"{target} {result.median(target, most, workload=workload):.0f}" for target in targets)
-    shown = workload or result.workloads[0]
     figure.set_label(f"Tokens/s by clients at once ({shown}), and over {base}; with {most} clients: {speeds} tokens/s.")
     return figure
+
+
+def _by_clients(axes: Axes, concurrencies: Sequence[int], title: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
+    axes.set_xlabel("clients at once")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
 
 
 def _curve(axes: Axes, result: BenchResult, target: str, workload: str | None) -> None:
@@ -151,24 +151,10 @@ def plot_latency(result: BenchResult, workload: str) -> Figure:
         for target in (target for target in TARGETS if result.measured(target, concurrencies[0], workload)):
             values = [result.median(target, count, name, workload) for count in concurrencies]
             axes.plot(concurrencies, values, marker="o", color=COLOURS[target], label=target)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
-        axes.set_xlabel("clients at once")
+        _by_clients(axes, concurrencies, f"{title} ({workload})")
         axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{title} ({workload})", loc="left", fontsize=11, fontweight="bold")
     figure.axes[0].legend(frameon=False)
     most, names = concurrencies[-1], [str(line.get_label()) for line in figure.axes[0].lines]
     first = ", ".join(f"{name} {result.median(name, most, 'ttft_ms', workload):.0f}" for name in names)
     figure.set_label(f"Time to the first token and between tokens by clients at once; with {most} clients: {first} ms.")
     return figure
-
-
-def save_picture(result: BenchResult, path: Path) -> Path:
-    """Save the picture of the first workload as PNG and return the file.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    plot_bench(result).savefig(path, dpi=DPI, facecolor="white")
-    return path

@@ -4,10 +4,9 @@
 import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import ENGINE_ARGUMENTS, stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import ServerOptions, TritonServer
-from ensemblekit.settings import visible_gpu
+from ensemblekit.settings import versions_of, visible_gpu
 
 __all__ = ["ONE_GPU", "RECORD", "STAND_IN", "Progress", "run_bench"]
 
@@ -91,7 +90,7 @@ def run_bench(
         bench.start()
         about = asdict(plan) | {"gpus": gpus}
         result = BenchResult(about, _machine(device, release), given, bench.ready_s, (), bench.answers)
-        for one in bench.rounds(stack.enter_context(LoadGenerator())):
+        for one in bench.rounds(stack.enter_context(closing(LoadGenerator()))):
             result = replace(result, rounds=(*result.rounds, one))
             result.save(folder / RECORD)  # whatever ends the bench early, what was measured is kept
         if cross_check:
@@ -167,7 +166,8 @@ class _Bench:
             self.stack.callback(self.engine.stop)
             self.ready_s["engine"] = round(self.engine.start(), 1)
         if "vllm-serve" in self.plan.targets:
-            self.serve = self.stack.enter_context(VllmServe(*common))
+            self.serve = VllmServe(*common)
+            self.stack.callback(self.serve.stop)
             ready = self.serve.start(READY_TIMEOUT_S, lambda: self.progress("starting vllm serve", 0, 0))
             self.ready_s["vllm-serve"] = round(ready, 1)
 
@@ -284,12 +284,6 @@ def _turned(targets: tuple[Target, ...], by: int) -> tuple[Target, ...]:
 
 
 def _machine(device: str, release: str) -> dict[str, Any]:
-    versions = dict[str, str]()
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "device": visible_gpu() if device == "cuda" else DEVICE_NAMES.get(device, "CPU"),
         "cores": len(psutil.Process().cpu_affinity() or []),
@@ -297,5 +291,5 @@ def _machine(device: str, release: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "triton": get_release(release).triton,
         "load_workers": usual_workers(),
-        **versions,
+        **versions_of(PACKAGES),
     }

@@ -7,14 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-
-import httpx
+from typing import Any
 
 from ensemblekit.assets.weights import ModelSource
 from ensemblekit.bench import _worker
-from ensemblekit.errors import ServerExited, ServerNotReady
+from ensemblekit.clients.http import answers_ok
+from ensemblekit.errors import ServerError, ServerExited, ServerNotReady
 from ensemblekit.faults.log import LogReader, tail
 from ensemblekit.repository.stage import engine_environment
 from ensemblekit.servers.ports import LOOPBACK, free_ports
@@ -24,7 +22,6 @@ __all__ = ["EngineAlone", "VllmServe", "engine_arguments"]
 
 POLL_S = 0.25
 ANSWER_POLL_S = 0.02
-ASK_TIMEOUT_S = 2.0
 # Said to both servers, since vLLM's defaults for them differ between `vllm serve` and its library.
 ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
     "cpu": {"max_num_seqs": 32, "max_num_batched_tokens": 2048},
@@ -90,18 +87,13 @@ class VllmServe:
             return elapsed
         self.stop()
         kind, found = (ServerExited, f"exit code {process.exit_code}") if end else (ServerNotReady, "not ready")
-        raise kind(
-            f"get `vllm serve` ready within {timeout_s:g} s",
-            found=f"after {elapsed:.0f} s {found}",
-            hint="read the log's end; the same arguments are given to Triton's engine",
-            log_path=self.log_path,
-            log_tail=tail(self.log_path),
-        )
+        attempted = f"get `vllm serve` ready within {timeout_s:g} s"
+        raise _error(kind, attempted, f"after {elapsed:.0f} s {found}", self.log_path)
 
     def _end_of_start(self, process: SupervisedProcess) -> str | None:
         if process.exit_code is not None:
             return "exited"
-        return "ready" if self._answers() else None
+        return "ready" if answers_ok(f"http://{LOOPBACK}:{self.port}/health") else None
 
     def stop(self) -> None:
         """Stop the server and its engine; stopping a stopped one does nothing."""
@@ -109,22 +101,10 @@ class VllmServe:
         if process is not None:
             process.stop()
 
-    def _answers(self) -> bool:
-        try:
-            health = httpx.get(f"http://{LOOPBACK}:{self.port}/health", timeout=ASK_TIMEOUT_S, trust_env=False)
-        except httpx.TransportError:
-            return False
-        return health.status_code == httpx.codes.OK
 
-    def __enter__(self) -> Self:
-        """Return self, not started."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop."""
-        self.stop()
+def _error(kind: type[ServerError], attempted: str, found: str, log: Path) -> ServerError:
+    hint = "read the log's end; the same arguments are given to Triton's engine"
+    return kind(attempted, found=found, hint=hint, log_path=log, log_tail=tail(log))
 
 
 def _as_options(arguments: dict[str, Any]) -> list[str]:
@@ -201,13 +181,8 @@ class EngineAlone:
         found = wait_until(answer, interval_s=ANSWER_POLL_S)
         if found:
             return found.removeprefix(mark).strip()
-        raise ServerExited(
-            "measure the engine alone",
-            found=f"it ended with exit code {process.exit_code if process else None}",
-            hint="read the log's end; the same arguments are given to Triton's engine",
-            log_path=self.log_path,
-            log_tail=tail(self.log_path),
-        )
+        code = process.exit_code if process else None
+        raise _error(ServerExited, "measure the engine alone", f"it ended with exit code {code}", self.log_path)
 
     def stop(self) -> None:
         """End it and all that came of it; stopping a stopped one does nothing."""

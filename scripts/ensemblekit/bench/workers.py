@@ -10,8 +10,7 @@ import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ensemblekit.assets.store import build_once, fetch_wheel
 from ensemblekit.bench import _worker
@@ -117,16 +116,6 @@ class LoadGenerator:
         for worker in self._workers:
             worker.kill()
             worker.communicate(timeout=STOP_TIMEOUT_S)
-
-    def __enter__(self) -> Self:
-        """Return self."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the workers."""
-        self.close()
 
 
 def perf_analyzer(server: Served, release: str, clients: int, plan: BenchPlan, folder: Path) -> dict[str, Any]:

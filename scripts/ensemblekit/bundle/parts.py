@@ -3,37 +3,13 @@
 
 import hashlib
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from typing_extensions import Buffer
 
-from ensemblekit.errors import ParameterError
-
-__all__ = ["Part", "PartWriter", "parse_size"]
-
-UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-SMALLEST_PART = 10_000  # bytes; below it the number of files explodes
-
-
-def parse_size(text: str) -> int:
-    """Return a size such as `62MB` or `1GiB` in bytes.
-
-    Raises:
-        ParameterError: The text is no size, or one under 10 kB.
-
-    >>> parse_size("62MB")
-    62000000
-    """
-    match = re.fullmatch(r"(\d+)\s*([a-z]*)", text.strip().lower())
-    size = int(match[1]) * UNITS.get(match[2], 0) if match else 0
-    if size < SMALLEST_PART:
-        raise ParameterError(
-            f"make parts of {text!r}", found="no size, or one under 10 kB", hint="for example --part-size 62MB"
-        )
-    return size
+__all__ = ["Part", "PartWriter"]
 
 
 @dataclass(frozen=True)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line `ensemblekit`: one file a command; nothing else of the package parses arguments."""
+"""The command line `ensemblekit`: a file for each theme, see `main`; nothing else of the package parses arguments."""

@@ -7,29 +7,29 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from ensemblekit.cli.options import PATH, WORD, say
-from ensemblekit.errors import ParameterError
+from ensemblekit.cli.options import PART_SIZE, PATH, WORD, say
+from ensemblekit.errors import ParameterError, one_of
 
 if TYPE_CHECKING:
     from ensemblekit.bundle.create import Plan
 
-__all__ = ["command"]
+__all__ = ["bundle"]
 
 PYTHONS = ("3.11", "3.12")
 
 
 @click.group()
-def command() -> None:
+def bundle() -> None:
     """Pack the kit for a host without a network."""
 
 
-@command.command()
+@bundle.command()
 @click.argument("folder", type=PATH)
 @click.option("--python", default="3.12", help="The other machine's Python.")
 @click.option("--device", default="cuda", help="cuda, cpu, or quick (no vLLM).")
 @click.option("--have", type=PATH, help="What `pip list --format=json` prints there; that much is not carried.")
 @click.option("--release", type=WORD, multiple=True, help="Triton release to bring; may be repeated.  [default: all]")
-@click.option("--part-size", default="1GB", help="Largest file, for example 62MB or 4GiB.")
+@click.option("--part-size", type=PART_SIZE, default="1GB", help="Largest file, for example 62MB or 4GiB.")
 @click.option("--lab/--no-lab", default=True, help="Bring JupyterLab; only with --device quick can it be left out.")
 @click.option("--leave-out", multiple=True, help="Another package not to carry; may be given again.")
 @click.option(
@@ -42,7 +42,7 @@ def create(
     device: str,
     have: Path | None,
     release: tuple[str, ...],
-    part_size: str,
+    part_size: int,
     lab: bool,
     leave_out: tuple[str, ...],
     python_archive: Path | None,
@@ -57,7 +57,6 @@ def create(
 
     from ensemblekit.bundle.contents import LEFT_OUT, normal
     from ensemblekit.bundle.create import create_bundle
-    from ensemblekit.bundle.parts import parse_size
 
     left_out = {*map(normal, leave_out), *(() if everything else LEFT_OUT)}
     plan = replace(_plan(python, device, have, release, lab=lab, left_out=left_out), python_archive=python_archive)
@@ -67,7 +66,6 @@ def create(
             found="--have beside --python-archive",
             hint="leave one of them out",
         )
-    size = parse_size(part_size)
     console = Console(stderr=True)
     carried, present, left = (len(names) for names in (plan.choice.carried, plan.choice.present, plan.choice.left_out))
     say(console, f"{carried} packages to carry, {present} are there already, {left} left out")
@@ -77,7 +75,7 @@ def create(
         bundle = create_bundle(
             plan,
             folder,
-            size,
+            part_size,
             lambda what, done, total: bars.update(task, description=what, completed=done, total=total),
         )
     version = "3.6 or newer" if python_archive else python
@@ -109,7 +107,7 @@ def _plan(
         )
     for name in releases:
         get_release(name)
-    chosen: Device = "cuda" if device == "cuda" else "cpu" if device == "cpu" else "quick"
+    chosen: Device = one_of("the device", device, get_args(Device))
     layers = layers_for(chosen, lab=lab)
     choice = choose(read_pins(layers), read_have(have) if have else {}, left_out)
     return Plan(python, chosen, layers, choice, releases, weights=chosen != "quick")

@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemblekit.cli.options import EXIT_FAILED, WORD, as_json
-from ensemblekit.errors import ParameterError
+from ensemblekit.cli.options import EXIT_FAILED, SIZE, WORD, as_json
 
 if TYPE_CHECKING:
     from ensemblekit.repository.gpu_memory import Fit, Shape
 
-__all__ = ["command"]
+__all__ = ["fit"]
 
 GIB = 1 << 30
 
 
 @click.command()
 @click.argument("model", type=WORD)
-@click.option("--gpu-memory", required=True, help="Memory of one GPU, for example 24GiB.")
+@click.option("--gpu-memory", type=SIZE, required=True, help="Memory of one GPU, for example 24GiB.")
 @click.option(
     "--max-model-len", type=click.IntRange(1), help="Tokens of the longest request (default: the model's context)."
 )
@@ -28,9 +27,7 @@ GIB = 1 << 30
 @click.option("--fp8-cache", is_flag=True, help="Keys and values of one byte (kv_cache_dtype fp8).")
 @as_json
 @click.pass_context
-def command(
-    context: click.Context, /, model: str, gpu_memory: str, fp8_cache: bool, as_json: bool, **options: Any
-) -> None:
+def fit(context: click.Context, /, model: str, gpu_memory: int, fp8_cache: bool, as_json: bool, **options: Any) -> None:
     """Will this model fit? Weights, cache per token, requests at once; exit code 0: yes, 1: no.
 
     MODEL is a checkpoint's folder, or its config.json.
@@ -39,20 +36,9 @@ def command(
     from ensemblekit.repository.gpu_memory import read_shape
 
     shape = read_shape(model)
-    found = estimate(shape, _bytes(gpu_memory), cache_value_bytes=1.0 if fp8_cache else None, **options)
+    found = estimate(shape, gpu_memory, cache_value_bytes=1.0 if fp8_cache else None, **options)
     click.echo(json.dumps(_numbers(shape, found), indent=2) if as_json else _text(shape, found))
     context.exit(0 if found.fits else EXIT_FAILED)
-
-
-def _bytes(text: str) -> int:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError as error:
-        raise ParameterError(
-            f"use a GPU with {text!r}", found="no size", hint="for example `--gpu-memory 24GiB`"
-        ) from error
 
 
 def _numbers(shape: "Shape", found: "Fit") -> dict[str, float | bool]:

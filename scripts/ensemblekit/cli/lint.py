@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemblekit.cli.options import PATH, as_json, python, say
-from ensemblekit.errors import KitError, ParameterError
+from ensemblekit.errors import KitError, one_of
 
 if TYPE_CHECKING:
     from ensemblekit.diagnose.lint.findings import LintReport
-    from ensemblekit.releases import Flavour
 
-__all__ = ["command"]
+__all__ = ["lint"]
 
 
 @click.command()
@@ -30,7 +29,7 @@ __all__ = ["command"]
 @as_json
 @click.option("--sarif", is_flag=True, help="Print SARIF 2.1.0 instead, for editors and CI.")
 @click.pass_context
-def command(
+def lint(
     context: click.Context,
     /,
     repository: Path,
@@ -64,23 +63,10 @@ def command(
 
 def _lint(repository: Path, flavour: str | None, options: dict[str, Any]) -> "LintReport":
     from ensemblekit.diagnose.lint.run import lint_repository
-
-    return lint_repository(repository, flavour=_flavour(flavour), **options)
-
-
-def _flavour(name: str | None) -> "Flavour | None":
     from ensemblekit.releases import FLAVOURS
 
-    for flavour in FLAVOURS:
-        if name == flavour:
-            return flavour
-    if name is None:
-        return None
-    raise ParameterError(
-        f"lint for flavour {name!r}",
-        found=f"the flavours are {', '.join(FLAVOURS)}",
-        hint="choose one of these; without one, a server with ensembles is assumed",
-    )
+    chosen = one_of("the flavour", flavour, FLAVOURS) if flavour else None
+    return lint_repository(repository, flavour=chosen, **options)
 
 
 def _print(content: dict[str, Any]) -> None:

@@ -17,12 +17,29 @@ __all__ = ["app", "main"]
 
 LONGEST_WORD = 1 << 15  # characters of an argument; no path, name or request is longer
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # an error quotes what it found; a terminal would obey it
-# a command is the `command` of the module of its name
-NAMES = """
-    run runs weights exercises preflight releases lab serve matrix bench probe lint explain doctor alive fit build-plan
-    bundle workaround workshop
-"""
-COMMANDS = tuple(NAMES.split())
+# the commands in the order of the help, and the module that holds the function of that name
+COMMANDS = {
+    "run": "run",
+    "runs": "machine",
+    "weights": "machine",
+    "exercises": "lessons",
+    "preflight": "machine",
+    "releases": "machine",
+    "lab": "lessons",
+    "serve": "serve",
+    "matrix": "measure",
+    "bench": "measure",
+    "probe": "diagnose",
+    "lint": "lint",
+    "explain": "diagnose",
+    "doctor": "diagnose",
+    "alive": "diagnose",
+    "fit": "fit",
+    "build-plan": "images",
+    "bundle": "bundle",
+    "workaround": "images",
+    "workshop": "workshop",
+}
 DISK_HINTS = {
     errno.ENOSPC: "free some disk (`df -h`), or choose another one with --runs-dir or ENSEMBLEKIT_CACHE",
     errno.EDQUOT: "your quota of this disk is used up: free some, or choose another disk",
@@ -44,7 +61,8 @@ class _Program(click.Group):
         """Import a command by its name; None if there is none."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"ensemblekit.cli.{cmd_name.replace('-', '_')}").command
+        module = import_module(f"ensemblekit.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
 

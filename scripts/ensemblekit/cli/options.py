@@ -24,9 +24,11 @@ __all__ = [
     "EXIT_UNUSABLE",
     "FOLDER",
     "JSON_OBJECT",
+    "PART_SIZE",
     "PATH",
     "PORT",
     "SECONDS",
+    "SIZE",
     "WORD",
     "as_json",
     "container_engine",
@@ -45,6 +47,7 @@ __all__ = [
 EXIT_FAILED, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
 LONGEST_WAIT_S = 30 * 24 * 3600.0
 LONGEST_NAME = 4096  # of a path on Linux; names of images and models are shorter
+LARGEST_SIZE = 1 << 60
 DEEPEST_JSON = 32  # numpy's largest number of dimensions in a tensor
 
 
@@ -89,6 +92,27 @@ class _Word(click.ParamType[str]):
         if len(text) > LONGEST_NAME:
             self.fail(f"{shortened(text)!r} is longer than {LONGEST_NAME} characters.", param, ctx)
         return text
+
+
+class _Size(click.ParamType[int]):
+    """A number of bytes, such as 62MB or 24GiB."""
+
+    name = "size"
+
+    def __init__(self, smallest: int = 1) -> None:
+        self.smallest = smallest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        from pydantic import ByteSize, TypeAdapter, ValidationError
+
+        try:
+            size = int(TypeAdapter(ByteSize).validate_python(value))
+        except (ValidationError, OverflowError):
+            size = 0
+        if not self.smallest <= size < LARGEST_SIZE:
+            self.fail(f"{shortened(str(value))!r} is no size such as 62MB or 24GiB.", param, ctx)
+        return size
 
 
 class _JsonObject(click.ParamType[dict[str, Any]]):
@@ -166,6 +190,8 @@ PATH = _Path(path_type=Path)
 FOLDER = _Path(path_type=Path, file_okay=False)
 PROGRAM = _Path(path_type=Path, exists=True)
 WORD = _Word()
+SIZE = _Size()
+PART_SIZE = _Size(10_000)  # below it the number of files explodes
 PORT = click.IntRange(1, 65533)  # the two after it are wanted too
 JSON_OBJECT = _JsonObject()
 

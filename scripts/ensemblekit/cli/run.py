@@ -9,7 +9,7 @@ from ensemblekit.cli.options import PATH, SECONDS, WORD, container_engine, runs_
 from ensemblekit.cli.run_grammar import PAIR_OPTIONS, GivenTwiceError, merged, read_run
 from ensemblekit.errors import ParameterError
 
-__all__ = ["command"]
+__all__ = ["run"]
 
 DEFAULT_CELL_TIMEOUT_S = 1800.0  # a first start with weights to fetch on a slow line; lessons have shorter limits
 ONLY_HELP = "A lesson's number or name, or for example exercises/01, solutions/01, zh/01; may be given again."
@@ -52,7 +52,7 @@ class _RunCommand(click.Command):
 @click.option("--sweep", type=PATH, help="A YAML file of parameter sets: one run for each, in one folder.")
 @click.option("--resume", type=PATH, metavar="RUN", help="Go on with a run or sweep that was stopped, by its name.")
 @click.pass_context
-def command(
+def run(
     context: click.Context,
     /,
     given: dict[str, str],

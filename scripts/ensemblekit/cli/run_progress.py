@@ -10,10 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import TaskID
 
-from ensemblekit.batch.notebooks import Notebook, choose_notebooks, distribute
+from ensemblekit.batch.notebooks import Notebook, RunPlan, choose_notebooks, distribute, read_sets
 from ensemblekit.batch.report import write_report
 from ensemblekit.batch.runner import LessonResult, Run, RunListener, run_lessons
-from ensemblekit.batch.sweep import RunPlan, read_sets
 from ensemblekit.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, progress_bars, say
 from ensemblekit.errors import ParameterError
 from ensemblekit.paths import new_run_id, temporary_dir

@@ -17,7 +17,7 @@ from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK, free_ports
 if TYPE_CHECKING:
     from ensemblekit.servers.process import TritonServer
 
-__all__ = ["choose_ports", "command", "serve_forever"]
+__all__ = ["choose_ports", "serve", "serve_forever"]
 
 WATCH_S = 0.2  # how soon a server that dies is noticed
 
@@ -34,7 +34,7 @@ WATCH_S = 0.2  # how soon a server that dies is noticed
 @click.option("--host", type=WORD, default=LOOPBACK, help="Where HTTP and gRPC listen; 0.0.0.0 is every address.")
 @click.option("--port", type=PORT, help="HTTP's port; a free one if left out.")
 @click.option("--grpc-port", type=PORT, help="gRPC's port; the next after --port if left out.")
-def command(
+def serve(
     timeout: float,
     container_engine: str | None,
     host: str,

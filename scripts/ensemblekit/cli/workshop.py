@@ -7,15 +7,15 @@ import click
 
 from ensemblekit.cli.options import EXIT_FAILED, FOLDER, PATH, SECONDS, WORD, device, engine, model, release
 
-__all__ = ["command"]
+__all__ = ["workshop"]
 
 
 @click.group()
-def command() -> None:
+def workshop() -> None:
     """A workshop: seats prepared before, one shared server, and who is how far."""
 
 
-@command.command()
+@workshop.command()
 @click.option("--seats", type=click.IntRange(1, 500), default=30, help="How many keys are made.")
 @click.option(
     "--host", type=WORD, default="127.0.0.1", help="Address to listen on; 0.0.0.0 is all. Then keys are needed."
@@ -50,7 +50,7 @@ def serve(seats: int, host: str, port: int, rate: int, at_once: int, timeout: fl
         shared.keep(click.echo)
 
 
-@command.command()
+@workshop.command()
 @click.argument("folder", type=FOLDER, required=False)
 def seats(folder: Path | None) -> None:
     """Show what each seat of a shared server has asked and done; FOLDER is its gate's, by default the newest."""
@@ -72,7 +72,7 @@ def seats(folder: Path | None) -> None:
     Console().print(table)
 
 
-@command.command()
+@workshop.command()
 @click.option("--quick", is_flag=True, help="For a workshop without vLLM: no weights.")
 def prepare(quick: bool) -> None:
     """Fetch everything for a seat, then prove it: with the network off, Lab opens and an exercise runs."""
@@ -85,7 +85,7 @@ def prepare(quick: bool) -> None:
     click.echo(f"ready: Lab opened and exercise 1 was solved with the network off ({how})")
 
 
-@command.command()
+@workshop.command()
 @click.option("--quick", is_flag=True, help="For a workshop without vLLM: no weights.")
 @click.option("--url", type=WORD, help="The shared server, as it was given to this seat.")
 @click.pass_context
@@ -98,7 +98,7 @@ def check(context: click.Context, quick: bool, url: str | None) -> None:
     context.exit(EXIT_FAILED if missing else 0)
 
 
-@command.command()
+@workshop.command()
 @click.argument("target", type=PATH, default="slides.html")
 def slides(target: Path) -> None:
     """Make slides from the lessons: one page for each heading, in one HTML file."""

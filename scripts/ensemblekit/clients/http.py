@@ -20,9 +20,19 @@ from ensemblekit.clients.grpc import (
 )
 from ensemblekit.errors import RequestError
 
-__all__ = ["LoadAnswer", "ask_http", "curl_command", "generate_url", "load_model", "model_states", "stream_http"]
+__all__ = [
+    "LoadAnswer",
+    "answers_ok",
+    "ask_http",
+    "curl_command",
+    "generate_url",
+    "load_model",
+    "model_states",
+    "stream_http",
+]
 
 EXCERPT = 500  # characters of an answer that is no JSON, enough to see what answered
+READY_ANSWER_S = 2.0  # one readiness question
 CONTROL_TIMEOUT_S = 600.0  # loading a model answers when it is loaded
 
 
@@ -155,6 +165,14 @@ def _json(answer: httpx.Response) -> dict[str, Any]:
 
 def _said(answer: httpx.Response) -> str:
     return f"HTTP {answer.status_code}: {_json(answer).get('error', answer.text[:EXCERPT])}"
+
+
+def answers_ok(url: str) -> bool:
+    """Return whether a page is answered with 200, within two seconds."""
+    try:
+        return httpx.get(url, timeout=READY_ANSWER_S, trust_env=False).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
 
 
 def _why(error: httpx.TransportError, timeout_s: float) -> str:

@@ -2,7 +2,6 @@
 """The release matrix as a picture: colour and words say the same, so that it reads without colour too."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,7 +11,7 @@ from matplotlib.patches import FancyBboxPatch
 from ensemblekit.matrix.run import Cell, MatrixResult, State
 from ensemblekit.releases import DocumentedRelease
 
-__all__ = ["plot_matrix", "save_picture"]
+__all__ = ["plot_matrix"]
 
 # Okabe and Ito's green and vermillion stay apart for every kind of colour vision; darker, so that white is readable
 STYLE: dict[State, tuple[str, str]] = {
@@ -25,7 +24,6 @@ WIDTH_IN, ROW_IN = 9.0, 0.78
 DOCUMENTED_A_ROW, DOCUMENTED_IN = 12, 0.36
 DOCUMENTED_TEXT = "Documented only, not run here: the vLLM images after 24.10"
 GAP = 0.06
-DPI = 150
 
 
 def plot_matrix(result: MatrixResult, documented: Sequence[DocumentedRelease] = ()) -> Figure:
@@ -92,13 +90,3 @@ def _draw(axes: Axes, column: int, row: int, cell: Cell) -> None:
     text: dict[str, Any] = {"ha": "center", "va": "center", "color": "white" if ran else "#5b5f66"}
     axes.text(column + 0.5, row + (0.4 if small else 0.5), words, fontsize=10, fontweight="bold", **text)
     axes.text(column + 0.5, row + 0.68, small, fontsize=8.5, **text)
-
-
-def save_picture(result: MatrixResult, path: Path) -> Path:
-    """Save the picture as PNG and return the file.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    plot_matrix(result).savefig(path, dpi=DPI, facecolor="white")
-    return path

@@ -4,13 +4,13 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 from ensemblekit.assets.weights import ModelSource, ensure_checkpoint
 from ensemblekit.clients.grpc import ask
-from ensemblekit.errors import KitError, ParameterError, UnsupportedMachine
+from ensemblekit.errors import KitError, UnsupportedMachine, one_of
 from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.paths import current_run_dir
 from ensemblekit.releases import FLAVOURS, Flavour, get_release, has_ensembles, known_release, list_releases
@@ -27,7 +27,6 @@ __all__ = ["QUESTION", "Cell", "MatrixProvider", "MatrixResult", "State", "Verdi
 MatrixProvider = Literal["embedded", "container"]
 State = Literal["answered", "refused", "failed", "not run"]
 Verdict = Literal["as expected", "UNEXPECTED", "not run"]
-Word = TypeVar("Word", bound=str)
 QUESTION = "What is the capital of France?"
 SAMPLING = {"max_tokens": 32, "temperature": 0}
 READY_TIMEOUT_S = 600.0  # with vLLM; the stand-in takes seconds
@@ -106,18 +105,6 @@ class MatrixResult:
         path.write_text(json.dumps({"seconds": self.seconds, "cells": rows}, indent=2) + "\n")
         return path
 
-    @classmethod
-    def read(cls, path: Path) -> "MatrixResult":
-        """Read what `write` wrote.
-
-        Raises:
-            OSError: The file cannot be read.
-            ValueError: It is no such file.
-        """
-        names = {entry.name for entry in fields(Cell)}
-        rows = json.loads(path.read_text())["cells"]
-        return cls(tuple(Cell(**{name: row[name] for name in names}) for row in rows))
-
     def __str__(self) -> str:
         return self.table()
 
@@ -162,22 +149,15 @@ def _cells(releases: Sequence[str], flavours: Sequence[str], providers: Sequence
     """Return the cells to run, none of them run yet."""
     find = get_release if "embedded" in providers else known_release  # an image is run without a wheel of its release
     names = [find(name).name for name in releases] or [row.name for row in list_releases()]
-    chosen_flavours: list[Flavour] = [_one_of("FLAVOUR", name, FLAVOURS) for name in flavours or FLAVOURS]
-    chosen: list[MatrixProvider] = [_one_of("PROVIDER", name, get_args(MatrixProvider)) for name in providers]
-    _one_of("ENGINE", engine, get_args(Engine))
+    chosen_flavours: list[Flavour] = [one_of("FLAVOUR", name, FLAVOURS) for name in flavours or FLAVOURS]
+    chosen: list[MatrixProvider] = [one_of("PROVIDER", name, get_args(MatrixProvider)) for name in providers]
+    one_of("ENGINE", engine, get_args(Engine))
     return [
         Cell(name, flavour, provider, engine, "not run", "")
         for provider in chosen
         for name in names
         for flavour in chosen_flavours
     ]
-
-
-def _one_of(what: str, value: str, legal: Sequence[Word]) -> Word:
-    for word in legal:
-        if word == value:
-            return word
-    raise ParameterError(f"use {what} {value!r}", found="no such value", hint=f"choose one of {', '.join(legal)}")
 
 
 def _run(cell: Cell, folder: Path, source: ModelSource | None, device: str) -> Cell:

@@ -21,8 +21,7 @@ from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.faults.catalogue import container_refusal
 from ensemblekit.gpu import visible_gpu
 from ensemblekit.releases import DocumentedRelease, Flavour
-from ensemblekit.servers.container_engine import ContainerEngine, find_engine
-from ensemblekit.servers.container_images import ensure_image, no_progress
+from ensemblekit.servers.container_engine import ContainerEngine, ensure_image, find_engine, no_progress
 from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK
 
 __all__ = ["BUILT_IMAGES", "ContainerInstallation", "base_image", "image_of", "install_container"]
@@ -88,9 +87,8 @@ class ContainerInstallation:
         self,
         repository: Path,
         ports: tuple[int, int, int],
-        *,
-        shm_prefix: str,
         options: list[str],
+        *,
         environment: dict[str, str],
         host: str = LOOPBACK,
     ) -> list[str]:
@@ -111,9 +109,7 @@ class ContainerInstallation:
             *(f"--env={name}={value}" for name, value in environment.items() if name not in OF_THIS_HOST),
             *shlex.split(os.environ.get(ARGUMENTS_VARIABLE, "")),
             *(self.image, "tritonserver", "--model-repository=/models"),
-            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             *(f"--{name}-address={at}" for name, at in zip(("http", "grpc", "metrics"), addresses, strict=True)),
-            *(f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
             *options,
         ]
 

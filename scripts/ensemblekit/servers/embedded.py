@@ -73,10 +73,9 @@ class EmbeddedInstallation:
     def command(
         self,
         repository: Path,
-        ports: tuple[int, int, int],
-        *,
-        shm_prefix: str,
+        _ports: tuple[int, int, int],
         options: list[str],
+        *,
         environment: dict[str, str],
         host: str = LOOPBACK,
     ) -> list[str]:
@@ -85,10 +84,8 @@ class EmbeddedInstallation:
             str(self.binary),
             f"--model-repository={plain_path(repository)}",
             f"--backend-directory={plain_path(self.backends)}",
-            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             *(f"--{endpoint}-address={host}" for endpoint in ("http", "grpc")),
             f"--metrics-address={LOOPBACK}",
-            *(f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
             *options,
         ]
 

@@ -8,11 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-import httpx
-
+from ensemblekit.clients.http import answers_ok
 from ensemblekit.errors import RepositoryError, ServerError, ServerExited, ServerNotReady, ServerStuck
 from ensemblekit.faults.catalogue import ENGINE_REASONS, container_refusal, context_of, recognise
 from ensemblekit.faults.fault import Recognised
@@ -46,7 +44,6 @@ Installation = EmbeddedInstallation | ContainerInstallation
 logger = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 600.0  # a first start on a slow disk compiles and loads weights
-ASK_TIMEOUT_S = 2.0  # one readiness question
 NO_ENSEMBLES = "E101"
 SHOWN_KEY = "YOUR-KEY"
 CRASHED = (134, 139)  # SIGABRT, SIGSEGV
@@ -176,13 +173,13 @@ class TritonServer:
     @property
     def command(self) -> list[str]:
         """The command line of the server, as arguments."""
+        ports = (self.http_port, self.grpc_port, self.metrics_port)
+        options = [f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}"]
+        options += [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
+        options += control_arguments(self._key) if self.options.explicit else []
+        options += self.options.arguments()
         return self.installation.command(
-            self.repository,
-            (self.http_port, self.grpc_port, self.metrics_port),
-            shm_prefix=self._shm_prefix,
-            host=self.options.host,
-            options=[*(control_arguments(self._key) if self.options.explicit else []), *self.options.arguments()],
-            environment=self.environment,
+            self.repository, ports, options, environment=self.environment, host=self.options.host
         )
 
     @property
@@ -270,13 +267,9 @@ class TritonServer:
 
     def answers(self) -> bool:
         """Return whether the server says it is ready and serves its metrics."""
-        try:
-            for url in (f"http://{self.http_url}/v2/health/ready", f"http://{self.metrics_url}/metrics"):
-                if httpx.get(url, timeout=ASK_TIMEOUT_S, trust_env=False).status_code != httpx.codes.OK:
-                    return False
-        except httpx.TransportError:
-            return False
-        return True
+        return answers_ok(f"http://{self.http_url}/v2/health/ready") and answers_ok(
+            f"http://{self.metrics_url}/metrics"
+        )
 
     def stop(self) -> None:
         """Stop the server and all its processes; stopping a stopped server does nothing."""
@@ -312,9 +305,7 @@ class TritonServer:
         """Start, for use in a `with` statement."""
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Stop."""
         self.stop()
 

@@ -16,7 +16,6 @@ from ensemblekit.servers.process import ServerOptions, TritonServer
 
 __all__ = ["Attempt", "try_configurations"]
 
-START_TIMEOUT_S = 60.0  # nothing is loaded at the start; a machine under load may still take long
 HTTP_OK = 200
 STEP = "attempt_step"
 TENSORS = """input [ { name: "IN" data_type: TYPE_STRING dims: [ 1 ] } ]
@@ -119,24 +118,20 @@ def _try(installation: EmbeddedInstallation, attempts: list[Attempt], place: Pat
         _write(repository / attempt.name / "config.pbtxt", attempt.config + TENSORS)
     _write(repository / STEP / "config.pbtxt", f'backend: "python"\n{TENSORS}')
     _write(repository / STEP / "1" / "model.py", PYTHON_MODEL)
-    server = TritonServer(installation, repository, place, ServerOptions(explicit=True, load_models=(STEP,)))
-    try:
-        server.start(START_TIMEOUT_S)
+    with TritonServer(installation, repository, place, ServerOptions(explicit=True, load_models=(STEP,))) as server:
         statuses = {attempt.name: load_model(server, attempt.name).status for attempt in attempts}
-    finally:
-        server.stop()
     said = poll_errors(parse_log(read_log(server.log_path)))
     return [_told(attempt, statuses[attempt.name], said) for attempt in attempts]
 
 
 def _told(attempt: Attempt, status: int, said: tuple[str, ...]) -> Attempt:
+    """Return the attempt with what came of it."""
+    done = replace(attempt, status=status)
+    if done.loaded:
+        loaded = "an ensemble" if done.is_ensemble else "loads, but as a Python model: Triton runs no steps for it"
+        return replace(done, reason=loaded)
     words = next((line for line in said if f"'{attempt.name}'" in line.partition(":")[0]), "")
     match = _POLL.match(words)
     reason = match[1].replace(attempt.name, "…") if match else ""
-    if REPLACED_CONSTANT.strip(b"\0").decode() in reason:
-        reason = GENUINE_REFUSAL
-    done = replace(attempt, status=status, reason=reason)
-    if not done.loaded:
-        return done
-    loaded = "an ensemble" if done.is_ensemble else "loads, but as a Python model: Triton runs no steps for it"
-    return replace(done, reason=loaded)
+    replaced = REPLACED_CONSTANT.strip(b"\0").decode() in reason
+    return replace(done, reason=GENUINE_REFUSAL if replaced else reason)

@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ensemblekit.errors import FetchError, KitError, ParameterError
+from ensemblekit.errors import FetchError, KitError, one_of
 from ensemblekit.faults.log import tail
 from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.releases import Flavour, Release
 from ensemblekit.servers.container import base_image, image_of
-from ensemblekit.servers.container_engine import ContainerEngine, find_engine
-from ensemblekit.servers.container_images import GB, ensure_image, follow, log_of, no_progress, require_disk
+from ensemblekit.servers.container_engine import (
+    GB,
+    ContainerEngine,
+    ensure_image,
+    find_engine,
+    follow,
+    log_of,
+    no_progress,
+    require_disk,
+)
 
 __all__ = ["Backend", "BuiltImage", "Removed", "build_image", "remove_image"]
 
@@ -83,10 +91,7 @@ def build_image(
         FetchError: The base image cannot be had, or a package or the backend could not be fetched.
         KitError: The build failed otherwise.
     """
-    if backend not in get_args(Backend):
-        raise ParameterError(
-            f"use the backend {backend!r}", found="no such backend", hint="choose one of upstream, kit"
-        )
+    one_of("the backend", backend, get_args(Backend))
     engine, base = find_engine(), base or base_image(release)
     vllm = vllm or (KIT_VLLM if backend == "kit" else f"vllm=={release.vllm}")
     image = image_of(release, FLAVOUR)

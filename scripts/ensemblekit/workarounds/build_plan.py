@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command lines of upstream's build.py, with and without the flag that matters, and what they need."""
 
-import ast
 import importlib.util
 import json
 import os
 import shlex
 import shutil
-import stat
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +15,11 @@ import httpx
 import psutil
 
 from ensemblekit.diagnose.preflight import Row
-from ensemblekit.errors import KitError, ParameterError
-from ensemblekit.paths import cache_dir, repo_root
+from ensemblekit.errors import KitError, ParameterError, one_of
+from ensemblekit.paths import cache_dir
 from ensemblekit.releases import Release, get_release
 from ensemblekit.servers.container import image_of
-from ensemblekit.servers.container_engine import ContainerEngine, find_engine
+from ensemblekit.servers.container_engine import find_engine
 
 __all__ = [
     "CORE_SWITCH",
@@ -32,14 +29,12 @@ __all__ = [
     "compared",
     "joined",
     "make_plan",
-    "missing_packages",
     "plan_json",
     "shell_script",
     "unmet",
 ]
 
 Variant = Literal["minimal", "full"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 SERVER_REPOSITORY = "https://github.com/triton-inference-server/server"
 FLAG = "--backend=ensemble"
@@ -53,12 +48,11 @@ GIB = 2**30
 IMAGES_AT_ONCE = 3
 COMPILER_GB = 20
 MEMORY_A_JOB_GIB = 1.0  # a C++ compiler on gRPC's sources; a rule of thumb, not upstream's
-WANTED_CORES = 4  # fewer work, for longer
 JOBS_A_CORE = 2  # upstream's default
 DOCKER_SOCKET = Path("/var/run/docker.sock")  # upstream's script mounts this very path
+DOCKER_IMAGES = Path("/var/lib/docker")  # unless docker was told otherwise
 NETWORK_TIMEOUT_S = 4
-# what build.py of mid 2024 imports besides Python's own library; read from the source itself where it is here
-USUAL_PACKAGES = ("distro", "requests")
+PACKAGES = ("distro", "requests")  # what build.py of mid 2024 imports besides Python's own library
 
 # What upstream's README of the vLLM backend gives for its image; `full` is that list, `minimal` leaves out the
 # cloud file systems and the two endpoints of cloud services, whose SDKs take long to compile.
@@ -141,14 +135,7 @@ def make_plan(release: str, variant: str, *, source: Path | None = None, jobs: i
     Raises:
         ParameterError: The release or variant is unknown, or `source` holds no build.py.
     """
-    row = get_release(release)
-    chosen = next((name for name in VARIANTS if name == variant), None)
-    if chosen is None:
-        raise ParameterError(
-            f"plan the build variant {variant!r}",
-            found=f"the variants are {' and '.join(VARIANTS)}",
-            hint="minimal leaves out the cloud file systems and endpoints; full is NVIDIA's own list",
-        )
+    row, chosen = get_release(release), one_of("the build variant", variant, get_args(Variant))
     if source is not None and not (source / "build.py").is_file():
         raise ParameterError(
             f"build from the source in {source}",
@@ -181,8 +168,7 @@ def compared(plan: BuildPlan) -> tuple[tuple[str, str], ...]:
     >>> [pair for pair in compared(make_plan("24.08", "full")) if pair[0] != pair[1]]
     [('', '--backend=ensemble')]
     """
-    without = plan.options(None)
-    return tuple((option if option in without else "", option) for option in plan.options(FLAG))
+    return tuple(("" if option == FLAG else option, option) for option in plan.options())
 
 
 def plan_json(plan: BuildPlan) -> str:
@@ -232,113 +218,49 @@ def check_prerequisites(plan: BuildPlan, work: Path | None = None) -> tuple[Row,
     Raises:
         OSError: The cache folder cannot be made.
     """
-    source = Row("source", str(plan.source), fine=True, without="", required=True)
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    packages = f"no {' and no '.join(missing)}" if missing else "all that build.py imports"
+    install = f"`.venv/bin/python -m pip install {' '.join(missing)}`"
+    git = shutil.which("git")
+    checkout = "`sudo apt install git`, or --source FOLDER with a checkout"
     return (
-        source if plan.source else _git(),
-        _packages(plan),
-        _engine(),
-        _socket(),
+        Row("source", str(plan.source), fine=True, without="", required=True)
+        if plan.source
+        else Row("git", "installed" if git else "none", bool(git), checkout, required=True),
+        Row("Python packages", packages, not missing, install, required=True),
+        _docker(),
         _disk(plan, plan.source or work or cache_dir()),
-        _memory(plan),
-        _cores(),
+        _memory(plan.jobs or JOBS_A_CORE * (psutil.cpu_count() or 1)),
         _site("github.com", "the components' sources cannot be cloned"),
         _site("nvcr.io", f"the base image {plan.release.name}-py3-min cannot be pulled"),
     )
 
 
-def _git() -> Row:
-    found = shutil.which("git")
-    fix = "`sudo apt install git`, or --source FOLDER with a checkout"
-    return Row("git", "installed" if found else "none", bool(found), fix, required=True)
-
-
-def missing_packages(source: Path | None) -> tuple[str, ...]:
-    """Return the Python packages that build.py imports and this Python lacks.
-
-    Args:
-        source: A checkout, whose own imports are read; None for what upstream's build.py usually imports.
-
-    Raises:
-        OSError: The source's build.py cannot be read.
-        SyntaxError: It is no Python.
-    """
-    names = _imports(source / "build.py") if source else USUAL_PACKAGES
-    return tuple(name for name in names if importlib.util.find_spec(name) is None)
-
-
-def _imports(file: Path) -> tuple[str, ...]:
-    """Return the top-level packages that a file imports and that are not Python's own."""
-    found = set[str]()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.partition(".")[0])
-    return tuple(sorted(found - sys.stdlib_module_names))
-
-
-def _packages(plan: BuildPlan) -> Row:
-    missing = missing_packages(plan.source)
-    found = f"no {' and no '.join(missing)}" if missing else "all that build.py imports"
-    python = Path(sys.executable)  # as it is typed in the kit's checkout
-    python = python.relative_to(repo_root()) if python.is_relative_to(repo_root()) else python
-    return Row("Python packages", found, not missing, f"`{python} -m pip install {' '.join(missing)}`", required=True)
-
-
-def _engine() -> Row:
+def _docker() -> Row:
+    usable = DOCKER_SOCKET.is_socket() and os.access(DOCKER_SOCKET, os.R_OK | os.W_OK)
+    found = "docker answers" if usable else f"upstream's script mounts {DOCKER_SOCKET}, and you cannot use it"
     try:
-        engine = find_engine("docker")
+        find_engine("docker")
     except KitError as error:
-        start = "`sudo systemctl start docker`, and `sudo usermod -aG docker $USER` so that you may use it"
-        fix = start if shutil.which("docker") else "`sudo apt install docker.io`: upstream's scripts call docker itself"
-        return Row("docker", error.found, fine=False, without=fix, required=True)
-    return Row("docker", f"{engine.name} answers", fine=True, without="", required=True)
-
-
-def _socket() -> Row:
-    fix = "upstream's script mounts it into the build container: `sudo systemctl start docker`"
-    try:
-        there = stat.S_ISSOCK(DOCKER_SOCKET.stat().st_mode)
-    except OSError:
-        return Row("docker socket", f"no {DOCKER_SOCKET}", fine=False, without=fix, required=True)
-    usable = there and os.access(DOCKER_SOCKET, os.R_OK | os.W_OK)
-    found = str(DOCKER_SOCKET) if usable else f"{DOCKER_SOCKET}, not yours to use"
-    return Row("docker socket", found, usable, fix if not there else "`sudo usermod -aG docker $USER`", required=True)
+        usable, found = False, error.found
+    start = "`sudo systemctl start docker`, and `sudo usermod -aG docker $USER` so that you may use it"
+    install = "`sudo apt install docker.io`: upstream's scripts call docker itself"
+    return Row("docker", found, usable, start if shutil.which("docker") else install, required=True)
 
 
 def _disk(plan: BuildPlan, folder: Path) -> Row:
     wanted = IMAGES_AT_ONCE * plan.release.vllm_image_gb + COMPILER_GB
     existing = next(path for path in (folder, *folder.parents) if path.is_dir())
-    places = {"sources": existing}
-    if images := _image_folder():
-        places["images"] = images
+    places = {"sources": existing} | ({"images": DOCKER_IMAGES} if DOCKER_IMAGES.is_dir() else {})
     free = min(shutil.disk_usage(place).free for place in places.values()) / GB
     fix = f"estimated need {wanted:.0f} GB (nobody has measured it): `docker system prune`, or a larger disk"
     return Row("free disk", f"{free:.0f} GB for {' and '.join(places)}", free >= wanted, fix, required=True)
 
 
-def _image_folder() -> Path | None:
-    """Return where docker keeps images; None if that is on another machine, or it does not answer."""
-    if not shutil.which("docker"):
-        return None
-    try:
-        answer = ContainerEngine("docker").ask("info", "--format", "{{.DockerRootDir}}").stdout.strip()
-    except KitError:
-        return None  # an engine that does not answer has a row of its own
-    return Path(answer) if answer and Path(answer).is_dir() else None
-
-
-def _memory(plan: BuildPlan) -> Row:
-    jobs = plan.jobs or JOBS_A_CORE * (psutil.cpu_count() or 1)
+def _memory(jobs: int) -> Row:
     free = psutil.virtual_memory().available / GIB
-    fitting = max(1, int(free / MEMORY_A_JOB_GIB))
-    found = f"{free:.0f} GiB free for {jobs} compile jobs"
-    return Row("memory", found, free / jobs >= MEMORY_A_JOB_GIB, f"`--jobs {fitting}`, or the compiler may be killed")
-
-
-def _cores() -> Row:
-    cores = psutil.cpu_count() or 1
-    return Row("cores", str(cores), cores >= WANTED_CORES, "it works, for hours: the compiler takes what there is")
+    fix = f"`--jobs {max(1, int(free / MEMORY_A_JOB_GIB))}`, or the compiler may be killed"
+    return Row("memory", f"{free:.0f} GiB free for {jobs} compile jobs", free / jobs >= MEMORY_A_JOB_GIB, fix)
 
 
 def _site(host: str, without: str) -> Row:
@@ -349,6 +271,6 @@ def _site(host: str, without: str) -> Row:
     return Row(host, "reached", fine=True, without=without)
 
 
-def unmet(rows: Iterable[Row]) -> tuple[Row, ...]:
+def unmet(rows: Iterable[Row]) -> list[Row]:
     """Return the required rows that are not fine."""
-    return tuple(row for row in rows if row.required and not row.fine)
+    return [row for row in rows if row.required and not row.fine]

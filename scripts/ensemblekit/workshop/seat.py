@@ -140,7 +140,7 @@ def _prove() -> None:
     with tempfile.TemporaryDirectory() as name:
         _open_lab(Path(name))
         runs = ["--runs-dir", str(Path(name) / "runs")]
-        command = [sys.executable, "-m", "ensemblekit.cli", "run", "--quick", "--only", EXERCISE, *runs]
+        command = [sys.executable, "-m", "ensemblekit.cli.main", "run", "--quick", "--only", EXERCISE, *runs]
         subprocess.run(command, check=True)
 
 

@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ensemblekit bench`: from the command line to a record, a table and a picture."""
+"""What measures servers: `ensemblekit matrix` over the releases, `ensemblekit bench` of one of them."""
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ensemblekit.cli.options import COUNT, FOLDER, WORD, progress_bars, release, say
+from ensemblekit.cli.options import (
+    COUNT,
+    EXIT_FAILED,
+    FOLDER,
+    WORD,
+    container_engine,
+    progress_bars,
+    release,
+    say,
+)
 from ensemblekit.errors import ParameterError
+from ensemblekit.paths import RUN_DIR_VARIABLE, current_run_dir, new_run_id, runs_dir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,14 +26,74 @@ if TYPE_CHECKING:
 
     from ensemblekit.bench.results import BenchResult
     from ensemblekit.bench.run import Progress
+    from ensemblekit.matrix.run import Cell, MatrixResult
 
-__all__ = ["command"]
+__all__ = ["bench", "matrix"]
 
+STYLE = {"as expected": "green", "UNEXPECTED": "bold red", "not run": "yellow"}
 TARGET_HELP = "engine, vllm-serve, llm, ensemble, bls; with --gpus also replicas, tensor-parallel. May be given again."
 LOAD_HELP = (
     "Kind of request: http or grpc, whole or streamed, greedy or sampled, and varied for answers of different length, "
     "for example 'grpc streamed greedy varied'; or all. May be given again. Default: 'http whole greedy'."
 )
+
+
+@click.command()
+@click.option("--release", "releases", type=WORD, multiple=True, help="A release; may be given again. Default: all.")
+@click.option("--flavour", "flavours", type=WORD, multiple=True, help="A flavour; may be given again. Default: all.")
+@click.option(
+    "--provider", "providers", type=WORD, multiple=True, default=["embedded", "container"], help="May be given again."
+)
+@click.option("--engine", type=WORD, default="stand-in", help="stand-in: seconds a cell; vllm: a minute a cell.")
+@container_engine
+@click.pass_context
+def matrix(
+    context: click.Context,
+    releases: tuple[str, ...],
+    flavours: tuple[str, ...],
+    providers: tuple[str, ...],
+    engine: str,
+    container_engine: str | None,
+) -> None:
+    """Run every release and flavour and compare with the release table; exit code 1 if one is unexpected."""
+    from rich.console import Console
+
+    from ensemblekit.matrix.picture import plot_matrix
+    from ensemblekit.matrix.run import run_matrix
+    from ensemblekit.servers.container_engine import choose_engine
+
+    choose_engine(container_engine)
+    os.environ.setdefault(RUN_DIR_VARIABLE, str(runs_dir() / new_run_id("matrix")))
+    console = Console()
+    with progress_bars(console) as bar:
+        task = bar.add_task("release matrix", total=None)
+
+        def on_cell(cell: "Cell", total: int) -> None:
+            bar.update(task, total=total, advance=1, description=f"{cell.release} {cell.flavour}: {cell.state}")
+
+        result = run_matrix(releases=releases, flavours=flavours, providers=providers, engine=engine, on_cell=on_cell)
+    _show_matrix(console, result)
+    picture = current_run_dir() / "matrix.png"
+    plot_matrix(result).savefig(picture, dpi=150)
+    say(console, f"  {current_run_dir() / 'matrix.json'}", f"  {picture}")
+    context.exit(0 if result.ran and not result.unexpected else EXIT_FAILED)
+
+
+def _show_matrix(console: "Console", result: "MatrixResult") -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("release", "flavour", "provider", "ensemble", "s", "verdict"):
+        table.add_column(name, no_wrap=True, justify="right" if name == "s" else "left")
+    for cell in result.cells:
+        seconds = f"{cell.seconds:.1f}" if cell.state != "not run" else ""
+        verdict = f"[{STYLE[cell.verdict]}]{cell.verdict}"
+        table.add_row(cell.release, cell.flavour, cell.provider, cell.state, seconds, verdict)
+    console.print(table)
+    others = [cell for cell in result.cells if cell.state != "answered"]
+    say(console, *dict.fromkeys(f"  {cell.state} ({cell.provider}): {cell.detail}" for cell in others))
+    say(console, f"  {len(result.ran)} of {len(result.cells)} cells run, {result.seconds:.0f} s")
 
 
 @click.command()
@@ -42,7 +112,7 @@ LOAD_HELP = (
 @click.option("--device", type=WORD, default="auto", help="auto, cpu, cuda, or stand-in: Python in vLLM's place.")
 @release
 @click.option("--out", type=FOLDER, help="Folder of the record; by default one under runs/.")
-def command(
+def bench(
     target: tuple[str, ...],
     clients: tuple[int, ...],
     load: tuple[str, ...],
@@ -56,9 +126,11 @@ def command(
     out: Path | None,
 ) -> None:
     """Measure the ensemble, BLS, `llm` alone, `vllm serve` and the engine in the same run, in turn."""
+    from rich.console import Console
+
     from ensemblekit.bench.plan import BenchPlan, check_targets, check_workloads
-    from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
-    from ensemblekit.paths import new_run_id, runs_dir
+    from ensemblekit.bench.report import cross_check_text, plot_bench
+    from ensemblekit.bench.run import ONE_GPU, RECORD, STAND_IN, run_bench
     from ensemblekit.settings import check_settings
 
     stand_in = device == STAND_IN
@@ -71,24 +143,14 @@ def command(
     engine = STAND_IN if stand_in else settings.resolved_device
     folder = (out or runs_dir() / new_run_id("bench")).resolve()
 
-    def measure(progress: "Progress") -> "BenchResult":
-        return run_bench(plan, engine, release, folder, progress, gpus=gpus, cross_check=cross_check)
-
-    _show_all(measure, folder)
-
-
-def _show_all(measure: Callable[["Progress"], "BenchResult"], folder: Path) -> None:
-    from rich.console import Console
-
-    from ensemblekit.bench.report import cross_check_text, save_picture
-    from ensemblekit.bench.run import RECORD
-
     console = Console(stderr=True)
     with progress_bars(console) as bars:
-        result = measure(_progress(console, bars))
-    picture = save_picture(result, folder / "bench.png")
+        show = _progress(console, bars)
+        result = run_bench(plan, engine, release, folder, show, gpus=gpus, cross_check=cross_check)
+    picture = folder / "bench.png"
+    plot_bench(result).savefig(picture, dpi=110)
     for name in result.workloads:
-        _show(result, name)
+        _show_bench(result, name)
     if result.cross_check:
         click.echo(cross_check_text(result))
     say(console, f"Record: {folder / RECORD}", f"Picture: {picture}")
@@ -110,7 +172,7 @@ def _progress(console: "Console", bars: "Bars") -> "Progress":
     return show
 
 
-def _show(result: "BenchResult", workload: str) -> None:
+def _show_bench(result: "BenchResult", workload: str) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
