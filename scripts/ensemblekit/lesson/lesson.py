@@ -29,6 +29,7 @@ from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer
 from ensemblekit.servers.container import ContainerInstallation, install_container
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.emulation import EMULATION_TEXT
+from ensemblekit.servers.openai import OpenAIGateway
 from ensemblekit.servers.outcome import StartOutcome
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
 from ensemblekit.servers.running import LAB_VARIABLE, mark_idle, stop_idle_servers
@@ -64,6 +65,7 @@ class Lesson:
         self.run_dir = current_run_dir()
         self._servers: dict[str, TritonServer] = {}
         self._current: Server | None = None
+        self._gateway: OpenAIGateway | None = None
         self._images: dict[str, Value] = {}
 
     @property
@@ -72,7 +74,13 @@ class Lesson:
         return self.settings.release_row
 
     def repository(
-        self, name: str = "models", *, tensor_parallel: int = 1, replicas: int = 1, **engine_arguments: Any
+        self,
+        name: str = "models",
+        *,
+        tensor_parallel: int = 1,
+        replicas: int = 1,
+        openai: bool = False,
+        **engine_arguments: Any,
     ) -> StagedRepository:
         """Stage the model repository for this run and return it; fetches the model on first use.
 
@@ -80,6 +88,7 @@ class Lesson:
             name: The folder's name under this lesson's part of the run folder.
             tensor_parallel: Over how many GPUs one engine is spread.
             replicas: How many engines answer, each on a GPU of its own.
+            openai: Whether the ensemble that OpenAI's API needs is there too.
             **engine_arguments: vLLM engine arguments that win over the kit's.
 
         Raises:
@@ -97,6 +106,7 @@ class Lesson:
             engine_arguments=engine_arguments,
             tensor_parallel=tensor_parallel,
             replicas=replicas,
+            openai=openai,
         )
 
     def _source(self, parts: int) -> ModelSource | None:
@@ -249,12 +259,31 @@ class Lesson:
             results.append((what, status, last_refusal(server).split(": ", 1)[1]))
         return results
 
+    def openai_gateway(self, **listening: Any) -> OpenAIGateway:
+        """Let clients of OpenAI's API ask the running server, whose repository was staged for it, and return how.
+
+        Args:
+            **listening: `host` and `port` of `OpenAIGateway`.
+
+        Raises:
+            ParameterError: No server of this lesson runs.
+            ServerError: The gateway did not start.
+        """
+        if not isinstance(self._current, TritonServer):
+            raise ParameterError(
+                "start the gateway for OpenAI's API", found="no server of this lesson's own", hint="lesson.start first"
+            )
+        self._gateway = OpenAIGateway(self._current, **listening)
+        return self._gateway.start()
+
     def start_phases(self) -> dict[str, float]:
         """Return where the seconds of the running server's start went, by phase; empty for one started elsewhere."""
         return self._current.start_phases if isinstance(self._current, TritonServer) else {}
 
     def stop(self) -> None:
         """Stop every server that this notebook started; an attached one is left alone."""
+        if self._gateway:
+            self._gateway.stop()
         for server in self._servers.values():
             server.stop()
         self._servers.clear()
