@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
@@ -93,7 +94,7 @@ class Gateway:
             [
                 web.post("/v1/chat/completions", self.complete),
                 web.get("/v1/models", self.models),
-                web.get("/v1/models/{model}", self.about),
+                web.get("/v1/models/{model}", self.models),
                 web.get("/health", self.health),
             ]
         )
@@ -122,6 +123,9 @@ class Gateway:
         except web.HTTPException as error:
             body = Refused(error.status, f"{request.method} {request.path}: {error.reason}").body
             return web.json_response(body, status=error.status)
+        except Exception:  # a fault of the gateway: its log has it, the client no more than that
+            logging.exception("%s %s", request.method, request.path)
+            return web.json_response(Refused(500, "the gateway failed; see its log").body, status=500)
 
     async def health(self, _: web.Request) -> web.Response:
         """Say whether the model can be asked."""
@@ -131,19 +135,13 @@ class Gateway:
                     return web.Response()
         raise Refused(503, f"the model {self.model} is not ready")
 
-    async def models(self, _: web.Request) -> web.Response:
-        """List the one model."""
-        return web.json_response({"object": "list", "data": [self.description]})
-
-    async def about(self, request: web.Request) -> web.Response:
-        """Describe the one model."""
+    async def models(self, request: web.Request) -> web.Response:
+        """Describe the one model, alone or as a list of one."""
+        description = {"id": self.model, "object": "model", "created": self.began, "owned_by": "triton"}
+        if "model" not in request.match_info:
+            return web.json_response({"object": "list", "data": [description]})
         self.require(request.match_info["model"])
-        return web.json_response(self.description)
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """The model as OpenAI describes one."""
-        return {"id": self.model, "object": "model", "created": self.began, "owned_by": "triton"}
+        return web.json_response(description)
 
     def require(self, model: Any) -> None:
         """Refuse every other model."""
@@ -202,32 +200,33 @@ async def send_stream(
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
     head = {**head, "object": "chat.completion.chunk", **({"usage": None} if with_usage else {})}
-
-    async def send(event: dict[str, Any]) -> None:
-        await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-
-    open_ones, prompt_tokens, tokens = dict.fromkeys(range(len(first.texts))), first.prompt_tokens, 0
-    for index in open_ones:
-        await send({**head, "choices": [choice(index, delta={"role": "assistant", "content": ""})]})
+    open_ones, counted = dict.fromkeys(range(len(first.texts))), [first.prompt_tokens, 0]
+    choices = [choice(index, delta={"role": "assistant", "content": ""}) for index in open_ones]
+    piece: Piece | None = first
     try:
-        piece: Piece | None = first
         while piece is not None:
-            tokens += piece.tokens
+            counted[1] += piece.tokens
             for index in list(open_ones):
                 if text := piece.texts[index]:
-                    await send({**head, "choices": [choice(index, delta={"content": text})]})
+                    choices.append(choice(index, delta={"content": text}))
                 if reason := piece.reasons[index]:
                     del open_ones[index]
-                    await send({**head, "choices": [choice(index, reason, delta={})]})
-            piece = await anext(pieces, None)
-        for index in open_ones:  # of a model that does not tell
-            await send({**head, "choices": [choice(index, "stop", delta={})]})
+                    choices.append(choice(index, reason, delta={}))
+            await response.write(b"".join(event({**head, "choices": [one]}) for one in choices))
+            choices, piece = [], await anext(pieces, None)
+        # of a model that does not tell why it ends
+        last = [event({**head, "choices": [choice(index, "stop", delta={})]}) for index in open_ones]
         if with_usage:
-            await send({**head, "choices": [], "usage": usage(prompt_tokens, tokens)})
+            last.append(event({**head, "choices": [], "usage": usage(*counted)}))
     except Refused as error:
-        await send(error.body)
-    await response.write(b"data: [DONE]\n\n")
+        last = [event(error.body)]
+    await response.write(b"".join([*last, b"data: [DONE]\n\n"]))
     return response
+
+
+def event(body: dict[str, Any]) -> bytes:
+    """Return a server-sent event."""
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
 def to_inputs(body: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from IPython.display import Markdown, display
 
 from ensemblekit.assets.padded_heads import splittable_checkpoint
 from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, require_vllm
+from ensemblekit.bench.targets import VllmServe, engine_arguments
 from ensemblekit.clients.http import load_model
 from ensemblekit.diagnose.probe.start import ProbeAnswer
 from ensemblekit.diagnose.probe.target import probe_installation
@@ -24,7 +25,7 @@ from ensemblekit.lesson.show import StatusLine, as_text, quick_banner, show_figu
 from ensemblekit.paths import BATCH_VARIABLE, current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
 from ensemblekit.releases import Flavour, Release, has_ensembles, list_releases
-from ensemblekit.repository.stage import StagedRepository, stage_repository
+from ensemblekit.repository.stage import ENGINE_ARGUMENTS, StagedRepository, stage_repository
 from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer
 from ensemblekit.servers.container import ContainerInstallation, install_container
 from ensemblekit.servers.embedded import install_embedded
@@ -65,7 +66,7 @@ class Lesson:
         self.run_dir = current_run_dir()
         self._servers: dict[str, TritonServer] = {}
         self._current: Server | None = None
-        self._gateway: OpenAIGateway | None = None
+        self._beside: list[OpenAIGateway | VllmServe] = []
         self._images: dict[str, Value] = {}
 
     @property
@@ -273,8 +274,29 @@ class Lesson:
             raise ParameterError(
                 "start the gateway for OpenAI's API", found="no server of this lesson's own", hint="lesson.start first"
             )
-        self._gateway = OpenAIGateway(self._current, **listening)
-        return self._gateway.start()
+        gateway = OpenAIGateway(self._current, **listening)
+        self._beside.append(gateway)
+        return gateway.start()
+
+    def vllm_serve(self) -> str:
+        """Start `vllm serve` on the lesson's model, in place of what runs, and return its `base_url`.
+
+        Without vLLM there is nothing to serve: one line says so, and the address is empty.
+
+        Raises:
+            FetchError: The model cannot be fetched.
+            ServerError: It ended, or was not ready in time.
+        """
+        self.stop()
+        source, device = self._source(1), self.settings.resolved_device
+        if source is None:
+            print("Skipped: `vllm serve` needs vLLM, and here a Python stand-in is in its place.")
+            return ""
+        serve = VllmServe(source, ENGINE_ARGUMENTS[device] | engine_arguments(device), device, self._folder("serve"))
+        self._beside.append(serve)
+        with StatusLine("starting vllm serve") as line:
+            serve.start(self.settings.ready_timeout_s, line.tick)
+        return serve.url.removesuffix("/chat/completions")
 
     def start_phases(self) -> dict[str, float]:
         """Return where the seconds of the running server's start went, by phase; empty for one started elsewhere."""
@@ -282,8 +304,8 @@ class Lesson:
 
     def stop(self) -> None:
         """Stop every server that this notebook started; an attached one is left alone."""
-        if self._gateway:
-            self._gateway.stop()
+        while self._beside:
+            self._beside.pop().stop()
         for server in self._servers.values():
             server.stop()
         self._servers.clear()
