@@ -287,11 +287,11 @@ class Lesson:
             FetchError: The model cannot be fetched.
             ServerError: It ended, or was not ready in time.
         """
-        self.stop()
         source, device = self._source(1), self.settings.resolved_device
         if source is None:
             print("Skipped: `vllm serve` needs vLLM, and here a Python stand-in is in its place.")
             return ""
+        self.stop()
         serve = VllmServe(source, ENGINE_ARGUMENTS[device] | engine_arguments(device), device, self._folder("serve"))
         self._beside.append(serve)
         with StatusLine("starting vllm serve") as line:

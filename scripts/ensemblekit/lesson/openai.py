@@ -58,7 +58,7 @@ def measure_gateway(lesson: Lesson, *, clients: int, rounds: int) -> BenchResult
 
 
 def gateway_table(result: BenchResult) -> Markdown:
-    """Return requests/s of whole answers, and ms to the first word of streams, for both ways and each count of clients."""
+    """Return requests/s of whole answers and ms to the first word of streams, for both ways, by clients at once."""
     rows = [
         (
             count,
