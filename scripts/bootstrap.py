@@ -2,7 +2,7 @@
 """Make the environment that the lessons need, then start what was asked for in it.
 
     python3 scripts/bootstrap.py [--quick] [--device auto|cpu|cuda] [--lab] [--dev] [--here]
-                                 [--exec PROGRAM ARG...]
+                                 [--openai] [--exec PROGRAM ARG...]
 
 Only the standard library, and only syntax of Python 3.6: an old Python can start this, and a fitting one is found
 or fetched. When everything is in place this costs a few hash sums; otherwise it holds a lock, so that two set-ups at

@@ -46,6 +46,9 @@ from .lesson.measure import measure_cost as measure_cost
 from .lesson.measure import measure_releases as measure_releases
 from .lesson.measure import measure_spread as measure_spread
 from .lesson.measure import recorded_bench as recorded_bench
+from .lesson.openai import fetch_openai_client as fetch_openai_client
+from .lesson.openai import gateway_table as gateway_table
+from .lesson.openai import measure_gateway as measure_gateway
 from .lesson.plots import draw_pipeline as draw_pipeline
 from .lesson.plots import plot_explanation as plot_explanation
 from .lesson.plots import plot_start_phases as plot_start_phases

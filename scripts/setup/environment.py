@@ -173,9 +173,9 @@ def _install_missing(layers: list, state: dict, installer: Installer) -> None:
     for layer in todo:
         for requirement in without_absent(bundle, lock_notes(layer)["torch"]):
             installer.install_torch(requirement, source or torch_index())
-    pins = [pin for layer in todo for pin in without_absent(bundle, lock_pins(layer))]
+    pins = dict.fromkeys(pin for layer in todo for pin in without_absent(bundle, lock_pins(layer)))
     if pins:
-        installer.install_locked(pins, source, "install the locked packages (%s)" % ", ".join(todo))
+        installer.install_locked(list(pins), source, "install the locked packages (%s)" % ", ".join(todo))
     if missing_layers(state, ["package"]):
         arguments = source + ["--no-build-isolation", "-e", ROOT]
         installer.install("ensemblekit", arguments, 1, "install this checkout's package")

@@ -13,7 +13,7 @@ from setup.locks import read_bundle
 from setup.messages import SetupError
 
 GRAMMAR = os.path.join(ROOT, "scripts", "ensemblekit", "cli", "run_grammar.py")  # the command itself reads with it too
-FLAGS = ("quick", "lab", "dev", "here")
+FLAGS = ("quick", "lab", "dev", "here", "openai")
 HELP = ("-h", "--help")
 PLAN = "plan.json"  # what a run was asked for, in its folder
 PAIR = r"""["']?([A-Z_]+)["']?\s*:\s+["']?([\w.:/@+-]+)["']?"""
@@ -125,6 +125,8 @@ def wanted_layers(engine: str, options: dict) -> list:
         layers.append("lab")
     if engine != "base":
         layers.append(engine)
+    if engine == "base" and (options["openai"] or options["dev"]):
+        layers.append("openai")  # those of an engine have it
     if options["dev"]:
         layers += ["hub", "dev"]  # the tests start a JupyterHub
     brought = read_bundle().get("layers", layers)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refresh locks under env/locks: resolve what their headers name, and note the hashes of all files that fit.
 
-    scripts/lock [--upgrade | --check] [LAYER ...]          base lab cpu cuda dev uv hub; all of them if none is named
+    scripts/lock [--upgrade | --check] [LAYER ...]          base lab cpu cuda dev uv hub openai; all if none is named
     scripts/lock --licences                       only write env/dependencies.csv anew, as every other form does too
 
 Without --upgrade a version changes only where it must; --check only asks the index whether it has the locked files.
@@ -35,6 +35,7 @@ BELOW = {
     "dev": ["base", "lab"],
     "uv": [],
     "hub": ["base", "lab"],
+    "openai": ["base"],
 }
 PYTHON = {"cuda": "3.12"}  # the others: the lowest that the kit runs on, Debian 12's own
 LOWEST_PYTHON = "3.11.2"

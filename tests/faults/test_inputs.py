@@ -123,6 +123,13 @@ def damaged(draw: st.DrawFn, text: bytes) -> bytes:
 # around Python's limit, which hypothesis raises
 DEEP = st.integers(500, 6_000).map(lambda depth: '{"stop": ' + "[" * depth + "]" * depth + "}")
 JSON_TEXTS = (ODD | DEEP).map(str.encode) | PARAMETERS.map(lambda made: json.dumps(made).encode())
+MESSAGES = st.dictionaries(st.sampled_from(("role", "content", "tool_calls", "name")), VALUES, max_size=3) | st.builds(
+    lambda role, content: {"role": role, "content": content},
+    st.sampled_from(("system", "user", "assistant", "tool", "king")),
+    st.text() | st.lists(st.dictionaries(st.sampled_from(("type", "text")), VALUES, max_size=2), max_size=2),
+)
+CHATS = st.lists(MESSAGES, max_size=4).map(lambda chat: json.dumps(chat).encode())
+CONVERSATIONS = CHATS | CHATS.flatmap(damaged)
 SENT = JSON_TEXTS | JSON_TEXTS.flatmap(damaged) | st.binary(max_size=60)
 
 
@@ -159,7 +166,7 @@ def test_sampling_parameters_of_preprocess(limits: str, module_patch: pytest.Mon
     model.limits = json.loads(limits or "{}")
 
     @inputs(300, 8_000)
-    @given(SENT, PARAMETERS.map(json.dumps) | st.just(""), st.text() | st.binary(max_size=20))
+    @given(SENT, PARAMETERS.map(json.dumps) | st.just(""), st.text() | st.binary(max_size=20) | CONVERSATIONS)
     def tried(sent: bytes, own: str, question: str | bytes) -> None:
         with trial(report, "preprocess"):
             asked = question if isinstance(question, bytes) else question.encode("utf-8", "replace")

@@ -2,8 +2,10 @@
 """The BLS form of the pipeline gives what the ensemble gives, on a real server with the stand-in for `llm`."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from ensemblekit.clients.grpc import ask, ask_many
@@ -36,6 +38,46 @@ def test_bls_sends_the_pieces_that_the_ensemble_sends(server: TritonServer, stre
 
     assert bls.pieces == ensemble.pieces
     assert len(bls.pieces) == (6 if streaming else 1)
+
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "How are you?"},
+]
+
+
+@pytest.mark.parametrize("model", ["ensemble", "bls"])
+def test_conversation_is_answered_and_a_text_like_a_list_is_a_question(server: TritonServer, model: str) -> None:
+    texts = (json.dumps(CHAT), "[sic] or not?")
+
+    answers = [ask(server, text, model=model, sampling_parameters=SAMPLING).text for text in texts]
+
+    assert answers == ["(stand-in) You asked: How are you?", "(stand-in) You asked: [sic] or not?"]
+
+
+@pytest.mark.parametrize("model", ["ensemble", "bls"])
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ("[]", "chat_input is a conversation without a message"),
+        ('[{"role": "king", "content": "Hi"}]', "message 1 of chat_input has the role 'king'; it must be one of"),
+        ('[{"role": "user"}]', "message 1 of chat_input has no content; it must be a text"),
+        (json.dumps([*CHAT, {"role": "user", "content": "more " * 2048}]), "words; this stand-in's context holds 2048"),
+    ],
+    ids=["empty", "role", "content", "long"],
+)
+def test_conversation_that_cannot_be_served_gives_one_clear_error(
+    server: TritonServer, model: str, chat: str, message: str
+) -> None:
+    reply = httpx.post(f"http://{server.http_url}/v2/models/{model}/generate", json={"chat_input": chat}, timeout=60)
+
+    assert reply.status_code == httpx.codes.BAD_REQUEST
+    error = reply.json()["error"]
+    assert message in error
+    assert ".py" not in error
+    assert "\n" not in error
 
 
 def test_bls_answers_many_at_once_each_with_its_own(server: TritonServer) -> None:

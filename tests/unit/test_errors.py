@@ -21,7 +21,9 @@ def test_kit_error_without_log_is_three_lines() -> None:
 
 
 def test_errors_all_are_kit_errors_and_stand_in_the_tree() -> None:
-    for name in ensemblekit.errors.__all__:
+    names = [name for name in ensemblekit.errors.__all__ if name != "one_of"]  # the check that raises one
+
+    for name in names:
         assert issubclass(getattr(ensemblekit.errors, name), KitError)
         assert name in (ensemblekit.errors.__doc__ or "")
 

@@ -19,7 +19,7 @@ from setup.messages import Log, SetupError
 from setup.refresh_locks import NOT_KNOWN, locked, read_list
 
 LOCKS = repo_root() / "env" / "locks"
-NAMES = ("base", "lab", "cpu", "cuda", "dev", "uv", "hub")
+NAMES = ("base", "lab", "cpu", "cuda", "dev", "uv", "hub", "openai")
 PIN = re.compile(r"[a-z0-9-]+==[\w.+]+( --hash=sha256:[0-9a-f]{64})+")
 
 
@@ -42,6 +42,11 @@ def test_layers_together_name_no_package_twice(layers: tuple[str, ...]) -> None:
     names = [name for layer in layers for name in pins(layer)]
 
     assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
+
+
+@pytest.mark.parametrize("engine", ["cpu", "cuda"])
+def test_openais_client_is_the_one_that_an_engine_brings(engine: str) -> None:
+    assert pins("openai").items() <= (pins("base") | pins("lab") | pins(engine)).items()
 
 
 def test_base_has_nothing_of_the_real_engine() -> None:

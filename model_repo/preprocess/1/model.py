@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the chat template around a question and completes the sampling parameters."""
+"""Puts the chat template around a question or a conversation and completes the sampling parameters.
+
+`chat_input` is a conversation if it is a JSON list that is empty or holds an object with "role"; else it is a question,
+whatever it begins with. Nothing is tokenised here: the text goes to the language model, which encodes it once.
+"""
 
 import json
 import locale
@@ -7,13 +11,9 @@ import locale
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-# What SmolLM2's own tokenizer writes for a chat without a system message.
-CHATML = (
-    "<|im_start|>system\n"
-    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-    "<|im_start|>user\n{question}<|im_end|>\n"
-    "<|im_start|>assistant\n"
-)
+# What SmolLM2's own template puts first where there is no system message.
+SYSTEM = {"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
 class BadRequest(Exception):
@@ -30,6 +30,7 @@ class TritonPythonModel:
         self.limits = json.loads(parameters.get("limits", {}).get("string_value", "{}"))
         name = parameters["tokenizer"]["string_value"]
         self.tokenizer = load_tokenizer(name) if name else None
+        self.added_in_front = mark_in_front(self.tokenizer) if name else ""
 
     def execute(self, requests):
         """Answer each request on its own: a bad one gets an error, its neighbours are not touched."""
@@ -38,27 +39,30 @@ class TritonPythonModel:
     def respond(self, request):
         """Return the response to one request."""
         try:
-            question = read(request, "chat_input").decode("utf-8")
+            chat = read_chat(read(request, "chat_input").decode("utf-8"))
             outputs = [
-                text_tensor("text_input", self.prompt(question)),
+                text_tensor("text_input", self.prompt(chat)),
                 text_tensor("sampling_parameters", json.dumps(self.sampling_parameters(request))),
                 flag_tensor("stream", bool(read(request, "stream", default=False))),
                 flag_tensor("exclude_input_in_output", True),
             ]
         except RecursionError:
             return refusal("sampling_parameters is nested too deeply")
-        except (BadRequest, UnicodeDecodeError) as error:
+        except (BadRequest, UnicodeError) as error:
             return refusal(str(error))
         return pb_utils.InferenceResponse(output_tensors=outputs)
 
-    def prompt(self, question):
+    def prompt(self, chat):
         """Return the text that the language model continues."""
-        if not question.strip():
-            raise BadRequest("chat_input is empty: there is no question to answer")
         if self.tokenizer is None:
-            return CHATML.format(question=question)
-        chat = [{"role": "user", "content": question}]
-        return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            turns = chat if chat[0]["role"] == "system" else [SYSTEM, *chat]
+            text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
+            return text + "<|im_start|>assistant\n"
+        try:
+            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template raises what it likes, about roles that do not alternate for example
+            raise BadRequest(f"the model's chat template refuses this conversation: {error}") from error
+        return text.removeprefix(self.added_in_front)
 
     def sampling_parameters(self, request):
         """Return the defaults, overridden by the request's parameters, overridden by its JSON tensor."""
@@ -74,6 +78,51 @@ class TritonPythonModel:
             if name in asked and not within(asked[name], most):
                 raise BadRequest(f"{name} is {str(asked[name])[:40]}, and this server allows at most {most}")
         return asked
+
+
+def read_chat(text):
+    """Return the messages of a conversation; a question becomes the only user message of one."""
+    if not text.strip():
+        raise BadRequest("chat_input is empty: there is no question to answer")
+    messages = parse_list(text)
+    if messages is None or (messages and not any(isinstance(one, dict) and "role" in one for one in messages)):
+        return [{"role": "user", "content": text}]
+    if not messages:
+        raise BadRequest("chat_input is a conversation without a message")
+    return [read_message(f"message {number} of chat_input", one) for number, one in enumerate(messages, 1)]
+
+
+def parse_list(text):
+    """Return the list that a text is in JSON, None if it is none."""
+    try:
+        value = json.loads(text) if text.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def read_message(name, message):
+    """Return a message as templates know it: its content is one text; what else it has is left to the template."""
+    if not isinstance(message, dict):
+        raise BadRequest(f'{name} must be an object such as {{"role": "user", "content": "Hi"}}')
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or role not in ROLES:
+        raise BadRequest(f"{name} has the role {str(role)[:40]!r}; it must be one of {', '.join(ROLES)}")
+    if content is None and message.get("tool_calls"):  # an assistant that only calls tools says nothing
+        content = ""
+    if isinstance(content, list):
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            raise BadRequest(f"{name} has a part that is no text; this model takes text alone")
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise BadRequest(f"{name} has no content; it must be a text")
+    return {**message, "role": ROLES[role], "content": content}
+
+
+def mark_in_front(tokenizer):
+    """Return the mark that the tokenizer puts before every text; that of a template that writes it too is taken off."""
+    mark = tokenizer.bos_token
+    return mark if mark and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
 
 
 def refusal(reason):

@@ -23,11 +23,12 @@ __all__ = [
     "sampling_parameters",
 ]
 
-Target = Literal["engine", "vllm-serve", "llm", "ensemble", "bls", "replicas", "tensor-parallel"]
+Target = Literal["engine", "vllm-serve", "llm", "ensemble", "bls", "openai", "replicas", "tensor-parallel"]
 Protocol = Literal["http", "grpc"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 SPREAD: tuple[Target, ...] = ("replicas", "tensor-parallel")  # the ensemble on every visible GPU
-USUAL: tuple[Target, ...] = tuple(target for target in TARGETS if target not in SPREAD)
+USUAL: tuple[Target, ...] = tuple(target for target in TARGETS if target not in (*SPREAD, "openai"))
+OPENAI_MODELS = {"vllm-serve": "llm", "openai": "chat"}  # asked over OpenAI's API, by these names
 REQUESTS_PER_CLIENT = 4  # enough that the tail, in which fewer than all clients are busy, is short
 LEAST_REQUESTS = 8
 MOST_CLIENTS = 1000  # at once; seeds are told apart by it
@@ -44,7 +45,7 @@ class Workload:
     """A kind of request.
 
     Attributes:
-        protocol: Triton's endpoint; `vllm serve` has HTTP only, and is asked over HTTP in every workload.
+        protocol: Triton's endpoint; OpenAI's API, of `vllm serve` and of the gateway, is HTTP in every workload.
         streaming: Whether answers come in pieces.
         temperature: 0 is greedy.
         varied: Whether answers differ in length, as those to real questions do. Answers of one length make clients
@@ -173,14 +174,14 @@ def request_body(target: Target, question: str, prompt: str, tokens: int, worklo
 
     Args:
         target: What is asked.
-        question: As a person types it: `vllm serve` and the ensemble apply the chat template themselves.
+        question: As a person types it: all but `llm` apply the chat template themselves.
         prompt: The question with the chat template around it, for `llm`.
         tokens: The answer's length.
         workload: The kind of request.
     """
     sampling = sampling_parameters(workload, tokens)
-    if target == "vllm-serve":
+    if target in OPENAI_MODELS:
         messages = [{"role": "user", "content": question}]
-        return {"model": "llm", "messages": messages, "stream": workload.streaming, **sampling}
+        return {"model": OPENAI_MODELS[target], "messages": messages, "stream": workload.streaming, **sampling}
     own = {"text_input": prompt, "exclude_input_in_output": True} if target == "llm" else {"chat_input": question}
     return {**own, "stream": workload.streaming, "sampling_parameters": json.dumps(sampling)}

@@ -29,6 +29,7 @@ COLOURS = {
     "llm": "#0072b2",
     "ensemble": "#009e73",
     "bls": "#e69f00",
+    "openai": "#56b4e9",
     "replicas": "#d55e00",
     "tensor-parallel": "#cc79a7",
 }

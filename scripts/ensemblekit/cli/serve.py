@@ -15,6 +15,7 @@ from ensemblekit.paths import RUN_DIR_VARIABLE, new_run_id, runs_dir
 from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK, free_ports
 
 if TYPE_CHECKING:
+    from ensemblekit.servers.openai import OpenAIGateway
     from ensemblekit.servers.process import TritonServer
 
 __all__ = ["choose_ports", "serve", "serve_forever"]
@@ -34,12 +35,21 @@ WATCH_S = 0.2  # how soon a server that dies is noticed
 @click.option("--host", type=WORD, default=LOOPBACK, help="Where HTTP and gRPC listen; 0.0.0.0 is every address.")
 @click.option("--port", type=PORT, help="HTTP's port; a free one if left out.")
 @click.option("--grpc-port", type=PORT, help="gRPC's port; the next after --port if left out.")
+@click.option(
+    "--openai",
+    type=click.IntRange(0, 65535),
+    is_flag=False,
+    flag_value=0,
+    metavar="[PORT]",
+    help="Also answer clients of OpenAI's API, there or on a free port; off this machine they need the key it prints.",
+)
 def serve(
     timeout: float,
     container_engine: str | None,
     host: str,
     port: int | None,
     grpc_port: int | None,
+    openai: int | None,
     **parameters: str,
 ) -> None:
     """Start a server on the staged model repository and keep it until Ctrl-C.
@@ -50,7 +60,7 @@ def serve(
 
     choose_engine(container_engine)
     given = {name.upper(): value for name, value in parameters.items()}
-    serve_forever(given, ready_timeout_s=timeout, host=host, ports=choose_ports(port, grpc_port))
+    serve_forever(given, ready_timeout_s=timeout, openai=openai, host=host, ports=choose_ports(port, grpc_port))
 
 
 def choose_ports(http: int | None, grpc: int | None) -> tuple[int, int, int] | None:
@@ -63,12 +73,15 @@ def choose_ports(http: int | None, grpc: int | None) -> tuple[int, int, int] | N
     return first, second, metrics
 
 
-def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float, **listening: Any) -> None:
+def serve_forever(
+    parameters: Mapping[str, str], *, ready_timeout_s: float, openai: int | None = None, **listening: Any
+) -> None:
     """Start a server, print how to reach it, and keep it until Ctrl-C.
 
     Args:
         parameters: As in a lesson's parameters cell.
         ready_timeout_s: How long it may take to load.
+        openai: The port for clients of OpenAI's API; 0 is a free one, None is none.
         **listening: `host` and `ports` of `ServerOptions`.
 
     Raises:
@@ -84,10 +97,13 @@ def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float, **li
     settings = check_settings(**parameters, READY_TIMEOUT_S=ready_timeout_s)
     lesson = Lesson("serve", settings)
     click.echo(f"Starting {settings}")
-    server = lesson.server(lesson.repository(), **listening)
+    server = lesson.server(lesson.repository(openai=openai is not None), **listening)
+    gateway = None
     try:
         lesson.start(server)
-        _say(server)
+        if openai is not None:
+            gateway = lesson.openai_gateway(host=listening.get("host", LOOPBACK), port=openai or None)
+        _say(server, gateway)
         while server.running and not server.why_ended:
             time.sleep(WATCH_S)
         code = server.exit_code
@@ -104,10 +120,9 @@ def serve_forever(parameters: Mapping[str, str], *, ready_timeout_s: float, **li
     )
 
 
-def _say(server: "TritonServer") -> None:
+def _say(server: "TritonServer", gateway: "OpenAIGateway | None") -> None:
     address = server.http_url + (f",{server.grpc_url}" if server.grpc_port != server.http_port + 1 else "")
-    if server.options.host == EVERYWHERE:
-        address = address.replace(LOOPBACK, platform.node())
+    address = _seen_from_outside(server, address)
     url = f"http://{server.http_url}/v2/models/ensemble/generate"
     body = '{"chat_input": "What is the capital of France?"}'
     lines = [
@@ -116,9 +131,14 @@ def _say(server: "TritonServer") -> None:
         f"  gRPC     {server.grpc_url}",
         f"  metrics  http://{server.metrics_url}/metrics",
         f"  log      {server.log_path}",
+        *([f"  OpenAI   {gateway} at {_seen_from_outside(server, gateway.base_url)}"] if gateway else []),
         "Ask it from another shell:",
         f"  curl -s {url} -d '{body}'",
         "Use it in the lessons and exercises that take a URL:",
         f"  scripts/lab --url {address}",
     ]
     click.echo("\n".join(lines))
+
+
+def _seen_from_outside(server: "TritonServer", address: str) -> str:
+    return address.replace(LOOPBACK, platform.node()) if server.options.host == EVERYWHERE else address

@@ -14,6 +14,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import Markdown, display
 
 from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, require_vllm, splittable_checkpoint
+from ensemblekit.bench.targets import VllmServe, engine_arguments
 from ensemblekit.clients.http import load_model
 from ensemblekit.diagnose.probe.start import ProbeAnswer
 from ensemblekit.diagnose.probe.target import probe_installation
@@ -23,11 +24,12 @@ from ensemblekit.lesson.show import StatusLine, as_text, quick_banner, show_figu
 from ensemblekit.paths import BATCH_VARIABLE, PAGE_VARIABLE, current_run_dir, repo_root
 from ensemblekit.records import Value, record_values
 from ensemblekit.releases import DocumentedRelease, Flavour, get_release, has_ensembles, list_releases
-from ensemblekit.repository.stage import StagedRepository, stage_repository
+from ensemblekit.repository.stage import ENGINE_ARGUMENTS, StagedRepository, stage_repository
 from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer
 from ensemblekit.servers.container import ContainerInstallation, install_container
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.emulation import EMULATION_TEXT
+from ensemblekit.servers.openai import OpenAIGateway
 from ensemblekit.servers.outcome import StartOutcome
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
 from ensemblekit.servers.running import LAB_VARIABLE, mark_idle, stop_idle_servers
@@ -64,6 +66,7 @@ class Lesson:
         self.run_dir = current_run_dir()
         self._servers: dict[str, TritonServer] = {}
         self._current: Server | None = None
+        self._beside: list[OpenAIGateway | VllmServe] = []
         self._images: dict[str, Value] = {}
 
     @property
@@ -72,7 +75,13 @@ class Lesson:
         return self.settings.release_row
 
     def repository(
-        self, name: str = "models", *, tensor_parallel: int = 1, replicas: int = 1, **engine_arguments: Any
+        self,
+        name: str = "models",
+        *,
+        tensor_parallel: int = 1,
+        replicas: int = 1,
+        openai: bool = False,
+        **engine_arguments: Any,
     ) -> StagedRepository:
         """Stage the model repository for this run and return it; fetches the model on first use.
 
@@ -80,6 +89,7 @@ class Lesson:
             name: The folder's name under this lesson's part of the run folder.
             tensor_parallel: Over how many GPUs one engine is spread.
             replicas: How many engines answer, each on a GPU of its own.
+            openai: Whether the ensemble that OpenAI's API needs is there too.
             **engine_arguments: vLLM engine arguments that win over the kit's.
 
         Raises:
@@ -97,6 +107,7 @@ class Lesson:
             engine_arguments=engine_arguments,
             tensor_parallel=tensor_parallel,
             replicas=replicas,
+            openai=openai,
         )
 
     def _source(self, parts: int) -> ModelSource | None:
@@ -245,12 +256,52 @@ class Lesson:
             results.append((what, status, last_refusal(server).split(": ", 1)[1]))
         return results
 
+    def openai_gateway(self, **listening: Any) -> OpenAIGateway:
+        """Let clients of OpenAI's API ask the running server, whose repository was staged for it, and return how.
+
+        Args:
+            **listening: `host` and `port` of `OpenAIGateway`.
+
+        Raises:
+            ParameterError: No server of this lesson runs.
+            ServerError: The gateway did not start.
+        """
+        if not isinstance(self._current, TritonServer):
+            raise ParameterError(
+                "start the gateway for OpenAI's API", found="no server of this lesson's own", hint="lesson.start first"
+            )
+        gateway = OpenAIGateway(self._current, **listening)
+        self._beside.append(gateway)
+        return gateway.start()
+
+    def vllm_serve(self) -> str:
+        """Start `vllm serve` on the lesson's model, in place of what runs, and return its `base_url`.
+
+        Without vLLM there is nothing to serve: one line says so, and the address is empty.
+
+        Raises:
+            FetchError: The model cannot be fetched.
+            ServerError: It ended, or was not ready in time.
+        """
+        source, device = self._source(1), self.settings.resolved_device
+        if source is None:
+            print("Skipped: `vllm serve` needs vLLM, and here a Python stand-in is in its place.")
+            return ""
+        self.stop()
+        serve = VllmServe(source, ENGINE_ARGUMENTS[device] | engine_arguments(device), device, self._folder("serve"))
+        self._beside.append(serve)
+        with StatusLine("starting vllm serve") as line:
+            serve.start(self.settings.ready_timeout_s, line.tick)
+        return serve.url.removesuffix("/chat/completions")
+
     def start_phases(self) -> dict[str, float]:
         """Return where the seconds of the running server's start went, by phase; empty for one started elsewhere."""
         return self._current.start_phases if isinstance(self._current, TritonServer) else {}
 
     def stop(self) -> None:
         """Stop every server that this notebook started; an attached one is left alone."""
+        while self._beside:
+            self._beside.pop().stop()
         for server in self._servers.values():
             server.stop()
         self._servers.clear()

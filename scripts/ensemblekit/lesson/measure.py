@@ -29,6 +29,7 @@ __all__ = [
     "gpu_table",
     "measure_alive",
     "measure_cost",
+    "measure_plan",
     "measure_releases",
     "measure_spread",
     "recorded_bench",
@@ -96,7 +97,7 @@ def measure_cost(lesson: Lesson, *, clients: int, rounds: int, max_tokens: int) 
         1 if stand_in else max_tokens,
         ("http whole greedy", "http streamed greedy"),
     )
-    return _run(lesson, plan, STAND_IN if stand_in else settings.resolved_device)
+    return measure_plan(lesson, plan, STAND_IN if stand_in else settings.resolved_device)
 
 
 def measure_spread(lesson: Lesson, *, gpus: int, clients: int, rounds: int, max_tokens: int) -> BenchResult:
@@ -129,7 +130,7 @@ def measure_spread(lesson: Lesson, *, gpus: int, clients: int, rounds: int, max_
         BUSY_WORDS if stand_in else max_tokens,
     )
     device = STAND_IN if stand_in else settings.resolved_device
-    return _run(lesson, plan, device, gpus=gpus, stand_in_token_s=BUSY_WORD_S)
+    return measure_plan(lesson, plan, device, gpus=gpus, stand_in_token_s=BUSY_WORD_S)
 
 
 def _embedded(lesson: Lesson) -> Settings:
@@ -142,7 +143,14 @@ def _embedded(lesson: Lesson) -> Settings:
     return lesson.settings
 
 
-def _run(lesson: Lesson, plan: BenchPlan, device: str, **how: Any) -> BenchResult:
+def measure_plan(lesson: Lesson, plan: BenchPlan, device: str, **how: Any) -> BenchResult:
+    """Run a bench in the lesson's folder; `how` are the other arguments of `run_bench`.
+
+    Raises:
+        ParameterError: PROVIDER is not `embedded`.
+        KitError: A server did not start, or the load generator failed.
+    """
+    _embedded(lesson)
     folder = lesson.run_dir / "bench" / lesson.name
     with StatusLine("measuring") as line:
         return run_bench(

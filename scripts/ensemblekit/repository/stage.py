@@ -21,7 +21,7 @@ from ensemblekit.repository.read import CONFIG_NAME, read_bytes, read_config
 
 __all__ = ["ENGINE_ARGUMENTS", "ENGINE_ENVIRONMENT", "StagedRepository", "engine_environment", "stage_repository"]
 
-COMPOSING_ENGINE, BLS = "llm", "bls"
+COMPOSING_ENGINE, BLS, CHAT = "llm", "bls", "chat"
 FRACTION = "gpu_memory_utilization"
 CORES_PER_PREPROCESS, MOST_PREPROCESS = 4, 4  # beside a GPU: one process prepares about 3000 requests a second
 # What vLLM is started with. `float32` on the CPU: in bfloat16, processors with AMX round otherwise than those without,
@@ -103,6 +103,7 @@ def stage_repository(
     tensor_parallel: int = 1,
     replicas: int = 1,
     bls: bool = False,
+    openai: bool = False,
     stand_in_token_s: float = 0.0,
 ) -> StagedRepository:
     """Copy the model repository to `target` and fill in this run's model and device.
@@ -118,6 +119,7 @@ def stage_repository(
         stand_in_token_s: How long the stand-in takes for a word, in seconds.
         bls: Whether the kit's own repository is staged with the BLS form of its pipeline; the lessons about the
             ensemble serve the models that the report had.
+        openai: Whether the ensemble that OpenAI's API needs is staged beside the other.
 
     Raises:
         RepositoryError: The repository is not there or has no model in it, replicas of several GPUs each are
@@ -139,6 +141,8 @@ def stage_repository(
     shutil.copytree(original, target, ignore=shutil.ignore_patterns("__pycache__", *left_out))
     if not (target / COMPOSING_ENGINE).is_dir():
         return StagedRepository(target, {})
+    if openai:
+        shutil.copytree(repo_root() / "env" / "openai" / CHAT, target / CHAT)
     if source is None:
         _stand_in(target / COMPOSING_ENGINE, replicas, stand_in_token_s)
         return StagedRepository(target, {})

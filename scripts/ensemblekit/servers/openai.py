@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gateway for clients of OpenAI's API (env/openai): a process of its own that ends with the server behind it."""
+
+import os
+import sys
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from ensemblekit.errors import ServerExited
+from ensemblekit.faults.log import tail
+from ensemblekit.paths import repo_root
+from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK, free_ports, new_key, require_free
+from ensemblekit.servers.process import TritonServer
+from ensemblekit.servers.supervised import SupervisedProcess, wait_until
+
+__all__ = ["CHAT", "OpenAIGateway"]
+
+CHAT = "chat"  # the model that clients name
+KEY_VARIABLE = "ENSEMBLEKIT_OPENAI_KEY"
+PROGRAM = repo_root() / "env" / "openai" / "gateway.py"
+START_TIMEOUT_S = 60.0  # under a second on an idle machine
+ASK_TIMEOUT_S = 2.0
+
+
+class OpenAIGateway:
+    """OpenAI's chat completions in front of a running server.
+
+    Attributes:
+        key: What clients send as their key; empty on this machine's own address, unless the user has set one.
+        log_path: What the gateway says.
+    """
+
+    def __init__(
+        self, server: TritonServer, *, host: str = LOOPBACK, port: int | None = None, model: str = CHAT
+    ) -> None:
+        """Prepare a gateway; nothing runs until `start`.
+
+        Args:
+            server: A running server with the model.
+            host: Where it listens.
+            port: A free one if left out.
+            model: An ensemble with the tensors of `chat`.
+        """
+        self._server, self._host, self._port = server, host, port or free_ports(1)[0]
+        self._model = model
+        self._process: SupervisedProcess | None = None
+        self.key = os.environ.get(KEY_VARIABLE) or ("" if host == LOOPBACK else new_key())
+        self.log_path = server.folder / "openai.log"
+
+    @property
+    def base_url(self) -> str:
+        """What a client of OpenAI's API takes as `base_url`."""
+        host = LOOPBACK if self._host == EVERYWHERE else self._host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/v1"
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs now."""
+        return self._process is not None and self._process.exit_code is None
+
+    def start(self) -> Self:
+        """Start it and return it once it answers.
+
+        Raises:
+            PortBusy: Something else listens there.
+            ServerExited: It ended, or did not answer in time.
+        """
+        require_free(self._port)
+        command = [sys.executable, str(PROGRAM), "--triton", self._server.http_url, "--model", self._model]
+        command += ["--host", self._host, "--port", str(self._port), "--ends-with", str(self._server.pid)]
+        self._process = SupervisedProcess(
+            command, self.log_path, environment=os.environ | {KEY_VARIABLE: self.key}, folder=self._server.folder
+        )
+        if not wait_until(self._answers_or_ended, START_TIMEOUT_S) or not self.running:
+            lines = tail(self.log_path)
+            self.stop()
+            raise ServerExited(
+                f"start the gateway for OpenAI's API on {self._host}:{self._port}",
+                found=lines[-1] if lines else "it did not answer in time",
+                hint="read its log; another --openai PORT may help",
+                log_path=self.log_path,
+                log_tail=lines,
+            )
+        return self
+
+    def stop(self) -> None:
+        """End it; doing so again does nothing."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop()
+
+    def _answers_or_ended(self) -> bool | None:
+        if not self.running:
+            return True
+        try:
+            health = httpx.get(self.base_url.removesuffix("v1") + "health", timeout=ASK_TIMEOUT_S, trust_env=False)
+        except httpx.TransportError:
+            return None
+        return health.status_code == httpx.codes.OK or None
+
+    def __str__(self) -> str:
+        return f"model {self._model}{f', key {self.key}' if self.key else ''}"
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        self.stop()
