@@ -289,7 +289,17 @@ def test_gateway_ends_with_its_server_and_leaves_nothing(
 
 
 def test_serve_prints_where_openais_clients_go_and_stops_both(tmp_path: Any) -> None:
-    command = [sys.executable, "-m", "ensemblekit.cli", "serve", "--engine", "stand-in", "--device", "cpu", "--openai"]
+    command = [
+        sys.executable,
+        "-m",
+        "ensemblekit.cli.main",
+        "serve",
+        "--engine",
+        "stand-in",
+        "--device",
+        "cpu",
+        "--openai",
+    ]
     environment = os.environ | {RUN_DIR_VARIABLE: str(tmp_path), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
