@@ -6,6 +6,7 @@
 Exit code 0 if it answered in time, else 1 and one line that says what was found.
 """
 
+import http.client
 import json
 import signal
 import sys
@@ -26,7 +27,7 @@ def main(model: str, deadline_s: int) -> str:
         answer = json.load(open_url(request, timeout=deadline_s))
     except KeyboardInterrupt:
         return "gave no answer within %d s" % deadline_s
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return "failed: %s" % error
     return "" if "text_output" in answer else "failed: %s" % str(answer)[:300]  # 200 with an error: a late failure
 

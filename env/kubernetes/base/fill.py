@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Init container: put the model repository on the volume, whole or not at all; what another pod has put there stays.
 
-    python3 fill.py /models/repository-1
-
-MODEL is a folder or hub id for vLLM; without it the Python stand-in is `llm`. LIMITS are those of `preprocess`, as JSON.
+REPOSITORY names its folder. MODEL is a folder or hub id for vLLM; without it the Python stand-in is `llm`. LIMITS are the
+largest sampling parameters that `preprocess` lets through, as JSON.
 """
 
 import json
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
-KIT = Path("/kit")
+KIT, VOLUME = Path("/kit"), Path("/models")
 
 
 def main(target: Path) -> str:
@@ -54,4 +52,4 @@ def limit(config: Path, limits: str) -> None:
 
 
 if __name__ == "__main__":
-    print(main(Path(sys.argv[1])))
+    print(main(VOLUME / os.environ["REPOSITORY"]))
