@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifests of env/kubernetes, played by a real podman on the stand-in images: they fail, answer, recover, report.
+
+podman 4 needs systemd to ask a liveness probe, and does nothing when it fails: `Cluster.probe_until_restart` does what
+a kubelet would, with the manifest's own numbers. `-rP` prints the seconds.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from ensemblekit.assets.store import build_once
+from ensemblekit.faults.poll import ENSEMBLE_REFUSED
+from ensemblekit.paths import cache_dir, repo_root
+from tests.containers.engine import COMMAND_TIMEOUT_S, DEBIAN, STAND_INS, Podman
+from tests.kustomize import KUBERNETES, documents, render
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kubernetes")]  # the ports are those of the manifests
+KEY = "0123456789abcdef"
+KIT, WORKAROUND = "localhost/ensemblekit/kit:0.1.0", "localhost/ensemblekit/tritonserver:24.08-base-plus-vllm"
+SHIPPED = "nvcr.io/nvidia/tritonserver:24.08-vllm-python-py3"
+PAUSE, PYTHON = "localhost/ensemblekit-stand-in/pause", "localhost/ensemblekit-stand-in/python"
+TRITON, JOB = "triton-pod-0-triton", "batch-batch"
+QUESTION = "What is the capital of France?"
+ANSWER = f"(stand-in) You asked: {QUESTION}"
+WAIT_S = 60.0
+NO_BRIDGE = ("iptables", "netavark", "cni", "network namespace")  # what podman says where it can make no network
+WITH_PIP = f"""FROM {DEBIAN}
+COPY wheels /wheels
+ENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels PIP_BREAK_SYSTEM_PACKAGES=1
+RUN python3 "$(ls /wheels/pip-*.whl)/pip" install pip
+"""
+
+
+def fetch_wheels(draft: Path) -> None:
+    """Fetch what the kit's image installs, and pip."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", f"--dest={draft}"]
+    locks = repo_root() / "env" / "locks"
+    subprocess.run([*pip, "--require-hashes", "-r", str(locks / "base.txt")], timeout=COMMAND_TIMEOUT_S, check=True)
+    subprocess.run([*pip, "pip"], timeout=COMMAND_TIMEOUT_S, check=True)
+
+
+def wait_for(what: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
+    """Return the first answer that is not empty."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.1)
+    return found
+
+
+class Cluster:
+    """One podman as the node: it plays manifests and says what became of them."""
+
+    def __init__(self, podman: Podman, folder: Path) -> None:
+        self.podman, self.folder = podman, folder
+        self.variables = {"CONTAINERS_CONF": str(folder / "containers.conf"), "DISABLE_HC_SYSTEMD": "true"}
+        (folder / "hosts").write_text("127.0.0.1 localhost\n")
+        (folder / "containers.conf").write_text(
+            f'[engine]\ninfra_image = "{PAUSE}"\n'  # podman's own is made of a program that Debian has apart
+            '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n'
+            f'base_hosts_file = "{folder}/hosts"\n'  # the names of services
+        )
+
+    def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run podman."""
+        return self.podman.run(*words, check=check, environment=self.variables)
+
+    def play(self, manifests: str) -> None:
+        """Play manifests; what plays already is replaced."""
+        (self.folder / "manifests.yaml").write_text(manifests)
+        words = ("kube", "play", "--network=podman", "--replace", str(self.folder / "manifests.yaml"))
+        done = self.run(*words, check=False)
+        if done.returncode and any(word in done.stderr for word in NO_BRIDGE):
+            pytest.skip(f"podman cannot make a network for pods here: {done.stderr.strip().splitlines()[-1]}")
+        assert done.returncode == 0, done.stderr
+
+    def log(self, container: str) -> str:
+        """What a container has written."""
+        done = self.run("logs", container, check=False)
+        return done.stdout + done.stderr
+
+    def inspect(self, container: str) -> Any:
+        """What podman knows of a container."""
+        return json.loads(self.run("inspect", container).stdout)[0]
+
+    @property
+    def address(self) -> str:
+        """Where the server's pod is."""
+        infra = json.loads(self.run("pod", "inspect", "triton-pod-0").stdout)["InfraContainerID"]
+        return str(self.inspect(infra)["NetworkSettings"]["Networks"]["podman"]["IPAddress"])
+
+    def ask(self, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        """Ask the server; without a body, by GET."""
+        url, more = f"http://{self.address}:8000/v2/{path}", {"headers": headers, "timeout": 20, "trust_env": False}
+        return httpx.get(url, **more) if body is None else httpx.post(url, json=body, **more)  # type: ignore[arg-type]
+
+    def ready(self) -> bool:
+        """Whether the readiness probe would pass."""
+        try:
+            return self.ask("health/ready").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def answer(self) -> str:
+        """The ensemble's answer."""
+        response = self.ask("models/ensemble/generate", {"chat_input": QUESTION})
+        return str(response.json().get("text_output", response.text))
+
+    def probe_until_restart(self) -> tuple[int, str]:
+        """Ask the liveness probe as often as the manifest allows it to fail, then end the container as it says.
+
+        Returns the number of failures and the process that was ended; podman's restart policy does the rest.
+        """
+        (deployment,) = (one for one in documents("overlays/podman") if one["kind"] == "Deployment")
+        probe = deployment["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
+        failures = 0
+        while failures < probe["failureThreshold"]:
+            assert self.run("healthcheck", "run", TRITON, check=False).returncode == 1
+            failures += 1
+        process = psutil.Process(self.inspect(TRITON)["State"]["Pid"])
+        process.terminate()
+        psutil.wait_procs([process], timeout=probe["terminationGracePeriodSeconds"])
+        if process.is_running():
+            process.kill()
+        return failures, process.name()
+
+
+@pytest.fixture(scope="module")
+def cluster(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A podman with the images that the manifests name; nothing of it stays."""
+    folder, begin = tmp_path_factory.mktemp("cluster"), time.monotonic()
+    lock = hashlib.sha256((repo_root() / "env/locks/base.txt").read_bytes()).hexdigest()[:8]
+    wheels = build_once(cache_dir() / "stand-in" / f"wheels-{lock}", fetch_wheels)
+    shutil.copytree(wheels, folder / "wheels")
+    for name, text in {PAUSE: f'FROM {DEBIAN}\nENTRYPOINT ["/usr/bin/sleep", "infinity"]\n', PYTHON: WITH_PIP}.items():
+        (folder / "Containerfile").write_text(text)
+        podman.run("build", f"--tag={name}", str(folder))
+    podman.run("build", f"--tag={KIT}", f"--build-arg=BASE={PYTHON}", f"--file={KUBERNETES / 'kit.Containerfile'}",
+               str(repo_root()))  # fmt: skip
+    podman.run("tag", f"{STAND_INS}:24.08-py3", WORKAROUND)
+    podman.run("tag", f"{STAND_INS}:24.08-vllm-python-py3", SHIPPED)
+    secret = json.dumps({"key": base64.b64encode(KEY.encode()).decode()})  # as podman 4 reads what a pod refers to
+    (folder / "secret.json").write_text(secret)
+    podman.run("secret", "create", "triton-control", str(folder / "secret.json"))
+    print(f"images of the cluster: {time.monotonic() - begin:.0f} s")
+    yield Cluster(podman, folder)
+    podman.run("pod", "rm", "--all", "--force", check=False)
+    podman.run("volume", "rm", "--all", "--force", check=False)
+    podman.run("secret", "rm", "triton-control", check=False)
+    podman.run("untag", SHIPPED, SHIPPED, check=False)
+    podman.run("untag", WORKAROUND, WORKAROUND, check=False)
+    podman.run("rmi", "--force", KIT, PYTHON, PAUSE, check=False)
+
+
+@pytest.fixture
+def server(cluster: Cluster) -> Cluster:
+    """The server of overlays/podman, ready."""
+    if cluster.run("pod", "exists", "triton-pod-0", check=False).returncode != 0 or not cluster.ready():
+        cluster.play(render("overlays/podman"))
+        wait_for(cluster.ready)
+    return cluster
+
+
+def test_shipped_image_fails_with_the_known_line_and_the_workaround_answers(cluster: Cluster) -> None:
+    manifests, begin = render("overlays/podman"), time.monotonic()
+    cluster.play(manifests.replace(WORKAROUND, SHIPPED))
+    wait_for(lambda: ENSEMBLE_REFUSED in cluster.log(TRITON))
+    failed = time.monotonic()
+    wait_for(lambda: "failed to load all models" in cluster.log(TRITON))
+    ready_meanwhile = cluster.ready()
+
+    cluster.play(manifests)
+    wait_for(cluster.ready)
+
+    assert not ready_meanwhile
+    assert cluster.answer() == ANSWER
+    print(f"shipped image: its line after {failed - begin:.1f} s; "
+          f"workaround: an answer {time.monotonic() - failed:.1f} s later")  # fmt: skip
+
+
+def test_server_runs_as_the_manifest_says(server: Cluster) -> None:
+    pid = server.inspect(TRITON)["State"]["Pid"]
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    write = server.run("exec", TRITON, "sh", "-c", "touch /models/x || touch /opt/x || touch /x", check=False)
+
+    assert status["Uid"].split() == ["1000"] * 4
+    assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert write.stderr.count("Read-only file system") == 3
+    assert list(Path(f"/proc/{pid}/root/dev/shm").glob("triton_python_backend_shm_region_*"))
+
+
+def test_model_control_is_refused_without_the_key_and_given_with_it(server: Cluster) -> None:
+    path = "repository/models/postprocess/load"
+    refused = server.ask(path, {})
+    loaded = server.ask(path, {}, **{"ensemblekit-key": KEY})
+
+    assert "restricted" in refused.text
+    assert refused.status_code != httpx.codes.OK
+    assert (loaded.status_code, loaded.text) == (httpx.codes.OK, "")
+    wait_for(server.ready)
+
+
+def test_job_asks_the_server_and_leaves_its_report(server: Cluster) -> None:
+    """podman 4 knows no Job: its pod is played."""
+    manifests, begin = documents("job"), time.monotonic()
+    for one in manifests:
+        if one["kind"] == "Job":
+            template = one.pop("spec")["template"]
+            one |= {"apiVersion": "v1", "kind": "Pod", "spec": template["spec"]}
+            one["metadata"] |= template["metadata"]
+    (server.folder / "hosts").write_text(f"127.0.0.1 localhost\n{server.address} triton\n")
+    server.play(yaml.safe_dump_all(manifests))
+    code = server.run("wait", JOB).stdout.strip()
+    seconds = time.monotonic() - begin
+    volume = Path(server.run("volume", "inspect", "--format={{.Mountpoint}}", "batch-runs").stdout.strip())
+    (run,) = volume.glob("*-sweep-*")
+
+    assert code == "0", server.log(JOB)
+    assert "2 of 2 sets passed" in server.log(JOB)
+    for name in ("01", "02"):
+        assert "06_inference_through_the_ensemble" in (run / name / "report" / "index.html").read_text()
+        assert list((run / name / "records").glob("06_*.json"))
+    assert {path.stat().st_uid for path in run.rglob("*")} == {1000}
+    print(f"Job: {seconds:.0f} s for two runs of lesson 06")
+
+
+def test_dead_stub_stays_ready_until_the_liveness_probe_has_the_container_restarted(server: Cluster) -> None:
+    before = server.inspect(TRITON)
+    healthy = server.run("healthcheck", "run", TRITON, check=False)
+    children = psutil.Process(before["State"]["Pid"]).children()
+    (stub,) = (child for child in children if "/preprocess/" in " ".join(child.cmdline()))
+    begin = time.monotonic()
+    os.kill(stub.pid, signal.SIGKILL)
+    psutil.wait_procs([stub], timeout=WAIT_S)
+    ready = server.ready()
+
+    failures, _ = server.probe_until_restart()
+    ended = time.monotonic()
+    wait_for(lambda: server.inspect(TRITON)["State"]["Pid"] not in (0, before["State"]["Pid"]))
+    wait_for(server.ready)
+
+    assert healthy.returncode == 0, healthy.stdout
+    assert ready
+    assert server.answer() == ANSWER
+    assert server.inspect(TRITON)["Id"] == before["Id"]
+    assert server.inspect(TRITON)["RestartCount"] > before["RestartCount"]
+    print(f"dead stub: ready 200, {failures} failed probes and the grace {ended - begin:.1f} s; "
+          f"an answer {time.monotonic() - ended:.1f} s later")  # fmt: skip
+
+
+def test_restart_keeps_the_volume_and_answers_again(server: Cluster) -> None:
+    """podman ends the old pod before it starts the new one; a cluster would do it the other way round."""
+    volume = Path(server.run("volume", "inspect", "--format={{.Mountpoint}}", "triton-models").stdout.strip())
+    filled, begin = (volume / "stand-in-1").stat(), time.monotonic()
+    before = server.inspect(TRITON)["Id"]
+
+    server.play(render("overlays/podman"))
+    wait_for(server.ready)
+
+    assert server.inspect(TRITON)["Id"] != before
+    assert server.answer() == ANSWER
+    assert (volume / "stand-in-1").stat().st_ino == filled.st_ino
+    print(f"restart: {time.monotonic() - begin:.1f} s without an answer")
