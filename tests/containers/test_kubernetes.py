@@ -9,7 +9,6 @@ import base64
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,18 +38,19 @@ QUESTION = "What is the capital of France?"
 ANSWER = f"(stand-in) You asked: {QUESTION}"
 WAIT_S = 60.0
 NO_BRIDGE = ("iptables", "netavark", "cni", "network namespace")  # what podman says where it can make no network
-WITH_PIP = f"""FROM {DEBIAN}
-COPY wheels /wheels
-ENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels PIP_BREAK_SYSTEM_PACKAGES=1
-RUN python3 "$(ls /wheels/pip-*.whl)/pip" install pip
+PAUSE_FILE = f'FROM {DEBIAN}\nENTRYPOINT ["/usr/bin/sleep", "infinity"]\n'
+# with pip and what the kit's image installs, so that its own pip finds all of it there, by the hashes' versions
+PYTHON_FILE = f"""FROM {DEBIAN}
+COPY packages /usr/local/lib/python3.11/dist-packages
+ENV PIP_NO_INDEX=1 PIP_BREAK_SYSTEM_PACKAGES=1
 """
 
 
-def fetch_wheels(draft: Path) -> None:
-    """Fetch what the kit's image installs, and pip."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", f"--dest={draft}"]
-    locks = repo_root() / "env" / "locks"
-    subprocess.run([*pip, "--require-hashes", "-r", str(locks / "base.txt")], timeout=COMMAND_TIMEOUT_S, check=True)
+def install_packages(draft: Path) -> None:
+    """Install pip, and what the kit's image installs, for Debian's Python."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={draft / 'packages'}"]
+    lock = str(repo_root() / "env" / "locks" / "base.txt")
+    subprocess.run([*pip, "--require-hashes", "-r", lock], timeout=COMMAND_TIMEOUT_S, check=True)
     subprocess.run([*pip, "pip"], timeout=COMMAND_TIMEOUT_S, check=True)
 
 
@@ -81,8 +81,14 @@ class Cluster:
         return self.podman.run(*words, check=check, environment=self.variables)
 
     def play(self, manifests: str) -> None:
-        """Play manifests; what plays already is replaced."""
-        (self.folder / "manifests.yaml").write_text(manifests)
+        """Play manifests; what plays already is replaced, and a volume that is there stays, as in a cluster."""
+        there = self.run("volume", "ls", "--quiet").stdout.split()  # podman 4 refuses to play it again
+        new = [
+            one
+            for one in yaml.safe_load_all(manifests)
+            if one["kind"] != "PersistentVolumeClaim" or one["metadata"]["name"] not in there
+        ]
+        (self.folder / "manifests.yaml").write_text(yaml.safe_dump_all(new))
         words = ("kube", "play", "--network=podman", "--replace", str(self.folder / "manifests.yaml"))
         done = self.run(*words, check=False)
         if done.returncode and any(word in done.stderr for word in NO_BRIDGE):
@@ -145,11 +151,10 @@ def cluster(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A podman with the images that the manifests name; nothing of it stays."""
     folder, begin = tmp_path_factory.mktemp("cluster"), time.monotonic()
     lock = hashlib.sha256((repo_root() / "env/locks/base.txt").read_bytes()).hexdigest()[:8]
-    wheels = build_once(cache_dir() / "stand-in" / f"wheels-{lock}", fetch_wheels)
-    shutil.copytree(wheels, folder / "wheels")
-    for name, text in {PAUSE: f'FROM {DEBIAN}\nENTRYPOINT ["/usr/bin/sleep", "infinity"]\n', PYTHON: WITH_PIP}.items():
+    packages = build_once(cache_dir() / "stand-in" / f"packages-{lock}", install_packages)
+    for name, text in {PAUSE: PAUSE_FILE, PYTHON: PYTHON_FILE}.items():
         (folder / "Containerfile").write_text(text)
-        podman.run("build", f"--tag={name}", str(folder))
+        podman.run("build", f"--tag={name}", f"--file={folder / 'Containerfile'}", str(packages))
     podman.run("build", f"--tag={KIT}", f"--build-arg=BASE={PYTHON}", f"--file={KUBERNETES / 'kit.Containerfile'}",
                str(repo_root()))  # fmt: skip
     podman.run("tag", f"{STAND_INS}:24.08-py3", WORKAROUND)
