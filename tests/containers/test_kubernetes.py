@@ -29,7 +29,7 @@ from ensemblekit.paths import cache_dir, repo_root
 from tests.containers.engine import COMMAND_TIMEOUT_S, DEBIAN, STAND_INS, Podman
 from tests.kustomize import KUBERNETES, documents, render
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kubernetes")]  # the ports are those of the manifests
+pytestmark = pytest.mark.slow
 KEY = "0123456789abcdef"
 KIT, WORKAROUND = "localhost/ensemblekit/kit:0.1.0", "localhost/ensemblekit/tritonserver:24.08-base-plus-vllm"
 SHIPPED = "nvcr.io/nvidia/tritonserver:24.08-vllm-python-py3"
