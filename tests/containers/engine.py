@@ -121,7 +121,7 @@ class Podman:
     def make_images(self) -> None:
         """Build the stand-ins; Debian's part comes from the kit's cache from the second time on."""
         begin = time.monotonic()
-        archive = build_once(cache_dir() / "stand-in" / f"{SUITE}-numpy-{NUMPY}", make_debian) / "root.tar"
+        archive = debian_archive()
         self.seconds["Debian"] = time.monotonic() - begin
         self.run("import", "--quiet", str(archive), DEBIAN)
         for tag, (release, flavour) in IMAGES.items():
@@ -151,6 +151,11 @@ def make_root(draft: Path, suite: str, packages: str) -> Path:
     for name in UNUSED:
         shutil.rmtree(root / name, ignore_errors=True)
     return root
+
+
+def debian_archive() -> Path:
+    """Return the stand-ins' Debian as an archive that podman imports; made where the cache has none."""
+    return build_once(cache_dir() / "stand-in" / f"{SUITE}-numpy-{NUMPY}", make_debian) / "root.tar"
 
 
 def make_debian(draft: Path) -> None:
