@@ -32,7 +32,7 @@ import yaml
 
 from ensemblekit.faults.poll import ENSEMBLE_REFUSED
 from ensemblekit.paths import repo_root
-from tests.containers.engine import DEBIAN, STAND_INS, Podman, debian_archive
+from tests.containers.engine import STAND_INS, Podman, debian_archive
 from tests.kustomize import KUBERNETES, documents, render
 
 pytestmark = pytest.mark.slow
@@ -46,15 +46,8 @@ QUESTION = "What is the capital of France?"
 ANSWER = f"(stand-in) You asked: {QUESTION}"
 WAIT_S = 60.0
 NEW_NETWORK, SET_FLAGS, UP = 0x40000000, 0x8914, 0x1  # Linux's CLONE_NEWNET, SIOCSIFFLAGS, IFF_UP
-# of [engine]: what a pod's first process is; podman's own is a program that Debian has apart. [containers]: no more
-# than this process may have itself, and the names of services.
-CONF = """[engine]
-infra_image = "{debian}"
-infra_command = "/usr/bin/python3 -c __import__('signal').pthread_sigmask(0,[15]),__import__('signal').sigwait([15])"
-[containers]
-default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
-base_hosts_file = "{folder}/hosts"
-"""
+# a pod's first process, in place of podman's own, which is a program that Debian has apart
+CHANGES = ("CMD trap exit TERM; sleep infinity & wait", "ENV PIP_NO_INDEX=1", "ENV PIP_BREAK_SYSTEM_PACKAGES=1")
 
 
 def make_python(archive: Path) -> None:
@@ -105,8 +98,11 @@ class Cluster:
     def __init__(self, podman: Podman, folder: Path) -> None:
         self.podman, self.folder = podman, folder
         self.variables = {"CONTAINERS_CONF": str(folder / "containers.conf"), "DISABLE_HC_SYSTEMD": "true"}
-        (folder / "containers.conf").write_text(CONF.format(debian=DEBIAN, folder=folder))
-        (folder / "hosts").write_text("127.0.0.1 localhost triton\n")
+        (folder / "hosts").write_text("127.0.0.1 localhost triton\n")  # the name of the service
+        (folder / "containers.conf").write_text(
+            f'[engine]\ninfra_image = "{PYTHON}"\n[containers]\nbase_hosts_file = "{folder}/hosts"\n'
+            'default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n'  # no more than this process may have
+        )
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run podman."""
@@ -114,10 +110,18 @@ class Cluster:
 
     def play(self, manifests: str) -> None:
         """Play manifests; what plays already is replaced, and a volume that is there stays, as in a cluster."""
-        there = self.run("volume", "ls", "--quiet").stdout.split()  # podman 4 refuses to play it again
-        new = [one for one in yaml.safe_load_all(manifests) if one["metadata"]["name"] not in there]
+        there = self.run("volume", "ls", "--quiet").stdout.split()
+        new = list[dict[str, Any]]()
+        for one in yaml.safe_load_all(manifests):
+            if one["kind"] == "PersistentVolumeClaim" and one["metadata"]["name"] in there:
+                continue  # podman 4 refuses to play it again
+            if one["kind"] == "Deployment":  # it would publish these on every address of a host
+                del one["spec"]["template"]["spec"]["containers"][0]["ports"]
+            new.append(one)
         (self.folder / "manifests.yaml").write_text(yaml.safe_dump_all(new))
-        self.run("kube", "play", "--network=host", "--replace", str(self.folder / "manifests.yaml"))
+        words = ("kube", "play", "--network=host", "--replace", str(self.folder / "manifests.yaml"))
+        done = self.run(*words, check=False)
+        assert done.returncode == 0, done.stderr
 
     def log(self, container: str) -> str:
         """What a container has written."""
@@ -167,8 +171,7 @@ def cluster(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A podman with the images that the manifests name; nothing of it stays."""
     folder, before, begin = tmp_path_factory.mktemp("cluster"), podman.state(), time.monotonic()
     make_python(folder / "python.tar")
-    variables = [f"--change=ENV={name}=1" for name in ("PIP_NO_INDEX", "PIP_BREAK_SYSTEM_PACKAGES")]
-    podman.run("import", "--quiet", *variables, str(folder / "python.tar"), PYTHON)
+    podman.run("import", *(f"--change={one}" for one in CHANGES), str(folder / "python.tar"), PYTHON)
     (folder / "python.tar").unlink()
     file = f"--file={KUBERNETES / 'kit.Containerfile'}"
     podman.run("build", "--layers=false", f"--tag={KIT}", f"--build-arg=BASE={PYTHON}", file, str(repo_root()))
