@@ -56,4 +56,4 @@ def render(folder: str) -> str:
 
 def documents(folder: str) -> list[dict[str, Any]]:
     """Return the same, read."""
-    return list(yaml.safe_load_all(render(folder)))
+    return list(yaml.load_all(render(folder), yaml.CSafeLoader))

@@ -68,6 +68,17 @@ def make_python(archive: Path) -> None:
                 tar.add(source, place)
 
 
+def make_images(podman: Podman, folder: Path) -> None:
+    """Make the kit's image and give the stand-ins the names of the manifests."""
+    make_python(folder / "python.tar")
+    podman.run("import", *(f"--change={one}" for one in CHANGES), str(folder / "python.tar"), PYTHON)
+    (folder / "python.tar").unlink()
+    file = f"--file={KUBERNETES / 'kit.Containerfile'}"
+    podman.run("build", "--layers=false", f"--tag={KIT}", f"--build-arg=BASE={PYTHON}", file, str(repo_root()))
+    podman.run("tag", f"{STAND_INS}:24.08-py3", WORKAROUND)
+    podman.run("tag", f"{STAND_INS}:24.08-vllm-python-py3", SHIPPED)
+
+
 @contextmanager
 def own_network() -> Iterator[None]:
     """Give this thread and what it starts a network of its own: loopback alone, where ports 8000 to 8002 are free."""
@@ -168,27 +179,23 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A podman with the images that the manifests name; nothing of it stays."""
-    folder, before, begin = tmp_path_factory.mktemp("cluster"), podman.state(), time.monotonic()
-    make_python(folder / "python.tar")
-    podman.run("import", *(f"--change={one}" for one in CHANGES), str(folder / "python.tar"), PYTHON)
-    (folder / "python.tar").unlink()
-    file = f"--file={KUBERNETES / 'kit.Containerfile'}"
-    podman.run("build", "--layers=false", f"--tag={KIT}", f"--build-arg=BASE={PYTHON}", file, str(repo_root()))
-    podman.run("tag", f"{STAND_INS}:24.08-py3", WORKAROUND)
-    podman.run("tag", f"{STAND_INS}:24.08-vllm-python-py3", SHIPPED)
-    secret = json.dumps({"key": base64.b64encode(KEY.encode()).decode()})  # as podman 4 reads what a pod refers to
-    (folder / "secret.json").write_text(secret)
-    podman.run("secret", "create", "triton-control", str(folder / "secret.json"))
-    print(f"images of the cluster: {time.monotonic() - begin:.0f} s")
+    """A podman with the images that the manifests name, in a network of its own; nothing of it stays."""
+    before = podman.state()
     with own_network():
-        yield Cluster(podman, folder)
-    podman.run("pod", "rm", "--all", "--force", "--time=0")
-    podman.run("volume", "rm", "--all")
-    podman.run("secret", "rm", "triton-control")
-    podman.untag(SHIPPED)
-    podman.untag(WORKAROUND)
-    podman.run("rmi", KIT, PYTHON)
+        cluster = Cluster(podman, tmp_path_factory.mktemp("cluster"))
+        begin = time.monotonic()
+        make_images(podman, cluster.folder)
+        secret = json.dumps({"key": base64.b64encode(KEY.encode()).decode()})  # as podman 4 reads what a pod refers to
+        (cluster.folder / "secret.json").write_text(secret)
+        podman.run("secret", "create", "triton-control", str(cluster.folder / "secret.json"))
+        print(f"images of the cluster: {time.monotonic() - begin:.0f} s")
+        yield cluster
+        podman.run("pod", "rm", "--all", "--force", "--time=0")
+        podman.run("volume", "rm", "--all")
+        podman.run("secret", "rm", "triton-control")
+        podman.untag(SHIPPED)
+        podman.untag(WORKAROUND)
+        podman.run("rmi", KIT, PYTHON)
     assert podman.state() == before
 
 

@@ -18,11 +18,7 @@ from ensemblekit.paths import repo_root
 from ensemblekit.repository.read import read_config
 from tests.kustomize import FOLDERS, KUBERNETES, documents, kubectl, render
 
-VERSIONS = (
-    "1.28",
-    "1.32",
-    "1.37",
-)  # with the grace of a probe of its own; kubectl's; the newest that there is a schema of
+VERSIONS = ("1.28", "1.32", "1.37")  # a probe's own grace is stable since 1.28; kubectl's; the newest with a schema
 SERVERS = FOLDERS[:4]
 SHM_MIB_PER_INSTANCE = 64
 UNITS_MIB = {"Mi": 1, "Gi": 1024}
