@@ -26,7 +26,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from ensemblekit.clients.grpc import ask, model_statistics, request_body, request_inputs, stream_responses
 from ensemblekit.clients.http import answers_ok
-from ensemblekit.errors import PortBusy, ServerExited
+from ensemblekit.errors import PortBusy, ServerExited, UnsupportedMachine
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import stage_repository
@@ -35,6 +35,7 @@ from ensemblekit.servers.many import ManyServers
 from ensemblekit.servers.ports import free_ports, is_free
 from ensemblekit.servers.process import ServerOptions, TritonServer
 from ensemblekit.servers.supervised import wait_until
+from tests.fake_nvidia_smi import FakeNvidiaSmi
 
 pytestmark = [
     pytest.mark.server,
@@ -240,6 +241,25 @@ def test_busy_port_is_said_before_a_server_is_made(kept: Kept, tmp_path: Path) -
 
     with pytest.raises(PortBusy, match="--port"):
         ManyServers(2, make, tmp_path / "second", device="cpu", ports=kept.many.balancer.ports)
+
+
+def test_each_server_sees_one_gpu_of_a_fake_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeNvidiaSmi(free_mib=(81008, 81008)).install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{fake}{os.pathsep}{os.environ['PATH']}")
+    places = list[dict[str, str]]()
+
+    def make(_name: str, ports: tuple[int, int, int], place: dict[str, str]) -> TritonServer:
+        places.append(place)
+        installation = install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path)
+        return TritonServer(installation, tmp_path, tmp_path, ServerOptions(ports=ports), place)
+
+    ManyServers(2, make, tmp_path / "two", device="cuda")
+    with pytest.raises(UnsupportedMachine, match="3 GPUs are asked for; 2 visible"):
+        ManyServers(3, make, tmp_path / "three", device="cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    ManyServers(2, make, tmp_path / "turned", device="cuda")
+
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "1", "1", "0"]
 
 
 def test_serve_with_two_servers_prints_one_address_and_leaves_nothing(tmp_path: Path) -> None:

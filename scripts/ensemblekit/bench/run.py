@@ -87,7 +87,8 @@ def run_bench(
     """
     source = _source(plan, device, gpus, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device)
+    engines = {"triton" if target in ONE_SERVER else target for target in plan.targets}
+    given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device, len(engines))
     with ExitStack() as stack:
         bench = _Bench(plan, device, release, folder, gpus, source, given, progress, stack, stand_in_token_s)
         bench.start()
