@@ -6,14 +6,13 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,8 +75,10 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
         return TritonServer(installation, staged.path, tmp_path / name, ServerOptions(ports=ports), place)
 
     told = list[str]()
-    with ThreadPoolExecutor(1) as pool, ManyServers(2, make, tmp_path, device="cpu") as many:
-        yield Kept(many, told, pool.submit(many.keep, told.append, START_S))
+    many = ManyServers(2, make, tmp_path, device="cpu")
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        stack.callback(many.stop)
+        yield Kept(many, told, pool.submit(many.start(START_S).keep, told.append, START_S))
 
 
 @dataclass
@@ -277,7 +278,7 @@ def test_serve_with_two_servers_prints_one_address_and_leaves_nothing(tmp_path: 
         answers = [httpx.post(url, json=request_body("Hi"), timeout=60) for _ in range(4)]
         chat = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}]}
         told = httpx.post(f"{base}/chat/completions", json=chat, timeout=60).json()
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # a shell that runs the tests in the background has SIGINT ignored
         process.wait(START_S)
 
     text = "(stand-in) You asked: Hi"

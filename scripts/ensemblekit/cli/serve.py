@@ -4,8 +4,9 @@
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -120,7 +121,7 @@ def serve_forever(
         lesson.start(server)
         if openai is not None:
             gateway = lesson.openai_gateway(host=listening.get("host", LOOPBACK), port=openai or None)
-        _say(server, [server], gateway, server.options.host)
+        _say(server, gateway)
         while server.running and not server.why_ended:
             time.sleep(WATCH_S)
         code = server.exit_code
@@ -141,42 +142,48 @@ def _serve_many(
     lesson: "Lesson", count: int, openai: int | None, host: str = LOOPBACK, ports: tuple[int, ...] | None = None
 ) -> None:
     """Keep several servers behind one address until Ctrl-C, or until none can be started any more."""
+    from ensemblekit.servers.many import ManyServers
     from ensemblekit.servers.openai import OpenAIGateway
 
-    timeout_s = lesson.settings.ready_timeout_s
+    settings = lesson.settings
     repository = lesson.repository(openai=openai is not None, servers=count)
-    many = lesson.many_servers(repository, count, host=host, ports=ports or ())
+
+    def make(name: str, own: tuple[int, int, int], place: dict[str, str]) -> "TritonServer":
+        placed = replace(repository, environment=repository.environment | place)
+        return lesson.server(placed, name=name, ports=own)
+
+    device = "cpu" if settings.engine == "stand-in" else settings.resolved_device
+    many = ManyServers(count, make, lesson.run_dir / "nginx", device=device, host=host, ports=ports or ())
     with ExitStack() as stack:
-        stack.callback(lesson.stop)
-        many.start(timeout_s)
-        gateway = None
-        if openai is not None:
-            gateway = stack.enter_context(OpenAIGateway(many, host=host, port=openai or None))
-        _say(many, many.servers, gateway, host)
-        many.keep(click.echo, timeout_s)
+        stack.callback(many.stop)
+        many.start(settings.ready_timeout_s)
+        gateway = OpenAIGateway(many, host=host, port=openai or None) if openai is not None else None
+        if gateway:
+            stack.enter_context(gateway)
+        _say(many, gateway)
+        many.keep(click.echo, settings.ready_timeout_s)
 
 
-def _say(
-    address: "TritonServer | ManyServers",
-    servers: "Sequence[TritonServer]",
-    gateway: "OpenAIGateway | None",
-    host: str,
-) -> None:
-    http, grpc = address.http_url, address.grpc_url
-    ports = [int(url.rpartition(":")[2]) for url in (http, grpc)]
-    url = _seen_from_outside(host, http + (f",{grpc}" if ports[1] != ports[0] + 1 else ""))
+def _say(server: "TritonServer | ManyServers", gateway: "OpenAIGateway | None") -> None:
+    from ensemblekit.servers.many import ManyServers
+
+    http, grpc = server.http_url, server.grpc_url
+    in_a_row = int(grpc.rpartition(":")[2]) == int(http.rpartition(":")[2]) + 1
+    one_by_one = server.servers if isinstance(server, ManyServers) else (server,)
+    host = server.balancer.host if isinstance(server, ManyServers) else server.options.host
+    address = _seen_from_outside(host, http if in_a_row else f"{http},{grpc}")
     body = '{"chat_input": "What is the capital of France?"}'
     lines = [
         "Ready. Ctrl-C stops it.",
         f"  HTTP     http://{http}",
         f"  gRPC     {grpc}",
-        *(f"  metrics  http://{server.metrics_url}/metrics" for server in servers),
-        *(f"  log      {server.log_path}" for server in servers),
+        *(f"  metrics  http://{one.metrics_url}/metrics" for one in one_by_one),
+        *(f"  log      {one.log_path}" for one in one_by_one),
         *([f"  OpenAI   {gateway} at {_seen_from_outside(host, gateway.base_url)}"] if gateway else []),
         "Ask it from another shell:",
         f"  curl -s http://{http}/v2/models/ensemble/generate -d '{body}'",
         "Use it in the lessons and exercises that take a URL:",
-        f"  scripts/lab --url {url}",
+        f"  scripts/lab --url {address}",
     ]
     click.echo("\n".join(lines))
 

@@ -29,7 +29,6 @@ from ensemblekit.servers.attach import URL_VARIABLE, AttachedServer
 from ensemblekit.servers.container import ContainerInstallation, install_container
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.emulation import EMULATION_TEXT
-from ensemblekit.servers.many import ManyServers
 from ensemblekit.servers.openai import OpenAIGateway
 from ensemblekit.servers.outcome import StartOutcome
 from ensemblekit.servers.process import Installation, ServerOptions, TritonServer
@@ -67,7 +66,7 @@ class Lesson:
         self.run_dir = current_run_dir()
         self._servers: dict[str, TritonServer] = {}
         self._current: Server | None = None
-        self._beside: list[OpenAIGateway | VllmServe | ManyServers] = []
+        self._beside: list[OpenAIGateway | VllmServe] = []
         self._images: dict[str, Value] = {}
 
     @property
@@ -161,27 +160,6 @@ class Lesson:
             options=replace(ServerOptions(), **options),
             environment=staged.environment,
         )
-
-    def many_servers(self, repository: StagedRepository, count: int, **listening: Any) -> ManyServers:
-        """Return several servers of a repository behind one address, not started; each has a GPU of its own.
-
-        Args:
-            repository: What they serve.
-            count: How many.
-            **listening: `host` and `ports` of `ManyServers`.
-
-        Raises:
-            KitError: See `server`, and `ManyServers`.
-        """
-
-        def make(name: str, ports: tuple[int, int, int], place: dict[str, str]) -> TritonServer:
-            placed = replace(repository, environment=repository.environment | place)
-            return self.server(placed, name=name, ports=ports)
-
-        device = "cpu" if self.settings.engine == "stand-in" else self.settings.resolved_device
-        many = ManyServers(count, make, self._folder("servers"), device=device, **listening)
-        self._beside.append(many)
-        return many
 
     def _other_settings(self, release: str | None, flavour: Flavour | None, provider: Provider) -> Settings:
         return check_settings(

@@ -81,7 +81,7 @@ class ManyServers:
         self.balancer = Nginx(template, values, folder, host=host, ports=(http, grpc))
         self.pid = os.getpid()  # whose end is theirs
         self.started_s: float | None = None
-        self._stopped = threading.Event()
+        self._stopped, self._stopping = threading.Event(), threading.Lock()
 
     @property
     def http_url(self) -> str:
@@ -177,17 +177,9 @@ class ManyServers:
     def stop(self) -> None:
         """Stop all; doing so again does nothing."""
         self._stopped.set()
-        self.balancer.stop()  # first: its idle connections would keep the servers from ending
-        with ThreadPoolExecutor(len(self.servers)) as pool:
+        with self._stopping, ThreadPoolExecutor(len(self.servers)) as pool:
+            self.balancer.stop()  # first: its idle connections would keep the servers from ending
             list(pool.map(TritonServer.stop, self.servers))
-
-    def __enter__(self) -> Self:
-        """Start."""
-        return self.start()
-
-    def __exit__(self, *_error: object) -> None:
-        """Stop."""
-        self.stop()
 
 
 def _upstream(urls: Iterable[str]) -> str:

@@ -97,9 +97,9 @@ class Nginx:
 
     def stop(self) -> None:
         """End nginx; doing so again does nothing."""
-        if self._process:
-            self._process.stop()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop()
 
     def _listens_or_ended(self) -> bool | None:
         if not self.running:
