@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from ensemblekit.diagnose.alive import ask_alive
 from ensemblekit.errors import PortBusy
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from ensemblekit.releases import get_release
@@ -250,6 +251,12 @@ def test_key_is_asked_for_where_there_is_one(server: TritonServer, monkeypatch: 
     assert [reply.status_code for reply in (wrong, none, listed)] == [401] * 3
     assert wrong.json()["error"]["code"] == "invalid_api_key"
     assert in_the_process_list == []
+
+
+def test_probe_without_a_name_asks_the_ensemble_that_a_question_alone_is_enough_for(server: TritonServer) -> None:
+    found = ask_alive(server.http_url, deadline_s=60)
+
+    assert (found.alive, found.model, found.found) == (True, "ensemble", "answered")
 
 
 def gateway_pid(gateway: OpenAIGateway) -> int:

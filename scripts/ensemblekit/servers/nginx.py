@@ -11,13 +11,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
-from ensemblekit.errors import ParameterError, PortBusy, ServerExited, UnsupportedMachine
-from ensemblekit.servers.supervised import SupervisedProcess, wait_until
+from ensemblekit.errors import ParameterError, PortBusy, UnsupportedMachine
+from ensemblekit.servers.supervised import SupervisedProcess
 
 __all__ = ["Nginx", "find_nginx", "is_loopback", "reachable", "require_listening"]
 
 START_TIMEOUT_S = 10.0
 ASK_TIMEOUT_S = 1.0
+TAIL_LINES = 5
 
 
 class Nginx:
@@ -82,17 +83,16 @@ class Nginx:
         # errors at start go to standard error before the log of the configuration is open
         where = ["-c", str(self.config_path), "-p", str(self.folder)]
         command = [self._program, *where, "-e", "stderr", "-g", "daemon off;"]
-        self._process = SupervisedProcess(command, self.log_path, environment=os.environ, folder=self.folder)
-        if not wait_until(self._listens_or_ended, START_TIMEOUT_S) or not self.running:
-            lines = self.log_path.read_text(errors="replace").splitlines()[-5:]
-            self.stop()
-            raise ServerExited(
-                f"start nginx on {self.host}:{self.ports[0]}",
-                found=lines[-1] if lines else "it did not listen in time",
-                hint="read its log; `nginx -t -c` with its configuration tells more",
-                log_path=self.log_path,
-                log_tail=lines,
-            )
+        process = SupervisedProcess(command, self.log_path, environment=os.environ, folder=self.folder)
+        self._process = process
+        process.require_answer(
+            self._listens,
+            START_TIMEOUT_S,
+            attempted=f"start nginx on {self.host}:{self.ports[0]}",
+            late="it did not listen in time",
+            hint="read its log; `nginx -t -c` with its configuration tells more",
+            tail_lines=TAIL_LINES,
+        )
         return self
 
     def stop(self) -> None:
@@ -101,13 +101,11 @@ class Nginx:
         if process is not None:
             process.stop()
 
-    def _listens_or_ended(self) -> bool | None:
-        if not self.running:
-            return True
+    def _listens(self) -> bool:
         place = (reachable(self.host), self.ports[0])
         with contextlib.suppress(OSError), socket.create_connection(place, ASK_TIMEOUT_S):
             return True
-        return None
+        return False
 
 
 def require_listening(host: str, ports: Sequence[int]) -> None:
