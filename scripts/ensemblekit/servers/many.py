@@ -189,5 +189,4 @@ def _upstream(urls: Iterable[str]) -> str:
 def _places(count: int) -> list[dict[str, str]]:
     """Return the variables that give each server a GPU of its own."""
     gpus = require_gpus(count, f"give each of {count} servers a GPU of its own")
-    # vLLM reads numbers, but a slice of a GPU has none
-    return [{VISIBLE_VARIABLE: gpu.uuid if gpu.uuid.startswith("MIG-") else str(gpu.index)} for gpu in gpus]
+    return [{VISIBLE_VARIABLE: gpu.device} for gpu in gpus]
