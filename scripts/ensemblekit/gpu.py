@@ -73,6 +73,11 @@ class Gpu:
     processes: tuple[GpuProcess, ...] = ()
 
     @property
+    def device(self) -> str:
+        """What CUDA_VISIBLE_DEVICES calls it: vLLM reads numbers, but a slice of a GPU has none."""
+        return self.uuid if self.uuid.startswith("MIG-") else str(self.index)
+
+    @property
     def knows_bfloat16(self) -> bool:
         """Whether vLLM runs bfloat16 on it: from compute capability 8.0, Ampere."""
         return self.capability is None or self.capability >= (8, 0)

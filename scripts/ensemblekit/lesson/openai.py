@@ -19,7 +19,7 @@ from ensemblekit.paths import repo_root
 
 __all__ = ["fetch_openai_client", "gateway_table", "measure_gateway"]
 
-WAYS = {"ensemble": "Triton itself", "openai": "through the gateway"}
+WAYS = {"chat": "Triton itself", "openai": "through the gateway"}
 WHOLE, STREAMED = "http whole greedy", "http streamed greedy"
 REQUESTS_PER_CLIENT = 12  # fewer are over before their rate says anything
 
@@ -43,7 +43,7 @@ def fetch_openai_client() -> bool:
 
 
 def measure_gateway(lesson: Lesson, *, clients: int, rounds: int) -> BenchResult:
-    """Measure the ensemble of the stand-in over HTTP, and the same through the gateway for OpenAI's API.
+    """Measure the ensemble `chat` with the stand-in over HTTP, and the same through the gateway for OpenAI's API.
 
     Args:
         lesson: Says the release.
@@ -55,7 +55,7 @@ def measure_gateway(lesson: Lesson, *, clients: int, rounds: int) -> BenchResult
         KitError: A server did not start, or the load generator failed.
     """
     loads = (WHOLE, STREAMED)
-    plan = BenchPlan(("ensemble", "openai"), (1, clients), rounds, STAND_IN_WORDS, loads, REQUESTS_PER_CLIENT)
+    plan = BenchPlan(("chat", "openai"), (1, clients), rounds, STAND_IN_WORDS, loads, REQUESTS_PER_CLIENT)
     return measure_plan(lesson, plan, STAND_IN)
 
 
