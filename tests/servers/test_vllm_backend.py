@@ -34,7 +34,7 @@ from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import ServerOptions, TritonServer
 from ensemblekit.servers.supervised import wait_until
-from tests.faults.conftest import LONG
+from tests.faults.conftest import LONG as LONG_FORM
 
 RELEASE = "24.08"
 QUESTION = "What is the capital of France?"
@@ -480,7 +480,7 @@ def test_dead_engine_is_not_alive_while_ready_says_200(a_real_vllm_server: Trito
     print(f"{healthy}; {'; '.join(map(str, verdicts))}")
 
 
-@pytest.mark.skipif(not LONG, reason="the long form: three engines start")
+@pytest.mark.skipif(not LONG_FORM, reason="the long form: three engines start")
 def test_models_are_loaded_and_unloaded_and_one_that_vllm_refuses_harms_no_other(tmp_path: Path) -> None:
     """As upstream's own test does it, in explicit mode: two bad engines, one good one, the ensemble."""
     source = ensure_checkpoint()
