@@ -3,9 +3,11 @@
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from transformers import AutoTokenizer
 
 from ensemblekit.assets.weights import ensure_checkpoint
 from ensemblekit.clients.grpc import ask, ask_many, stream
-from ensemblekit.clients.http import ask_http, stream_http
+from ensemblekit.clients.http import ask_http, load_model, model_states, stream_http
 from ensemblekit.diagnose.alive import DEADLINE_S, ask_alive
 from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.errors import RequestError
@@ -30,7 +32,9 @@ from ensemblekit.repository.config import set_parameter, write_config
 from ensemblekit.repository.read import read_config
 from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.embedded import install_embedded
-from ensemblekit.servers.process import TritonServer
+from ensemblekit.servers.process import ServerOptions, TritonServer
+from ensemblekit.servers.supervised import wait_until
+from tests.faults.conftest import LONG as LONG_FORM
 
 RELEASE = "24.08"
 QUESTION = "What is the capital of France?"
@@ -430,6 +434,16 @@ def test_metrics_count_the_tokens_of_a_request(a_real_vllm_server: TritonServer,
         assert f'vllm:{name}_count{{model="llm",version="1"}}' in text
 
 
+def test_metrics_tell_how_many_sequences_requests_ask_for(a_real_vllm_server: TritonServer, a_prompt: str) -> None:
+    names = [f"vllm:request_params_n_{end}" for end in ("count", "sum")]
+    count, total = (metric_value(a_real_vllm_server, name) or 0 for name in names)
+
+    ask(a_real_vllm_server, a_prompt, model="llm", sampling_parameters={"n": 2, "max_tokens": 3, "temperature": 1.0})
+    time.sleep(0.5)  # metrics are sent by a thread of their own
+
+    assert [metric_value(a_real_vllm_server, name) for name in names] == [count + 1, total + 2]
+
+
 def test_stopping_ends_every_process_and_the_log_is_clean(a_real_vllm_server: TritonServer) -> None:
     processes = psutil.Process(a_real_vllm_server.pid).children(recursive=True)
     assert any("EngineCore" in process.name() for process in processes)
@@ -464,6 +478,42 @@ def test_dead_engine_is_not_alive_while_ready_says_200(a_real_vllm_server: Trito
     assert ready == httpx.codes.OK
     assert "S443" in {cause.code for cause in explained.causes}
     print(f"{healthy}; {'; '.join(map(str, verdicts))}")
+
+
+@pytest.mark.skipif(not LONG_FORM, reason="the long form: three engines start")
+def test_models_are_loaded_and_unloaded_and_one_that_vllm_refuses_harms_no_other(tmp_path: Path) -> None:
+    """As upstream's own test does it, in explicit mode: two bad engines, one good one, the ensemble."""
+    source = ensure_checkpoint()
+    repository = stage_repository(tmp_path / "models", source=source, device="cpu")
+    bad = {"odd_argument": {"invalid_attribute": True}, "no_model": {"model": "invalid_model"}}
+    for name, more in bad.items():
+        shutil.copytree(repository.path / "llm", repository.path / name)
+        file = repository.path / name / "1" / "model.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+        config = read_config(repository.path / name)
+        config.name = name
+        write_config(config, repository.path / name / "config.pbtxt")
+    installation = install_embedded(get_release(RELEASE), "base-plus-vllm", tmp_path)
+    options = ServerOptions(explicit=True)
+    server = TritonServer(installation, repository.path, tmp_path, options, repository.environment)
+    try:
+        server.start(START_TIMEOUT_S)
+        with ThreadPoolExecutor(len(bad)) as threads:
+            refused = dict(zip(bad, threads.map(partial(load_model, server), bad), strict=True))
+        loaded = load_model(server, "ensemble", timeout_s=START_TIMEOUT_S)
+        text = ask(server, QUESTION, sampling_parameters=GREEDY).text
+        for name in ("ensemble", "llm"):
+            url = f"http://{server.http_url}/v2/repository/models/{name}/unload"
+            httpx.post(url, json={}, headers=server.control_headers, trust_env=False).raise_for_status()
+        unloaded = wait_until(lambda: model_states(server)["llm"] == "UNAVAILABLE" or None, START_TIMEOUT_S)
+    finally:
+        server.stop()
+
+    assert {name: answer.status for name, answer in refused.items()} == dict.fromkeys(bad, httpx.codes.BAD_REQUEST)
+    assert "invalid_attribute" in refused["odd_argument"].body
+    assert "vLLM did not start" in refused["no_model"].body
+    assert (loaded.status, text) == (httpx.codes.OK, ANSWER)
+    assert unloaded
 
 
 def make_adapters(folder: Path, checkpoint: Path) -> None:

@@ -146,3 +146,12 @@ def test_only_the_repository_reader_reads_a_config() -> None:
 def test_only_the_supervised_process_starts_the_reaper() -> None:
     starters = [_name(path) for path in _modules() if "servers._reaper" in set(_imports(path))]
     assert starters == ["servers.supervised"]
+
+
+def test_every_test_that_the_readme_of_the_tests_names_exists() -> None:
+    tests = Path(__file__).parents[1]
+    named = set(re.findall(r"`(test_\w+)`", (tests / "README.md").read_text()))
+    there = {name for file in tests.rglob("test_*.py") for name in re.findall(r"def (test_\w+)\(", file.read_text())}
+
+    assert len(named) > 15, named
+    assert named <= there, named - there
