@@ -3,6 +3,7 @@
 
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -351,3 +352,26 @@ def test_engine_alone_answers_batch_by_batch_however_long_the_job(engine: Engine
 def test_engine_alone_that_dies_is_one_clear_error(engine: EngineAlone) -> None:
     with pytest.raises(ServerExited, match="exit code 3"):
         engine.generate([["die"]], {"max_tokens": 1})
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_figures_of_the_readme_are_those_of_the_records(name: str) -> None:
+    loads = {"2026-11-26-h100-whole": ["ensemble"], "2026-11-27-h100-streams": ["ensemble", "chat"]}
+    wanted = []
+    for record, targets in loads.items():
+        result = BenchResult.load(repo_root() / "notebooks" / "records" / f"{record}.json")
+        wanted += [
+            [*result.ratios(target, "vllm-serve")[load].values()] for load in result.workloads for target in targets
+        ]
+
+    rows = re.findall(
+        r"^\| [^|]+ \| (\d\.\d\d) \| (\d\.\d\d) \| (\d\.\d\d) \| (\d\.\d\d) \|$", _text(name), re.MULTILINE
+    )
+
+    assert [[float(figure) for figure in row] for row in rows] == wanted
+    first = [round(result.median(target, 256, "ttft_ms")) for target in ("ensemble", "vllm-serve")]
+    assert first == [int(figure) for figure in re.findall(r"(\d+) ms", _text(name))[:2]]
+
+
+def _text(name: str) -> str:
+    return (repo_root() / name).read_text()
