@@ -166,7 +166,10 @@ class TritonServer:
 
     @property
     def why_ended(self) -> str:
-        """Why the kit ends the server by itself: the process of one of its models died; empty as long as all live."""
+        """Which process died, a model's own or its engine's, without which it cannot answer; empty while all live.
+
+        When a model's own died, the reaper ends the server; when an engine's did, whoever keeps the server.
+        """
         self._look()
         return self._died
 
