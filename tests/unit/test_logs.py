@@ -186,4 +186,4 @@ def test_dead_process_engine_core_of_vllm_is_named(line: str) -> None:
 def test_dead_process_in_what_a_model_prints_is_none() -> None:
     said = "Engine core proc EngineCore_DP0 died unexpectedly, shutting down client."
 
-    assert dead_process(f"I{STAMP} model.py:1] \"asked: {said}\"\n{said}\nprompt: core_client.py:1] {said}\n") is None
+    assert dead_process(f'I{STAMP} model.py:1] "asked: {said}"\n{said}\nprompt: core_client.py:1] {said}\n') is None
