@@ -2,7 +2,9 @@
 """The command `ensemblekit`: finds the file of a command, and turns errors and signals into one message each."""
 
 import errno
+import os
 import re
+import resource
 import signal
 import sys
 from importlib import import_module
@@ -86,18 +88,21 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (MemoryError, ImportError) as error:  # libraries that cannot be mapped are both
-        if words[:1] == ["--debug"]:
-            raise
-        hint = "is the memory limited (`ulimit -v`, a container's limit)? If not, scripts/run mends the environment"
-        click.echo(KitError("load or do all of it", found=str(error) or "no memory is left", hint=hint), err=True)
-        code = EXIT_FAILED
     except (KitError, OSError) as error:
         if words[:1] == ["--debug"]:
             raise
         told = error if isinstance(error, KitError) else _disk_error(error)
         click.echo(CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(told)), err=True)
         code = EXIT_UNUSABLE if isinstance(error, ParameterError | OSError) else EXIT_FAILED
+    except Exception as error:
+        # libraries for which no memory is left: what they raise under a limit is of any kind
+        limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+        if words[:1] == ["--debug"] or not (limited or isinstance(error, MemoryError | ImportError)):
+            raise
+        hint = "is the memory limited (`ulimit -v`, a container's limit)? If not, scripts/run mends the environment"
+        click.echo(KitError("load or do all of it", found=str(error) or "no memory is left", hint=hint), err=True)
+        sys.stdout.flush()
+        os._exit(EXIT_FAILED)  # the end of a library that is there in part can wait for ever
     sys.exit(code)
 
 
