@@ -60,6 +60,7 @@ LONG_ONLY = {
 TOLD = ("Report: ", "Could not ", "Kernel died", "DeadKernelError", " failed", " passed")
 FOUND_S, READY_S, ENDED_S, GONE_S = 300.0, 300.0, 180.0, 30.0
 TOLD_S = 5.0
+ENDS = b"(EngineCore) ended: the server is ended"
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -161,8 +162,10 @@ def _kill_one(
         if killed:
             victims[0].send_signal(signal.SIGKILL)
         began = time.monotonic()
-        ended = wait_until(lambda: command.poll() is not None, ENDED_S)
+        # vLLM's processes take longer to end than `serve` to say why it ends them
+        wait_until(lambda: command.poll() is not None or ENDS in output.read_bytes(), ENDED_S)
         told_s = time.monotonic() - began
+        ended = wait_until(lambda: command.poll() is not None, ENDED_S)
         gone = wait_until(lambda: not of_the_command(mark) and left_behind(mark, temporary) <= before, GONE_S)
     finally:
         rest = of_the_command(mark)
