@@ -198,8 +198,11 @@ def test_sweep_keeps_what_a_living_process_goes_by() -> None:
         ended.wait()
     region = SHARED_MEMORY / f"ensemblekit-{_reaper.namespace()}.{ended.pid}-0123abcd-region"
     elsewhere = SHARED_MEMORY / f"ensemblekit-1.{ended.pid}-0123abcd-of-another-container"
+    sockets = region.with_name(f"{region.name}-sockets")
     region.touch()
     elsewhere.touch()
+    sockets.mkdir()
+    (sockets / "one").touch()
     try:
         with subprocess.Popen([sys.executable, "-c", "input()", region.name], stdin=subprocess.PIPE) as living:
             _run_reaper("true").communicate(timeout=GONE_S)
@@ -208,6 +211,7 @@ def test_sweep_keeps_what_a_living_process_goes_by() -> None:
         _run_reaper("true").communicate(timeout=GONE_S)
 
         assert not region.exists()
+        assert not sockets.exists()
         assert elsewhere.exists()
     finally:
         region.unlink(missing_ok=True)

@@ -436,11 +436,15 @@ def test_stopping_ends_every_process_and_the_log_is_clean(a_real_vllm_server: Tr
     processes = psutil.Process(a_real_vllm_server.pid).children(recursive=True)
     assert any("EngineCore" in process.name() for process in processes)
 
+    sockets = [Path(one.laddr) for process in processes for one in process.net_connections("unix") if one.laddr]
+    assert any(file.exists() for file in sockets)
+
     begin = time.monotonic()
     a_real_vllm_server.stop()
     took_s = time.monotonic() - begin
 
     assert [process.name() for process in processes if process.is_running()] == []
+    assert [file for file in sockets if file.exists()] == []
     log = a_real_vllm_server.log_path.read_text(errors="replace")
     assert "llm: engine ready in" in log
     assert log.count("[vllm] no fast path") == (read_parameter(a_real_vllm_server, "FAST_PATH") == "no")

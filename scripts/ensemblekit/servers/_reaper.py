@@ -223,6 +223,10 @@ def _remove(prefix: str) -> None:
         if fnmatch(claimed := region.name.removeprefix(prefix), FOLDERS):
             folders.add(TEMPORARY / claimed)
         with contextlib.suppress(OSError):
+            if region.is_dir():  # of vLLM's sockets, which it leaves however it ends
+                for file in region.iterdir():
+                    file.unlink()
+                region.rmdir()
             region.unlink(missing_ok=True)
     # of those that nobody claimed, what is older than every server that lives is nobody's
     boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -36,7 +36,7 @@ from ensemblekit.servers.ports import (
     new_key,
     require_free,
 )
-from ensemblekit.servers.supervised import SupervisedProcess, new_prefix, wait_until
+from ensemblekit.servers.supervised import SupervisedProcess, new_prefix, sockets_folder, wait_until
 
 __all__ = ["Installation", "ServerOptions", "TritonServer"]
 
@@ -295,10 +295,11 @@ class TritonServer:
             require_free(port)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._died = ""
+        own = {"VLLM_RPC_BASE_PATH": sockets_folder(self._shm_prefix)}  # vLLM removes none of its sockets
         self._process = SupervisedProcess(
             self.command,
             self.log_path,
-            environment=os.environ | self.installation.environment | self.environment,
+            environment=os.environ | own | self.installation.environment | self.environment,
             folder=self.folder,
             shm_prefix=self._shm_prefix,
             after=self.installation.cleanup,
