@@ -129,8 +129,8 @@ class _Stubs:
             if found and found.parent != os.getpid():
                 self._strangers.add(pid)
             return None
-        if found.name != STUB_NAME:
-            return None  # a shell that is about to become one
+        if found.name != STUB_NAME and not (found.state == "Z" and found.status):
+            return None  # a shell that is about to become one, if nobody kills it before
         if len(words := _arguments(pid)) > NAME_FROM_END:
             model = re.sub(r"_\d+_\d+$", "", words[-NAME_FROM_END])
             self._models[pid] = f"the process of model {model}"
