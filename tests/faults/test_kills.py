@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -24,9 +25,11 @@ OWNER = re.compile(r"\.(\d+)-")  # in its name
 ENVIRONMENTS = Path("/tmp")  # fixed in the Python backend
 TRIALS = int(os.environ.get("ENSEMBLEKIT_FAULTS_KILLS", "25")) if LONG else 1  # of each kind
 LATEST_S = 6.0 if LONG else 4.0
+ENGINE_LATEST_S = 30.0  # vLLM's engine takes that long to load
 SEED = time.time_ns() if LONG else 0
 RUN = ("ensemblekit", "run", "--quick", "--only", "01")
 SERVE = ("ensemblekit", "serve", "--engine", "stand-in", "--device", "cpu")
+SERVE_VLLM = (*SERVE[:3], "vllm", *SERVE[4:])
 LESSON = str(repo_root() / "notebooks" / "01_reproduce_the_failure.ipynb")
 PAPERMILL = ("papermill", LESSON, os.devnull, "-p", "ENGINE", "stand-in", "--no-progress-bar")
 # nbval does not notice that its kernel died: it waits until a cell's time is over
@@ -46,10 +49,18 @@ VICTIMS: dict[str, tuple[tuple[str, ...], Callable[[str], bool]]] = {
     "kernel of papermill": (PAPERMILL, lambda line: "ipykernel_launcher" in line),
     "nbval": (NBVAL, lambda line: "--nbval-lax" in line),
     "kernel of nbval": (NBVAL, lambda line: "ipykernel_launcher" in line),
+    "EngineCore that loads": (SERVE_VLLM, lambda line: "EngineCore" in line),
+    "EngineCore that serves": (SERVE_VLLM, lambda line: "EngineCore" in line),
+}
+LONG_ONLY = {
+    "kernel of nbval": "nbval waits for the end of the cell's time",
+    "EngineCore that loads": "vLLM takes its time to load",
+    "EngineCore that serves": "test_vllm_backend.py kills one, too",
 }
 TOLD = ("Report: ", "Could not ", "Kernel died", "DeadKernelError", " failed", " passed")
-FOUND_S, ENDED_S, GONE_S = 60.0, 180.0, 30.0
+FOUND_S, READY_S, ENDED_S, GONE_S = 300.0, 300.0, 180.0, 30.0
 TOLD_S = 5.0
+ENDS = b"(EngineCore) ended: the server is ended"
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -108,42 +119,53 @@ def _is_of_a_stranger(region: str, mark: str) -> bool:
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_killed_process_leaves_nothing_and_the_user_is_told(victim: str, report: Report, tmp_path: Path) -> None:
     words, is_victim = VICTIMS[victim]
-    if victim == "kernel of nbval" and not LONG:
-        pytest.skip("the long form: nbval waits for the end of the cell's time")
+    if victim in LONG_ONLY and not LONG:
+        pytest.skip(f"the long form: {LONG_ONLY[victim]}")
+    if words is SERVE_VLLM and find_spec("vllm") is None:
+        pytest.skip("needs vLLM: the CPU or CUDA environment, not the quick one")
+    latest_s = ENGINE_LATEST_S if victim == "EngineCore that loads" else LATEST_S
     for trial in range(TRIALS):
-        moment_s = random.Random(f"{victim}{trial}{SEED or ''}").uniform(0, LATEST_S)
-        held, told_s = _kill_one(words, is_victim, moment_s, tmp_path / str(trial))
+        moment_s = random.Random(f"{victim}{trial}{SEED or ''}").uniform(0, latest_s)
+        held, told_s = _kill_one(
+            words, is_victim, moment_s, tmp_path / str(trial), ready=victim == "EngineCore that serves"
+        )
         report.count(f"kill -9 of {victim}", held, **({} if told_s is None else {"told_s": told_s}))
         assert held, f"{victim}, {moment_s:.2f} s after it was seen"
 
 
 def _kill_one(
-    words: tuple[str, ...], is_victim: Callable[[str], bool], moment_s: float, folder: Path
+    words: tuple[str, ...], is_victim: Callable[[str], bool], moment_s: float, folder: Path, *, ready: bool
 ) -> tuple[bool, float | None]:
     temporary, mark = folder / "tmp", str(folder)
     temporary.mkdir(parents=True)
     before = left_behind(mark, temporary)
     output = folder / "output"
     more = ["--runs-dir", str(folder / "runs")] if words is RUN else []
+    own = {MARK: mark, "ENSEMBLEKIT_RUN_DIR": str(folder / "run"), "TMPDIR": str(temporary)}
+    own["SPT_NOENV"] = "1"  # a process that renames itself keeps its variables, and so the mark
     with output.open("wb") as file:
         command = subprocess.Popen(
             [BIN / words[0], *words[1:], *more],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            env=os.environ | {MARK: mark, "ENSEMBLEKIT_RUN_DIR": str(folder / "run"), "TMPDIR": str(temporary)},
+            env=os.environ | own,
             start_new_session=True,
         )
     try:
         assert wait_until(lambda: bool(matching(mark, is_victim)) or command.poll() is not None, FOUND_S)
+        if ready:
+            assert wait_until(lambda: b"Ready" in output.read_bytes() or command.poll() is not None, READY_S)
         time.sleep(moment_s)
         victims = matching(mark, is_victim)
         killed = bool(victims)
         if killed:
             victims[0].send_signal(signal.SIGKILL)
         began = time.monotonic()
-        ended = wait_until(lambda: command.poll() is not None, ENDED_S)
+        # vLLM's processes take longer to end than `serve` to say why it ends them
+        wait_until(lambda: command.poll() is not None or ENDS in output.read_bytes(), ENDED_S)
         told_s = time.monotonic() - began
+        ended = wait_until(lambda: command.poll() is not None, ENDED_S)
         gone = wait_until(lambda: not of_the_command(mark) and left_behind(mark, temporary) <= before, GONE_S)
     finally:
         rest = of_the_command(mark)
@@ -153,7 +175,7 @@ def _kill_one(
     itself = command.returncode == -signal.SIGKILL
     # a lesson goes on, or its run ends with a report; a `serve` whose server died ends at once with the reason
     said = itself or any(word in text for word in TOLD)
-    serving = words is SERVE and killed and not itself
+    serving = words in (SERVE, SERVE_VLLM) and killed and not itself
     if not (ended and gone and said):
         left = left_behind(mark, temporary) - before
         print(f"ended {ended}, gone {gone}, said {said}; left {rest} {left}\n{text[-2000:]}")

@@ -27,7 +27,9 @@ FETCH = (
     "try:\n    store.fetch_wheel('nothing', '1.0', sha256='0' * 64)\n"
     "except FetchError as error:\n    print(error)\n"
 )
-MEMORY_MIB = (100, 1000)  # too little for numpy; enough. Between the two (150 MiB) a child hung
+# too little for numpy, or within the load of a library, which is another error each few MiB; enough
+MEMORY_MIB = (100, 150, 1000)
+LITTLE_MEMORY = [("lint", "model_repo"), ("doctor", "no_such_folder")]
 OWN_MOUNTS = "unshare --mount --propagation private"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -131,12 +133,13 @@ def test_full_temporary_folder_is_told_or_not_needed(
     assert held, said
 
 
+@pytest.mark.parametrize("words", LITTLE_MEMORY, ids=" ".join)
 @pytest.mark.parametrize("mib", MEMORY_MIB)
-def test_little_memory_is_one_clear_error_or_enough(mib: int, report: Report) -> None:
+def test_little_memory_is_one_clear_error_or_enough(mib: int, words: tuple[str, ...], report: Report) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
 
-    code, said = run_kit("lint", "model_repo", limit=limit)
+    code, said = run_kit(*words, limit=limit)
 
     last = said.splitlines()[-3:]  # a library writes on its own before
     held = ("Traceback" not in said and code in (0, 1)) or (code != 0 and is_clear("\n".join(last)))

@@ -198,8 +198,11 @@ def test_sweep_keeps_what_a_living_process_goes_by() -> None:
         ended.wait()
     region = SHARED_MEMORY / f"ensemblekit-{_reaper.namespace()}.{ended.pid}-0123abcd-region"
     elsewhere = SHARED_MEMORY / f"ensemblekit-1.{ended.pid}-0123abcd-of-another-container"
+    sockets = region.with_name(f"{region.name}-sockets")
     region.touch()
     elsewhere.touch()
+    sockets.mkdir()
+    (sockets / "one").touch()
     try:
         with subprocess.Popen([sys.executable, "-c", "input()", region.name], stdin=subprocess.PIPE) as living:
             _run_reaper("true").communicate(timeout=GONE_S)
@@ -208,6 +211,7 @@ def test_sweep_keeps_what_a_living_process_goes_by() -> None:
         _run_reaper("true").communicate(timeout=GONE_S)
 
         assert not region.exists()
+        assert not sockets.exists()
         assert elsewhere.exists()
     finally:
         region.unlink(missing_ok=True)
@@ -274,8 +278,15 @@ ABOUT_TO_END = "threading.Thread(target=lambda: [time.sleep(3), os._exit(1)]).st
 
 @pytest.mark.parametrize(
     ("stub", "expected"),
-    [("os._exit(0)", 7), (ABOUT_TO_END, 7), ("os._exit(1)", 143), ("os.kill(os.getpid(), signal.SIGKILL)", 143)],
-    ids=["ends-in-order", "is-about-to-end", "exits", "is-killed"],
+    [
+        ("os._exit(0)", 7),
+        (ABOUT_TO_END, 7),
+        ("os._exit(1)", 143),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 143),
+        # Triton starts a stub through a shell, which becomes it
+        ("os.execv('/bin/sh', ['sh', '-c', 'kill -9 $$'])", 143),
+    ],
+    ids=["ends-in-order", "is-about-to-end", "exits", "is-killed", "is-killed-as-a-shell"],
 )
 def test_stand_in_server_that_waits_late_for_its_stub(stub: str, expected: int) -> None:
     with _run_reaper(sys.executable, "-c", STAND_IN_SERVER, stub) as reaper:

@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ PROMPT_TOKENS = 37  # of QUESTION in the model's chat template
 CONVERSATION_TOKENS = 49  # of `conversation`
 RUNNING = "vllm:num_requests_running"
 CANCELLED_WITHIN_S = 1.0
+ENGINE_STOPPED_S = 4.0  # 1.5 s alone; of the whole stop, the rest is Triton's
 START_TIMEOUT_S = 240.0  # 25 s alone on two cores; other tests may run beside
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -448,15 +450,26 @@ def test_stopping_ends_every_process_and_the_log_is_clean(a_real_vllm_server: Tr
     processes = psutil.Process(a_real_vllm_server.pid).children(recursive=True)
     assert any("EngineCore" in process.name() for process in processes)
 
+    sockets = [Path(one.laddr) for process in processes for one in process.net_connections("unix") if one.laddr]
+    assert any(file.exists() for file in sockets)
+
+    begin = time.monotonic()
     a_real_vllm_server.stop()
+    took_s = time.monotonic() - begin
 
     assert [process.name() for process in processes if process.is_running()] == []
+    assert [file for file in sockets if file.exists()] == []
     log = a_real_vllm_server.log_path.read_text(errors="replace")
     assert "llm: engine ready in" in log
     assert log.count("[vllm] no fast path") == (read_parameter(a_real_vllm_server, "FAST_PATH") == "no")
     assert "llm: engine stopped" in log
     assert "Traceback" not in log
     assert "force killing" not in log
+    times = re.findall(r" (\d\d):(\d\d):(\d\d\.\d+) .*\[vllm\] llm: (?:stopping the engine|engine stopped)", log)
+    began_s, ended_s = (int(hours) * 3600 + int(minutes) * 60 + float(seconds) for hours, minutes, seconds in times)
+    engine_s = ended_s - began_s
+    print(f"stopped in {took_s:.1f} s, of these the engine {engine_s:.1f} s")
+    assert engine_s < ENGINE_STOPPED_S
 
 
 def test_dead_engine_is_not_alive_while_ready_says_200(a_real_vllm_server: TritonServer) -> None:
@@ -469,6 +482,7 @@ def test_dead_engine_is_not_alive_while_ready_says_200(a_real_vllm_server: Trito
     psutil.wait_procs(engines)
     verdicts = [ask_alive(server.http_url) for _ in range(2)]
     ready = httpx.get(f"http://{server.http_url}/v2/health/ready", trust_env=False).status_code
+    reason = server.why_ended
     server.kill()
     explained = explain_log(server.log_path)
 
@@ -476,6 +490,7 @@ def test_dead_engine_is_not_alive_while_ready_says_200(a_real_vllm_server: Trito
     assert [found.alive for found in verdicts] == [False, False]
     assert all(found.elapsed_s < DEADLINE_S + 1 for found in verdicts)
     assert ready == httpx.codes.OK
+    assert reason == "the process of vLLM's engine (EngineCore) ended"
     assert "S443" in {cause.code for cause in explained.causes}
     print(f"{healthy}; {'; '.join(map(str, verdicts))}")
 

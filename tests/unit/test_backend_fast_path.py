@@ -4,12 +4,16 @@
 import asyncio
 import importlib
 import json
+import multiprocessing
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.unit import backend_support
@@ -22,6 +26,7 @@ from tests.unit import fake_vllm
 from tests.unit.fake_vllm import ANSWER
 
 PROMPT = "Capital?"
+STOPPED_S = 5.0
 
 
 @pytest.fixture
@@ -121,8 +126,8 @@ class AModel:
         return [response for response, _ in sender.sent]
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5.0
+def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -424,3 +429,20 @@ def test_only_a_model_without_the_fast_path_says_so_and_asks_generate(a_model: A
     said = [line for line in a_model.log if "no fast path" in line]
     assert len(said) == bool(a_model.llm.generated)
     assert all('FAST_PATH is "no"' in line for line in said)
+
+
+def test_stop_ends_an_engine_and_its_workers_that_do_not_end_by_themselves(make_model: Callable[..., AModel]) -> None:
+    model = make_model()
+    engine = multiprocessing.get_context("spawn").Process(target=subprocess.run, args=(["sleep", "600"],))
+    engine.start()
+    wait_for(lambda: bool(psutil.Process(engine.pid).children()), seconds=60.0)
+    (worker,) = psutil.Process(engine.pid).children()
+    model.llm.shutdown = engine.join  # type: ignore[method-assign]
+
+    begin = time.monotonic()
+    model.model.finalize()
+    del model.model.engine  # finalized once
+
+    assert time.monotonic() - begin < STOPPED_S
+    assert engine.exitcode == -signal.SIGKILL
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ensemblekit.assets.store import build_once
 from setup import installer
 from setup.messages import Log, SetupError
 from tests.unit.test_sweep import PROGRAM
@@ -88,6 +89,36 @@ def test_download_onto_a_full_disk_does_not_blame_the_network(disk: Path, tmp_pa
 
     assert "OSError: [Errno 28] No space left on device" in done.stderr.splitlines()[-1]
     assert "FetchError" not in done.stderr
+
+
+@needs_root
+def test_unpack_onto_a_full_disk_names_the_place_and_can_be_repeated(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENSEMBLEKIT_CACHE", str(disk))
+    target = disk / "servers" / "24.08"
+
+    def make(draft: Path) -> None:
+        (draft / "big").write_bytes(b"0" * 1024 * WHEEL_KIB)
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        build_once(target, make)
+    left = list(target.parent.iterdir())
+    subprocess.run(["mount", "-o", f"remount,size={2 * WHEEL_KIB}k", disk], check=True)
+
+    assert caught.value.filename == str(target.parent)
+    assert left == []
+    assert (build_once(target, make) / "big").stat().st_size == 1024 * WHEEL_KIB
+
+
+@needs_root
+def test_probe_with_its_cache_on_a_read_only_disk_is_one_clear_error(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+
+    code, said = _kit("probe", "24.08", ENSEMBLEKIT_CACHE=str(disk / "cache"))
+
+    assert code == 2, said
+    assert _is_clear(said, "Read-only file system"), said
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

@@ -9,6 +9,7 @@ import pytest
 from ensemblekit.faults.log import (
     LONGEST_LINE,
     LogReader,
+    dead_process,
     missing_library,
     model_loads,
     parse_log,
@@ -167,3 +168,22 @@ def test_log_reader_reads_what_is_new_and_not_the_whole_file(tmp_path: Path) -> 
     assert reader.read_new() == ["last"]
     assert reader._file.tell() - before == len("last\n")
     reader.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(MainProcess pid=23764) WARNING 11-27 09:41:29 [core_client.py:817] [shutdown] MPClient: engine core exited "
+        "unexpectedly; starting cleanup",  # vLLM 0.25 to 0.32
+        "ERROR 08-02 10:11:12 [core_client.py:562] Engine core proc EngineCore_DP0 died unexpectedly, shutting down "
+        "client.",  # vLLM 0.9
+    ],
+)
+def test_dead_process_engine_core_of_vllm_is_named(line: str) -> None:
+    assert dead_process(f"before\n{line}\nafter") == "the process of vLLM's engine (EngineCore) ended"
+
+
+def test_dead_process_in_what_a_model_prints_is_none() -> None:
+    said = "Engine core proc EngineCore_DP0 died unexpectedly, shutting down client."
+
+    assert dead_process(f'I{STAMP} model.py:1] "asked: {said}"\n{said}\nprompt: core_client.py:1] {said}\n') is None

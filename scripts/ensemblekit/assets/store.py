@@ -95,8 +95,10 @@ def build_once(target: Path, make: Callable[[Path], None], proof: str = "") -> P
                 shutil.rmtree(target)
             draft.chmod(0o755)
             draft.rename(target)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(draft, ignore_errors=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(target.parent)  # a file that cannot be written to does not say its name
             raise
     return target
 

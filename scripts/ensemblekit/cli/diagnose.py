@@ -17,6 +17,7 @@ from ensemblekit.cli.options import (
     SECONDS,
     WORD,
     as_json,
+    disk_error,
     engine,
     python,
 )
@@ -45,11 +46,12 @@ def probe(context: click.Context, target: str, static: bool, allow_load: bool, a
     try:
         answer = probe_target(target, static=static, allow_load=allow_load)
     except (KitError, OSError) as error:
+        told = str(error if isinstance(error, KitError) else disk_error(error))
         if as_json:
-            facts = {"target": target, "ensembles": None, "verdict": "could not tell", "error": str(error)}
+            facts = {"target": target, "ensembles": None, "verdict": "could not tell", "error": told}
             click.echo(json.dumps(facts | {"exit_code": EXIT_UNUSABLE}, indent=2))
         else:
-            click.echo(without_controls(str(error)), err=True)
+            click.echo(without_controls(told), err=True)
         context.exit(EXIT_UNUSABLE)
     text = f"{answer}\nhow:      {answer.method}, {answer.elapsed_s:.3f} s"
     click.echo(json.dumps(answer.as_dict(), indent=2) if as_json else text)

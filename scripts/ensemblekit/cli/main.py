@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `ensemblekit`: finds the file of a command, and turns errors and signals into one message each."""
 
-import errno
+import os
 import re
+import resource
 import signal
 import sys
 from importlib import import_module
@@ -10,7 +11,7 @@ from types import FrameType
 
 import click
 
-from ensemblekit.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNUSABLE, shortened
+from ensemblekit.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNUSABLE, disk_error
 from ensemblekit.errors import KitError, ParameterError
 
 __all__ = ["app", "main"]
@@ -39,14 +40,6 @@ COMMANDS = {
     "bundle": "bundle",
     "workaround": "images",
     "workshop": "workshop",
-}
-DISK_HINTS = {
-    errno.ENOSPC: "free some disk (`df -h`), or choose another one with --runs-dir or ENSEMBLEKIT_CACHE",
-    errno.EDQUOT: "your quota of this disk is used up: free some, or choose another disk",
-    errno.EROFS: "this disk is read-only: choose another with --runs-dir or ENSEMBLEKIT_CACHE",
-    errno.EACCES: "choose a place that you may use, or ask its owner",
-    errno.EPERM: "choose a place that you may use, or ask its owner",
-    errno.EMFILE: "too many files are open: `ulimit -n 4096` raises the limit",
 }
 
 
@@ -86,18 +79,21 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (MemoryError, ImportError) as error:  # libraries that cannot be mapped are both
-        if words[:1] == ["--debug"]:
-            raise
-        hint = "is the memory limited (`ulimit -v`, a container's limit)? If not, scripts/run mends the environment"
-        click.echo(KitError("load or do all of it", found=str(error) or "no memory is left", hint=hint), err=True)
-        code = EXIT_FAILED
     except (KitError, OSError) as error:
         if words[:1] == ["--debug"]:
             raise
-        told = error if isinstance(error, KitError) else _disk_error(error)
+        told = error if isinstance(error, KitError) else disk_error(error)
         click.echo(CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(told)), err=True)
         code = EXIT_UNUSABLE if isinstance(error, ParameterError | OSError) else EXIT_FAILED
+    except Exception as error:
+        # libraries for which no memory is left: what they raise under a limit is of any kind
+        limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+        if words[:1] == ["--debug"] or not (limited or isinstance(error, MemoryError | ImportError)):
+            raise
+        hint = "is the memory limited (`ulimit -v`, a container's limit)? If not, scripts/run mends the environment"
+        click.echo(KitError("load or do all of it", found=str(error) or "no memory is left", hint=hint), err=True)
+        sys.stdout.flush()
+        os._exit(EXIT_FAILED)  # the end of a library that is there in part can wait for ever
     sys.exit(code)
 
 
@@ -116,13 +112,6 @@ def _listen_to_signals() -> None:
     listened = [one for one in listened if one == signal.SIGTERM or signal.getsignal(one) is not signal.SIG_IGN]
     for one in listened:
         signal.signal(one, interrupt)
-
-
-def _disk_error(error: OSError) -> KitError:
-    """Return what an error of the operating system says to a reader."""
-    place = shortened(str(error.filename), 200) if error.filename else "a file"
-    hint = DISK_HINTS.get(error.errno or 0, "look at that path: whether it is there, and of the kind that is needed")
-    return KitError(f"use {place}", found=error.strerror or str(error) or type(error).__name__, hint=hint)
 
 
 if __name__ == "__main__":

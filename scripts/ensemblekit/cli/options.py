@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several commands share: options declared once, and types that refuse what nothing behind them could use."""
 
+import errno
 import json
 import math
 import os
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ensemblekit.errors import KitError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +36,7 @@ __all__ = [
     "as_json",
     "container_engine",
     "device",
+    "disk_error",
     "engine",
     "model",
     "progress_bars",
@@ -48,6 +52,14 @@ EXIT_FAILED, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
 LONGEST_WAIT_S = 30 * 24 * 3600.0
 LONGEST_NAME = 4096  # of a path on Linux; names of images and models are shorter
 LARGEST_SIZE = 1 << 60
+DISK_HINTS = {
+    errno.ENOSPC: "free some disk (`df -h`), or choose another one with --runs-dir or ENSEMBLEKIT_CACHE",
+    errno.EDQUOT: "your quota of this disk is used up: free some, or choose another disk",
+    errno.EROFS: "this disk is read-only: choose another with --runs-dir or ENSEMBLEKIT_CACHE",
+    errno.EACCES: "choose a place that you may use, or ask its owner",
+    errno.EPERM: "choose a place that you may use, or ask its owner",
+    errno.EMFILE: "too many files are open: `ulimit -n 4096` raises the limit",
+}
 DEEPEST_JSON = 32  # numpy's largest number of dimensions in a tensor
 
 
@@ -143,6 +155,13 @@ def shortened(text: str, length: int = 80) -> str:
     """
     half = (length - 3) // 2
     return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
+
+
+def disk_error(error: OSError) -> KitError:
+    """Return what an error of the operating system says to a reader."""
+    place = shortened(str(error.filename), 200) if error.filename else "a file"
+    hint = DISK_HINTS.get(error.errno or 0, "look at that path: whether it is there, and of the kind that is needed")
+    return KitError(f"use {place}", found=error.strerror or str(error) or type(error).__name__, hint=hint)
 
 
 def rows_table(rows: Iterable["Row"], title: str = "") -> "Table":

@@ -127,6 +127,7 @@ def serve_forever(
         code = server.exit_code
         if server.why_ended:
             click.echo(f"{server.why_ended}: the server is ended", err=True)
+            server.kill()  # what is under way in it gets no answer any more
     finally:
         lesson.stop()
     refused = None if server.why_ended else container_refusal(code, "")

@@ -346,13 +346,13 @@ def _answer_of(server: Served, model: str, answer: Answer | BaseException) -> An
 
 
 def ended(server: Served, model: str) -> RequestError | None:
-    """Return the error of a request to a server that the kit ended by itself; None if it did not."""
+    """Return the error of a request to a server of which a process died; None if none did."""
     reason = getattr(server, "why_ended", None)  # of a server that this process started
     if not reason:
         return None
     return RequestError(
         f"get an answer from model {model!r}",
-        found=f"{reason}, and the server was ended",
+        found=f"{reason}: the server cannot answer any more",
         hint="start the server again; what the process printed before its end is in the server's log",
     )
 

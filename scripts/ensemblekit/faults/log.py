@@ -58,6 +58,12 @@ _LIBRARY = re.compile(r"^(\S+): error while loading shared libraries: ([^:\s]+):
 STUB_NAME = "triton_python_backend_stub"
 # the reaper's words of a Python model's process, of which Triton says nothing
 _DEAD = re.compile(r"ensemblekit: (the process of .+ ended \(.+\));")
+# vLLM's words, in two generations, once its engine has served; of this Triton says nothing either
+_DEAD_ENGINE = re.compile(
+    r"^(?:\(\w+ pid=\d+\) )?(?:WARNING|ERROR) [\d-]+ [\d:]+ \[\S*core_client\.py:\d+\] "
+    r"(?:\[shutdown\] MPClient: )?[Ee]ngine core .*(?:exited|died) unexpectedly",
+    re.MULTILINE,
+)
 # what Triton says when it ends, a failed start too: first that it begins to, then that it unloads
 _ENDING = ("Waiting for in-flight requests to complete", "All models are stopped, unloading models")
 LONGEST_MESSAGE = 400  # lines of one quoted message; a traceback through a framework has about 100
@@ -323,13 +329,14 @@ def stub_without_library(text: str) -> bool:
 
 
 def dead_process(text: str) -> str | None:
-    """Return what the reaper says of a model's process that died, None if none did.
+    """Return what the reaper or vLLM says of a process that died without which a model cannot answer, None if none did.
 
     >>> dead_process("ensemblekit: the process of model llm ended (signal 9); Triton does not notice")
     'the process of model llm ended (signal 9)'
     """
-    match = _DEAD.search(text)
-    return match[1] if match else None
+    if match := _DEAD.search(text):
+        return match[1]
+    return "the process of vLLM's engine (EngineCore) ended" if _DEAD_ENGINE.search(text) else None
 
 
 def is_ending(text: str) -> bool:

@@ -129,8 +129,8 @@ class _Stubs:
             if found and found.parent != os.getpid():
                 self._strangers.add(pid)
             return None
-        if found.name != STUB_NAME:
-            return None  # a shell that is about to become one
+        if found.name != STUB_NAME and not (found.state == "Z" and found.status):
+            return None  # a shell that is about to become one, if nobody kills it before
         if len(words := _arguments(pid)) > NAME_FROM_END:
             model = re.sub(r"_\d+_\d+$", "", words[-NAME_FROM_END])
             self._models[pid] = f"the process of model {model}"
@@ -223,6 +223,10 @@ def _remove(prefix: str) -> None:
         if fnmatch(claimed := region.name.removeprefix(prefix), FOLDERS):
             folders.add(TEMPORARY / claimed)
         with contextlib.suppress(OSError):
+            if region.is_dir():  # of vLLM's sockets, which it leaves however it ends
+                for file in region.iterdir():
+                    file.unlink()
+                region.rmdir()
             region.unlink(missing_ok=True)
     # of those that nobody claimed, what is older than every server that lives is nobody's
     boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -36,7 +36,7 @@ from ensemblekit.servers.ports import (
     new_key,
     require_free,
 )
-from ensemblekit.servers.supervised import SupervisedProcess, new_prefix, wait_until
+from ensemblekit.servers.supervised import SupervisedProcess, new_prefix, sockets_folder, wait_until
 
 __all__ = ["Installation", "ServerOptions", "TritonServer"]
 
@@ -166,7 +166,10 @@ class TritonServer:
 
     @property
     def why_ended(self) -> str:
-        """Why the kit ends the server by itself: the process of one of its models died; empty as long as all live."""
+        """Which process died, a model's own or its engine's, without which it cannot answer; empty while all live.
+
+        When a model's own died, the reaper ends the server; when an engine's did, whoever keeps the server.
+        """
         self._look()
         return self._died
 
@@ -292,10 +295,11 @@ class TritonServer:
             require_free(port)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._died = ""
+        own = {"VLLM_RPC_BASE_PATH": sockets_folder(self._shm_prefix)}  # vLLM removes none of its sockets
         self._process = SupervisedProcess(
             self.command,
             self.log_path,
-            environment=os.environ | self.installation.environment | self.environment,
+            environment=os.environ | own | self.installation.environment | self.environment,
             folder=self.folder,
             shm_prefix=self._shm_prefix,
             after=self.installation.cleanup,

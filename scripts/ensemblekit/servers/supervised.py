@@ -20,7 +20,7 @@ from ensemblekit.faults.log import tail
 from ensemblekit.servers import _reaper
 from ensemblekit.servers._reaper import ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
 
-__all__ = ["STOP_GRACE_S", "SupervisedProcess", "new_prefix", "reaped", "wait_until"]
+__all__ = ["STOP_GRACE_S", "SupervisedProcess", "new_prefix", "reaped", "sockets_folder", "wait_until"]
 
 POLL_S = 0.1
 T = TypeVar("T")
@@ -34,6 +34,11 @@ def new_prefix(purpose: str = "") -> str:
     """
     owner = f"{_reaper.namespace()}.{os.getpid()}"
     return f"ensemblekit-{purpose}{'-' if purpose else ''}{owner}-{secrets.token_hex(4)}-"
+
+
+def sockets_folder(shm_prefix: str) -> str:
+    """Return where a process may put sockets: beside its shared memory, so that they end with it as that does."""
+    return f"{_reaper.SHARED_MEMORY / shm_prefix}sockets"
 
 
 def reaped(command: Sequence[str], shm_prefix: str = "", after: Sequence[str] = ()) -> list[str]:

@@ -73,9 +73,9 @@ class SharedServer:
             tell: Gets a line when that happens.
 
         Raises:
-            ServerExited: Triton ended.
+            ServerExited: Triton ended, or cannot answer any more.
         """
-        while self.server.running and not self._stopped.wait(WATCH_S):
+        while self.server.running and not self.server.why_ended and not self._stopped.wait(WATCH_S):
             if not self.gate.running and not self._stopped.is_set():  # in this order: `stop` says so before it ends it
                 tell("The gate (nginx) ended, starting it again.")
                 self.gate.start()
@@ -83,7 +83,7 @@ class SharedServer:
             return
         raise ServerExited(
             "keep the shared server running",
-            found=f"Triton ended by itself with exit code {self.server.exit_code}",
+            found=self.server.why_ended or f"Triton ended by itself with exit code {self.server.exit_code}",
             hint="read its log, then start the workshop's server again; the keys will be new ones",
             log_path=self.server.log_path,
         )

@@ -99,6 +99,9 @@ def prepare_process() -> None:
     # The engine's loop computes; the threads that read requests and send answers wait for Triton after every few lines,
     # and would then wait for the loop for Python's usual 5 ms each time.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # The kit gives vLLM a folder for its sockets, which it leaves behind: whoever ends the server removes it.
+    if sockets := os.environ.get("VLLM_RPC_BASE_PATH"):
+        Path(sockets).mkdir(mode=0o700, parents=True, exist_ok=True)
     # The engine must not be a fork of the stub: it would share Triton's memory and message queues.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if os.access(__file__, os.X_OK):
