@@ -81,6 +81,7 @@ class Lesson:
         tensor_parallel: int = 1,
         replicas: int = 1,
         openai: bool = False,
+        retrieval: bool = False,
         **engine_arguments: Any,
     ) -> StagedRepository:
         """Stage the model repository for this run and return it; fetches the model on first use.
@@ -90,6 +91,7 @@ class Lesson:
             tensor_parallel: Over how many GPUs one engine is spread.
             replicas: How many engines answer, each on a GPU of its own.
             openai: Whether the ensemble that OpenAI's API needs is there too.
+            retrieval: Whether the retrieval pipeline, in both its forms, takes the place of the plain one.
             **engine_arguments: vLLM engine arguments that win over the kit's.
 
         Raises:
@@ -108,6 +110,8 @@ class Lesson:
             tensor_parallel=tensor_parallel,
             replicas=replicas,
             openai=openai,
+            bls=retrieval,
+            retrieval=retrieval,
         )
 
     def _source(self, parts: int) -> ModelSource | None:
