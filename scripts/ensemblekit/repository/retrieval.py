@@ -66,12 +66,18 @@ def read_passages(page: Path) -> Iterator[tuple[str, str]]:
     Raises:
         OSError: The page cannot be read.
     """
-    heading, lines = "", list[str]()
+    heading, paragraph = "", list[str]()
     for line in [*page.read_text(encoding="utf-8").splitlines(), ""]:
-        own = line.startswith(("|", "#")) or not line  # what ends a paragraph
-        for text in ([" ".join(lines)] if own else []) + ([line] if line.startswith("|") else []):
-            passage = MARKS.sub(" ", LINK.sub(r"\1", text)).strip()
-            if len(passage) >= LEAST_LETTERS:
-                yield passage, f"{page.name}, {heading}"
-        lines = [] if own else [*lines, line]
+        if line and not line.startswith(("|", "#")):
+            paragraph.append(line)
+            continue
+        for text, row in ((" ".join(paragraph), ""), (line, line.split("|")[1] if line.startswith("|") else "")):
+            passage = _plain(text)
+            if len(passage) >= LEAST_LETTERS and not text.startswith("#"):
+                yield passage, ", ".join(part for part in (page.name, heading, _plain(row)) if part)
+        paragraph = []
         heading = line.lstrip("# ") if line.startswith("#") else heading
+
+
+def _plain(text: str) -> str:
+    return MARKS.sub(" ", LINK.sub(r"\1", text)).strip()
