@@ -16,8 +16,8 @@ from pathlib import Path
 
 import httpx
 
-from ensemblekit.assets.store import is_whole
 from ensemblekit.assets.embedding import ensure_embedding
+from ensemblekit.assets.store import is_whole
 from ensemblekit.assets.weights import ensure_checkpoint, pinned_checkpoint_folder
 from ensemblekit.diagnose.preflight import preflight
 from ensemblekit.errors import CheckFailed, KitError

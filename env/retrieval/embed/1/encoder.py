@@ -7,6 +7,7 @@ like vectors. Nothing but numpy is needed.
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ class Encoder:
         """Return the pieces of a word: its letters, of which the most usual neighbours are joined again and again."""
         pieces = list(word)
         while len(pieces) > 1:
-            ranks = [self.ranks.get(pair, len(self.ranks)) for pair in zip(pieces, pieces[1:])]
+            ranks = [self.ranks.get(pair, len(self.ranks)) for pair in pairwise(pieces)]
             if (best := min(ranks)) == len(self.ranks):
                 break
             place = ranks.index(best)
