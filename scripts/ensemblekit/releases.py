@@ -124,6 +124,10 @@ def every_release() -> tuple[DocumentedRelease, ...]:
     return (*list_releases(), *documented_releases())
 
 
+def _documented(name: str) -> DocumentedRelease | None:
+    return next((row for row in documented_releases() if row.name == name), None)
+
+
 def known_release(name: str) -> DocumentedRelease:
     """Return the release called `name`, even if it is only documented.
 
@@ -133,7 +137,7 @@ def known_release(name: str) -> DocumentedRelease:
     >>> known_release("25.03").vllm
     '0.7.3'
     """
-    return next((row for row in documented_releases() if row.name == name), None) or get_release(name)
+    return _documented(name) or get_release(name)
 
 
 def release_of_image(image: str) -> str:
@@ -152,7 +156,7 @@ def documented_note(name: str) -> str:
     >>> documented_note("24.08")
     ''
     """
-    row = next((row for row in documented_releases() if row.name == name), None)
+    row = _documented(name)
     if row is None:
         return ""
     facts = {"Triton": row.triton, "vLLM": row.vllm, "Python": row.python, "CUDA": row.cuda}
@@ -196,7 +200,7 @@ def get_release(name: str) -> Release:
         if release.name == name:
             return release
     ran = ", ".join(row.name for row in list_releases())
-    if any(row.name == name for row in documented_releases()):
+    if _documented(name):
         raise ParameterError(
             f"use Triton release {name!r} here",
             found=f"it is only documented: there is no wheel of it, and no workaround. Those that were run: {ran}",

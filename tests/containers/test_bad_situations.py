@@ -200,7 +200,7 @@ def test_container_killed_from_outside_while_it_starts(make_server: MakeServer, 
 
 
 def test_container_killed_from_outside_while_it_serves(podman: Podman, monkeypatch: pytest.MonkeyPatch) -> None:
-    def say_and_kill(server: TritonServer) -> None:
+    def say_and_kill(server: TritonServer, _gateway: object) -> None:
         podman.run("kill", server.installation.name)
 
     monkeypatch.setattr("ensemblekit.cli.serve._say", say_and_kill)  # a second shell would kill it now

@@ -4,7 +4,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from ensemblekit.diagnose.alive import ask_alive
 from ensemblekit.errors import PortBusy
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from ensemblekit.releases import get_release
@@ -253,6 +253,12 @@ def test_key_is_asked_for_where_there_is_one(server: TritonServer, monkeypatch: 
     assert in_the_process_list == []
 
 
+def test_probe_without_a_name_asks_the_ensemble_that_a_question_alone_is_enough_for(server: TritonServer) -> None:
+    found = ask_alive(server.http_url, deadline_s=60)
+
+    assert (found.alive, found.model, found.found) == (True, "ensemble", "answered")
+
+
 def gateway_pid(gateway: OpenAIGateway) -> int:
     """Return who listens on its port."""
     port = int(re.findall(r":(\d+)/", gateway.base_url)[0])
@@ -307,7 +313,7 @@ def test_serve_prints_where_openais_clients_go_and_stops_both(tmp_path: Any) -> 
         url = re.findall(r"model chat at (http://127\.0\.0\.1:\d+/v1)", line)[0]
         asked = {"model": "chat", "messages": QUESTION}
         answer = httpx.post(f"{url}/chat/completions", json=asked, timeout=60).json()
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # a shell that runs the tests in the background has SIGINT ignored
         process.wait(ENDED_S)
 
     assert answer["choices"][0]["message"]["content"] == ANSWER

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: the CPU or CUDA environment, not the quick one")
 
 from safetensors.numpy import save_file
+from transformers import AutoTokenizer
 
 from ensemblekit.assets.weights import ensure_checkpoint
 from ensemblekit.clients.grpc import ask, ask_many, stream
@@ -43,6 +44,7 @@ COUNTRIES = (
 SLIPS = 3  # so small a model answers about another country now and then; mixed-up answers would all be wrong
 LORA = {"max_loras": 2, "max_lora_rank": 8}
 PROMPT_TOKENS = 37  # of QUESTION in the model's chat template
+CONVERSATION_TOKENS = 49  # of `conversation`
 RUNNING = "vllm:num_requests_running"
 CANCELLED_WITHIN_S = 1.0
 START_TIMEOUT_S = 240.0  # 25 s alone on two cores; other tests may run beside
@@ -211,6 +213,71 @@ def test_a_prompt_that_cannot_be_served_gives_one_clear_error(
     assert text in raised.value.found
 
 
+@pytest.mark.parametrize(("country", "capital"), [("France", "Paris"), ("Spain", "Madrid")])
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
+def test_last_question_of_a_conversation_is_answered_with_what_was_said_before(
+    a_real_vllm_server: TritonServer, country: str, capital: str, streaming: bool
+) -> None:
+    asked = json.dumps(conversation(country))
+
+    answer = ask(a_real_vllm_server, asked, sampling_parameters=GREEDY, streaming=streaming)
+
+    assert answer.text == f"The capital of {country} is {capital}."
+
+
+def test_prompt_of_a_conversation_holds_every_turn_once_and_its_own_system_message(
+    a_real_vllm_server: TritonServer,
+) -> None:
+    turns = conversation("France")
+
+    prompt = ask(a_real_vllm_server, json.dumps(turns), model="preprocess").text
+
+    written = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
+    assert prompt == f"{written}<|im_start|>assistant\n"
+
+
+def test_conversation_is_encoded_once_and_by_llm_alone(a_real_vllm_server: TritonServer) -> None:
+    """A text encoded twice, or with a mark put before it twice, has other tokens than the model's own template."""
+    asked = json.dumps(conversation("France"))
+    prompt = ask(a_real_vllm_server, asked, model="preprocess").text
+    before = metric_value(a_real_vllm_server, "vllm:prompt_tokens_total")
+
+    (part,) = generate_parts(
+        a_real_vllm_server,
+        text_input=prompt,
+        sampling_parameters='{"max_tokens": 1}',
+        return_num_input_tokens=True,
+    )
+    ask(a_real_vllm_server, asked, sampling_parameters={"max_tokens": 1})
+    time.sleep(0.5)  # metrics are sent by a thread of their own
+
+    source = AutoTokenizer.from_pretrained(ensure_checkpoint().engine_model)
+    ids = source.apply_chat_template(conversation("France"), add_generation_prompt=True, return_dict=False)
+    assert part["num_input_tokens"] == len(ids) == CONVERSATION_TOKENS
+    assert metric_value(a_real_vllm_server, "vllm:prompt_tokens_total") == before + 2 * CONVERSATION_TOKENS
+
+
+def test_conversation_longer_than_the_context_is_one_clear_error_and_harms_no_other(
+    a_real_vllm_server: TritonServer,
+) -> None:
+    turns = conversation("France")
+    long = [*turns[:2], {"role": "assistant", "content": "word " * 3000}, *turns[3:]]
+
+    reply = generate(a_real_vllm_server, "ensemble", chat_input=json.dumps(long))
+
+    assert reply.status_code == httpx.codes.BAD_REQUEST
+    assert "tokens; this model's context (max_model_len) holds 2048" in reply.json()["error"]
+    assert ask(a_real_vllm_server, QUESTION, sampling_parameters=GREEDY).text == ANSWER
+
+
+@pytest.mark.parametrize("text", ['["red", "green"]', "[1, 2"], ids=["a-list", "cut-json"])
+def test_text_that_is_no_conversation_stays_a_question(a_real_vllm_server: TritonServer, text: str) -> None:
+    prompt = ask(a_real_vllm_server, text, model="preprocess").text
+
+    assert f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" in prompt
+    assert ask(a_real_vllm_server, text, sampling_parameters=GREEDY | {"max_tokens": 4}).text
+
+
 def test_a_stream_that_shall_repeat_the_prompt_is_refused(a_real_vllm_server: TritonServer) -> None:
     reply = generate(a_real_vllm_server, "llm", text_input="a", stream=True, exclude_input_in_output=False)
 
@@ -314,6 +381,29 @@ def test_additional_outputs_tell_of_every_token(
     assert {part["num_input_tokens"] for part in parts} == {PROMPT_TOKENS}
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("limit", "text", "tokens", "reason"), [(128, ANSWER, 8, "stop"), (3, ANSWER[:14], 3, "length")]
+)
+def test_reason_and_numbers_of_tokens_are_the_same_by_both_ways_to_vllm(
+    a_real_vllm_server: TritonServer, a_prompt: str, limit: int, text: str, tokens: int, reason: str, streaming: bool
+) -> None:
+    parts = generate_parts(
+        a_real_vllm_server,
+        text_input=a_prompt,
+        stream=streaming,
+        exclude_input_in_output=True,
+        sampling_parameters=json.dumps(GREEDY | {"max_tokens": limit}),
+        **{f"return_{name}": True for name in ("finish_reason", "num_input_tokens", "num_output_tokens")},
+    )
+
+    assert "".join(part["text_output"] for part in parts) == text
+    assert [part["finish_reason"] for part in parts] == ["None"] * (len(parts) - 1) + [reason]
+    assert sum(part["num_output_tokens"] for part in parts) == tokens
+    assert {part["num_input_tokens"] for part in parts} == {PROMPT_TOKENS}
+    assert "cumulative_logprob" not in parts[0]
+
+
 @pytest.mark.parametrize("as_text", [False, True], ids=["object", "json"])
 def test_structured_outputs_hold_the_answer_to_a_choice(a_real_vllm_server: TritonServer, as_text: bool) -> None:
     choice: object = {"choice": ["Rome", "Oslo"]}
@@ -391,6 +481,16 @@ def make_adapters(folder: Path, checkpoint: Path) -> None:
         save_file(tensors, folder / name / "adapter_model.safetensors")
         (folder / name / "adapter_config.json").write_text(json.dumps(adapter | {"target_modules": ["q_proj"]}))
     (folder / "multi_lora.json").write_text(json.dumps({"silent": "silent", "noisy": str(folder / "noisy")}))
+
+
+def conversation(country: str) -> list[dict[str, str]]:
+    """Two turns and a system message; the last question names no country."""
+    return [
+        {"role": "system", "content": "You answer in one short sentence."},
+        {"role": "user", "content": f"Tell me about {country}."},
+        {"role": "assistant", "content": f"{country} is a country in Europe."},
+        {"role": "user", "content": "What is its capital?"},
+    ]
 
 
 def read_parameter(server: TritonServer, name: str) -> str:

@@ -55,10 +55,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
     """A server that listens on every address, so that keys are needed."""
     patch = pytest.MonkeyPatch()
     patch.setenv("ENSEMBLEKIT_RUN_DIR", str(tmp_path_factory.mktemp("workshop")))
-    settings = check_settings(ENGINE="stand-in", FLAVOUR="base-plus-vllm", DEVICE="cpu")
-    with SharedServer(settings, seats=SEATS, host=EVERY_ADDRESS, port=_three_ports(), limits=Limits()) as made:
+    with _start(seats=SEATS) as made:
         yield made
     patch.undo()
+
+
+def _start(seats: int) -> SharedServer:
+    settings = check_settings(ENGINE="stand-in", FLAVOUR="base-plus-vllm", DEVICE="cpu")
+    return SharedServer(settings, seats=seats, host=EVERY_ADDRESS, port=_three_ports(), limits=Limits())
 
 
 def _three_ports() -> int:
@@ -316,12 +320,8 @@ def test_end_of_a_kept_server_is_told_unless_it_was_asked_for(
     gone: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ENSEMBLEKIT_RUN_DIR", str(tmp_path))
-    settings = check_settings(ENGINE="stand-in", FLAVOUR="base-plus-vllm", DEVICE="cpu")
     told = list[str]()
-    with (
-        SharedServer(settings, seats=1, host=EVERY_ADDRESS, port=_three_ports(), limits=Limits()) as made,
-        ThreadPoolExecutor(1) as pool,
-    ):
+    with _start(seats=1) as made, ThreadPoolExecutor(1) as pool:
         kept = pool.submit(made.keep, told.append)
         if gone == "stopped":
             made.stop()

@@ -320,6 +320,40 @@ def test_additional_outputs_of_a_stream_tell_what_is_new_and_add_up(a_model: AMo
     assert "".join(response.text("text_output") for response in responses) == ANSWER
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("limit", "tokens", "reason"), [(5, 5, "length"), (50, len(ANSWER.encode()) + 1, "stop")], ids=["length", "stop"]
+)
+def test_reason_and_numbers_of_tokens_are_told_without_leaving_the_fast_path(
+    a_model: AModel, stream: bool, limit: int, tokens: int, reason: str
+) -> None:
+    names = ("finish_reason", "num_input_tokens", "num_output_tokens")
+    given = {"sampling_parameters": json.dumps({"max_tokens": limit}), "stream": stream}
+    given |= {"text_input": PROMPT, "exclude_input_in_output": True}
+
+    told = a_model.ask(**given, **{f"return_{name}": True for name in names})
+    untold = a_model.ask(**given)
+
+    assert [response.text("finish_reason") for response in told] == ["None"] * (len(told) - 1) + [reason]
+    assert {int(response.tensors["num_input_tokens"].values[0]) for response in told} == {len(PROMPT)}
+    assert sum(int(response.tensors["num_output_tokens"].values[0]) for response in told) == tokens
+    said = ["".join(response.text("text_output") for response in responses) for responses in (told, untold)]
+    assert said[0] == said[1]
+    assert [set(response.tensors) for response in untold] == [{"text_output"}] * len(untold)
+    assert bool(a_model.llm.generated) == any("no fast path" in line for line in a_model.log)
+
+
+def test_probabilities_for_one_request_are_not_made_for_the_next(a_model: AModel) -> None:
+    for _ in range(2):  # both kinds are known the second time
+        (added,) = a_model.ask(text_input=PROMPT, return_cumulative_logprob=True)
+        asked = len(a_model.llm.generated)
+        (plain,) = a_model.ask(text_input=PROMPT, return_finish_reason=True)
+
+        assert float(added.tensors["cumulative_logprob"].values[0]) < 0
+        assert added.text("text_output") == plain.text("text_output")
+        assert (len(a_model.llm.generated) > asked) == any("no fast path" in line for line in a_model.log)
+
+
 def test_logprobs_that_were_not_asked_for_are_null(a_model: AModel) -> None:
     (response,) = a_model.ask(text_input=PROMPT, return_logprobs=True, return_cumulative_logprob=True)
 

@@ -93,7 +93,8 @@ def ask_alive(url: str, model: str = "", *, deadline_s: float = DEADLINE_S) -> A
 
     Args:
         url: `host:port` of the server's HTTP endpoint.
-        model: The model to ask; without it the ensemble that is no step of another one, else the only model.
+        model: The model to ask; without it the ensemble that is no step of another one, of several the one that
+            needs the fewest inputs; without any ensemble the only model.
         deadline_s: Seconds for everything.
 
     Raises:
@@ -130,10 +131,16 @@ def _question(endpoint: _Endpoint, model: str) -> str:
 def _request(config: Any) -> dict[str, Any]:
     """Return a small value for each input that must be there."""
     inputs = config.get("input", []) if isinstance(config, dict) else []
-    body = {tensor["name"]: _values(tensor) for tensor in inputs if not tensor.get("optional")}
+    body = {tensor["name"]: _values(tensor) for tensor in _needed(config)}
     if any(tensor["name"] == SAMPLING for tensor in inputs):
         body[SAMPLING] = ONE_TOKEN
     return body
+
+
+def _needed(config: Any) -> list[dict[str, Any]]:
+    """Return the inputs that must be there."""
+    inputs = config.get("input", []) if isinstance(config, dict) else []
+    return [tensor for tensor in inputs if not tensor.get("optional")]
 
 
 def _values(tensor: dict[str, Any]) -> Any:
@@ -153,12 +160,16 @@ def _top_model(endpoint: _Endpoint) -> str:
     if status != httpx.codes.OK or not isinstance(index, list):
         raise _NoAnswerError(f"does not list its models ({_error(status, index)}): name the model")
     ready = [str(row["name"]) for row in index if row.get("state") == "READY"]
-    steps, ensembles = set[str](), list[str]()
+    steps, ensembles = set[str](), dict[str, int]()
     for name in ready:
-        scheduling = endpoint.ask(f"models/{name}/config")[1].get("ensemble_scheduling", {})
+        config = endpoint.ask(f"models/{name}/config")[1]
+        scheduling = config.get("ensemble_scheduling", {})
         steps |= {step["model_name"] for step in scheduling.get("step", [])}
-        ensembles += [name] if scheduling else []
-    candidates = [name for name in ensembles if name not in steps] or ready
+        if scheduling:
+            ensembles[name] = len(_needed(config))
+    tops = {name: count for name, count in ensembles.items() if name not in steps}
+    # `serve --openai` has a second one, whose further inputs ask for further outputs
+    candidates = [name for name, count in tops.items() if count == min(tops.values())] or ready
     if len(candidates) != 1:
         names = ", ".join(candidates[:5]) or "none"
         raise _NoAnswerError(f"has not one model to ask but {len(candidates)} ({names}): name the model")

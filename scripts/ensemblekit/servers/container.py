@@ -20,7 +20,7 @@ from pathlib import Path
 from ensemblekit.errors import UnsupportedMachine
 from ensemblekit.faults.catalogue import container_refusal
 from ensemblekit.gpu import visible_gpu
-from ensemblekit.releases import DocumentedRelease, Flavour
+from ensemblekit.releases import DocumentedRelease, Flavour, every_release
 from ensemblekit.servers.container_engine import ContainerEngine, ensure_image, find_engine, no_progress
 from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK
 
@@ -33,7 +33,6 @@ NVIDIA_IMAGES = "nvcr.io/nvidia/tritonserver"
 BUILT_IMAGES = "localhost/ensemblekit/tritonserver"
 RUN_LABEL, EMULATION_LABEL = "ensemblekit.run", "ensemblekit.emulated"
 SHARED_MEMORY = "1g"  # NVIDIA's own advice; the default of 64 MB is little for a few Python models
-LARGEST_GB = 23.0  # of all images whose size is documented; for those whose size is not
 STACK_BYTES = 67108864  # NVIDIA's own advice, 64 MiB
 STOP_TIMEOUT_S = 1  # for `rm -f` alone: a stop in order goes through the foreground process
 OF_THIS_HOST = ("VLLM_CACHE_ROOT",)  # a folder that the container does not have
@@ -169,7 +168,9 @@ def install_container(
     if gpu:
         _require_gpu(engine)
     image = image or image_of(release, flavour)
-    ensure_image(engine, image, release.vllm_image_gb or LARGEST_GB, progress=progress)
+    # of a size that is not known, the largest that is
+    size_gb = release.vllm_image_gb or max(row.vllm_image_gb or 0.0 for row in every_release())
+    ensure_image(engine, image, size_gb, progress=progress)
     return ContainerInstallation(
         release=release,
         flavour=flavour,

@@ -8,12 +8,11 @@ from typing import Self
 
 import httpx
 
-from ensemblekit.errors import ServerExited
-from ensemblekit.faults.log import tail
+from ensemblekit.faults.log import TAIL_LINES
 from ensemblekit.paths import repo_root
 from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK, free_ports, new_key, require_free
 from ensemblekit.servers.process import TritonServer
-from ensemblekit.servers.supervised import SupervisedProcess, wait_until
+from ensemblekit.servers.supervised import SupervisedProcess
 
 __all__ = ["CHAT", "OpenAIGateway"]
 
@@ -58,7 +57,8 @@ class OpenAIGateway:
     @property
     def running(self) -> bool:
         """Whether it runs now."""
-        return self._process is not None and self._process.exit_code is None
+        process = self._process  # another thread may stop it meanwhile
+        return process is not None and process.exit_code is None
 
     def start(self) -> Self:
         """Start it and return it once it answers.
@@ -73,16 +73,14 @@ class OpenAIGateway:
         self._process = SupervisedProcess(
             command, self.log_path, environment=os.environ | {KEY_VARIABLE: self.key}, folder=self._server.folder
         )
-        if not wait_until(self._answers_or_ended, START_TIMEOUT_S) or not self.running:
-            lines = tail(self.log_path)
-            self.stop()
-            raise ServerExited(
-                f"start the gateway for OpenAI's API on {self._host}:{self._port}",
-                found=lines[-1] if lines else "it did not answer in time",
-                hint="read its log; another --openai PORT may help",
-                log_path=self.log_path,
-                log_tail=lines,
-            )
+        self._process.require_answer(
+            self._answers,
+            START_TIMEOUT_S,
+            attempted=f"start the gateway for OpenAI's API on {self._host}:{self._port}",
+            late="it did not answer in time",
+            hint="read its log; another --openai PORT may help",
+            tail_lines=TAIL_LINES,
+        )
         return self
 
     def stop(self) -> None:
@@ -91,14 +89,12 @@ class OpenAIGateway:
         if process is not None:
             process.stop()
 
-    def _answers_or_ended(self) -> bool | None:
-        if not self.running:
-            return True
+    def _answers(self) -> bool:
         try:
             health = httpx.get(self.base_url.removesuffix("v1") + "health", timeout=ASK_TIMEOUT_S, trust_env=False)
         except httpx.TransportError:
-            return None
-        return health.status_code == httpx.codes.OK or None
+            return False
+        return health.status_code == httpx.codes.OK
 
     def __str__(self) -> str:
         return f"model {self._model}{f', key {self.key}' if self.key else ''}"

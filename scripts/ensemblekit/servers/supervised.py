@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ensemblekit.errors import ServerExited
+from ensemblekit.faults.log import tail
 from ensemblekit.servers import _reaper
 from ensemblekit.servers._reaper import ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
 
@@ -91,6 +93,30 @@ class SupervisedProcess:
     def exit_code(self) -> int | None:
         """How the command ended (128 + n after signal n), None while it runs."""
         return self._reaper.poll()
+
+    def require_answer(
+        self, answers: Callable[[], bool], timeout_s: float, *, attempted: str, late: str, hint: str, tail_lines: int
+    ) -> None:
+        """Return once it answers; one that ends before, or does not in time, is stopped.
+
+        Args:
+            answers: Whether it answers now.
+            timeout_s: Seconds it may take.
+            attempted: What was attempted, for the error.
+            late: What was found if it has written nothing.
+            hint: What to do.
+            tail_lines: How many of its last lines are in the error.
+
+        Raises:
+            ServerExited: It ended, or did not answer in time.
+        """
+        answered = wait_until(lambda: self.exit_code is not None or answers() or None, timeout_s)
+        if answered and self.exit_code is None:
+            return
+        lines = tail(self.log_path, tail_lines)
+        self.stop()
+        found = lines[-1] if lines else late
+        raise ServerExited(attempted, found=found, hint=hint, log_path=self.log_path, log_tail=lines)
 
     def stop(self, *, at_once: bool = False) -> bool:
         """End the command and all that came of it; doing so again does nothing.

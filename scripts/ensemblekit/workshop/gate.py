@@ -18,9 +18,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol
 
-from ensemblekit.errors import ParameterError, PortBusy, ServerExited, UnsupportedMachine
+from ensemblekit.errors import ParameterError, PortBusy, UnsupportedMachine
 from ensemblekit.paths import repo_root
-from ensemblekit.servers.supervised import SupervisedProcess, wait_until
+from ensemblekit.servers.supervised import SupervisedProcess
 
 __all__ = ["KEY_FILE", "Gate", "Limits", "Seat", "make_seats", "require_place"]
 
@@ -28,6 +28,7 @@ KEY_FILE = "seats.json"
 ANYONE = "anyone"  # who asks over loopback without a key
 START_TIMEOUT_S = 10.0
 ASK_TIMEOUT_S = 1.0
+TAIL_LINES = 5
 LAST_PORT = 65535
 
 
@@ -172,16 +173,14 @@ class Gate:
             "daemon off;",
         ]
         self._process = SupervisedProcess(command, self.log_path, environment=os.environ, folder=self.folder)
-        if not wait_until(self._listens_or_ended, START_TIMEOUT_S) or not self.running:
-            lines = self.log_path.read_text(errors="replace").splitlines()[-5:]
-            self.stop()
-            raise ServerExited(
-                "start nginx, the gate of the shared server",
-                found=lines[-1] if lines else "it did not listen in time",
-                hint="read its log; `nginx -t -c` with its configuration tells more",
-                log_path=self.log_path,
-                log_tail=lines,
-            )
+        self._process.require_answer(
+            self._listens,
+            START_TIMEOUT_S,
+            attempted="start nginx, the gate of the shared server",
+            late="it did not listen in time",
+            hint="read its log; `nginx -t -c` with its configuration tells more",
+            tail_lines=TAIL_LINES,
+        )
         return self
 
     def stop(self) -> None:
@@ -190,12 +189,10 @@ class Gate:
             self._process.stop()
             self._process = None
 
-    def _listens_or_ended(self) -> bool | None:
-        if not self.running:
-            return True
+    def _listens(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((_reachable(self.host), self.port), ASK_TIMEOUT_S):
             return True
-        return None
+        return False
 
 
 def require_place(host: str, port: int) -> None:

@@ -226,7 +226,7 @@ class Engine:
         request, final = answer.request, answer.finish_reason is not None
         if final:
             self._ended(request)
-        self._responses.chunk(request, lambda: [self._echo(request) + answer.drain()], final=final)
+        self._responses.chunk(request, lambda: [self._echo(request) + answer.drain(last=final)], final=final)
 
     def _send_error(self, request: GenerationRequest, error: BaseException) -> None:
         """Tell a client why there is no answer: what vLLM says of the request, or that the server failed."""

@@ -49,9 +49,15 @@ class OutputBuffer:
         self._offered = self._offered or offer
         return offer
 
-    def drain(self) -> str:
-        """Return the text of the tokens that have come since it was last asked for."""
+    def drain(self, *, last: bool) -> str:
+        """Return the text of the tokens that have come since it was last asked for.
+
+        Args:
+            last: Whether it is asked for the last time: then the answer has ended, and the reason is told.
+        """
         self._offered = False
-        last, visible = self.finish_reason is not None, self.visible
+        reason, visible = self.finish_reason if last else None, self.visible
         ids, self._taken = self.token_ids[self._taken : visible], visible
+        if self.request.additional:
+            self.request.additional.count(len(ids) + (reason == "stop"), reason)
         return self.text.add(ids, last=last)

@@ -132,15 +132,15 @@ class RequestParser:
         if stream and exclude is False:
             raise BadRequest("When streaming, `exclude_input_in_output` = False is not allowed.")
         given = _sampling_parameters(request, tensors)
-        sampling_key = json.dumps(given, sort_keys=True)
-        lora = self._engine.lora(given.pop("lora_name", None))
-        priority = self._engine.priority(given.pop("priority", 0))
         wanted = frozenset(name for name in ADDITIONAL if _flag(tensors, SWITCH + name))
         with_logprobs = given.get("logprobs") is not None
         if "cumulative_logprob" in wanted and not with_logprobs:
             given["logprobs"] = 0  # those of the answer's own tokens, to add them up
+        sampling_key = json.dumps(given, sort_keys=True)
+        lora = self._engine.lora(given.pop("lora_name", None))
+        priority = self._engine.priority(given.pop("priority", 0))
         token_ids = self._engine.tokenize(prompt)
-        params, route = self._params(sampling_key, given, stream=stream, additional=bool(wanted))
+        params, route = self._params(sampling_key, given, stream=stream, by_vllm="logprobs" in wanted)
         additional = None
         if wanted:
             additional = AdditionalOutputs(wanted, params, prompt_tokens=len(token_ids), with_logprobs=with_logprobs)
@@ -159,17 +159,17 @@ class RequestParser:
             sender=sender,
         )
 
-    def _params(self, key: str, given: dict[str, Any], *, stream: bool, additional: bool) -> tuple[Any, Route]:
+    def _params(self, key: str, given: dict[str, Any], *, stream: bool, by_vllm: bool) -> tuple[Any, Route]:
         """Return SamplingParams and the way of the answer.
 
         Where the text is ours the parameters are only read from here on, and requests with equal ones share them.
+        Outputs of the tokens' own texts, `by_vllm`, are vLLM's to make.
         """
-        known = self._known.get((key, stream))
-        if known is not None and not additional:
+        known = None if by_vllm else self._known.get((key, stream))
+        if known is not None:
             return known
         params = make_sampling_params(SamplingParams, given)
-        # what an answer tells besides its text, only vLLM's own machinery knows
-        route = Route.VLLM if additional else self._engine.route(params, stream=stream)
+        route = Route.VLLM if by_vllm else self._engine.route(params, stream=stream)
         params.detokenize = route is Route.VLLM
         params.output_kind = RequestOutputKind.FINAL_ONLY
         if route is Route.VLLM:

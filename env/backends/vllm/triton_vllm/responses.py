@@ -186,11 +186,16 @@ class AdditionalOutputs:
 
     def add(self, piece: Any) -> None:
         """Take what vLLM's CompletionOutput tells; of a stream, what is new."""
+        self.count(len(piece.token_ids), piece.finish_reason, piece.index)
         sequence = self._sequences[piece.index]
-        sequence.finish_reason = piece.finish_reason
         sequence.cumulative_logprob = piece.cumulative_logprob
-        sequence.tokens += len(piece.token_ids)
         sequence.logprobs += piece.logprobs or []
+
+    def count(self, tokens: int, finish_reason: str | None, index: int = 0) -> None:
+        """Take what a piece tells without probabilities: its number of tokens, and why the sequence ended with it."""
+        sequence = self._sequences[index]
+        sequence.finish_reason = finish_reason
+        sequence.tokens += tokens
 
     def drain(self) -> list[Any]:
         """Return the tensors of the next response."""

@@ -18,6 +18,7 @@ __all__ = ["check_alone", "check_engines", "check_late", "check_numpy", "numpy_i
 
 DEFAULT_SHARE = 0.9  # vLLM's gpu_memory_utilization
 METRICS = "REPORT_CUSTOM_METRICS"
+TELLS = "return_"  # inputs that ask for more outputs of the answer; who leaves them out wants none
 _ON = ("yes", "true")
 _KINDS = model_config_pb2.ModelInstanceGroup
 
@@ -41,7 +42,8 @@ def check_late(model: Model, models: Mapping[str, Model], *, used: bool) -> Iter
 def _check_optional_inputs(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
     """Yield vLLM's inputs that no step and no client can reach."""
     for index, step, other in known_steps(model, models):
-        names = [entry.name for entry in other.config.input if entry.optional and entry.name not in step.input_map]
+        optional = [entry.name for entry in other.config.input if entry.optional and entry.name not in step.input_map]
+        names = [name for name in optional if not name.startswith(TELLS)]
         if names and other.vllm:
             it = "it" if len(names) == 1 else "them"
             detail = f"{other.name} takes {', '.join(names)}, and this step does not give {it}."
