@@ -91,6 +91,10 @@ class Podman:
         """Return podman's output by line."""
         return self.run(*words).stdout.splitlines()
 
+    def untag(self, name: str) -> None:
+        """Take one name from an image; `podman untag` with one word alone would take all of them."""
+        self.run("untag", name, name)
+
     def state(self) -> dict[str, list[str]]:
         """Return what there is: containers, images, volumes, mounts and processes of this storage."""
         return {

@@ -28,7 +28,7 @@ def stand_in_custom_build(settings: Podman) -> Iterator[None]:
     """The stand-in base under the name of a custom build: upstream's build.py needs hours."""
     settings.run("tag", f"{STAND_INS}:24.08-py3", CUSTOM_BUILD)
     yield
-    settings.run("untag", CUSTOM_BUILD, CUSTOM_BUILD)  # with one name alone, podman takes every name
+    settings.untag(CUSTOM_BUILD)
     remove_image(get_release("24.08"))
 
 

@@ -48,5 +48,5 @@ def test_image_of_a_documented_release_says_what_is_known_and_what_not(podman: P
         cells = run_matrix(releases=["25.03"], flavours=["vllm-image"], providers=["container"]).cells
         assert [(cell.release, cell.state, cell.verdict) for cell in cells] == [("25.03", "answered", "as expected")]
     finally:
-        podman.run("untag", image)
+        podman.untag(image)
     assert podman.state()["containers"] == []

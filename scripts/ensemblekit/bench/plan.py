@@ -23,10 +23,10 @@ __all__ = [
     "sampling_parameters",
 ]
 
-Target = Literal["engine", "vllm-serve", "llm", "ensemble", "bls", "openai", "replicas", "tensor-parallel"]
+Target = Literal["engine", "vllm-serve", "llm", "ensemble", "bls", "openai", "replicas", "servers", "tensor-parallel"]
 Protocol = Literal["http", "grpc"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-SPREAD: tuple[Target, ...] = ("replicas", "tensor-parallel")  # the ensemble on every visible GPU
+SPREAD: tuple[Target, ...] = ("replicas", "servers", "tensor-parallel")  # the ensemble on every visible GPU
 USUAL: tuple[Target, ...] = tuple(target for target in TARGETS if target not in (*SPREAD, "openai"))
 OPENAI_MODELS = {"vllm-serve": "llm", "openai": "chat"}  # asked over OpenAI's API, by these names
 REQUESTS_PER_CLIENT = 4  # enough that the tail, in which fewer than all clients are busy, is short

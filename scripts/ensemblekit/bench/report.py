@@ -31,6 +31,7 @@ COLOURS = {
     "bls": "#e69f00",
     "openai": "#56b4e9",
     "replicas": "#d55e00",
+    "servers": "#f0e442",
     "tensor-parallel": "#cc79a7",
 }
 

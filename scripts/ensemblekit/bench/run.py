@@ -30,8 +30,9 @@ from ensemblekit.bench.workers import LoadGenerator, perf_analyzer, usual_worker
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError
 from ensemblekit.releases import get_release
-from ensemblekit.repository.stage import ENGINE_ARGUMENTS, stage_repository
+from ensemblekit.repository.stage import ENGINE_ARGUMENTS, StagedRepository, stage_repository
 from ensemblekit.servers.embedded import install_embedded
+from ensemblekit.servers.many import ManyServers
 from ensemblekit.servers.openai import OpenAIGateway
 from ensemblekit.servers.process import ServerOptions, TritonServer
 from ensemblekit.settings import versions_of, visible_gpu
@@ -45,7 +46,7 @@ STAND_IN = "stand-in"
 DEVICE_NAMES = {STAND_IN: "CPU (stand-in for vLLM)"}
 ONE_GPU: tuple[Target, ...] = ("llm", "ensemble", "bls")
 ONE_SERVER: tuple[Target, ...] = (*ONE_GPU, "openai")
-WITH_STAND_IN: tuple[Target, ...] = (*ONE_SERVER, "replicas")
+WITH_STAND_IN: tuple[Target, ...] = (*ONE_SERVER, "replicas", "servers")
 STAND_IN_WORDS = 7  # of its answer to the shortest prompt
 QUESTION, KNOWN = "What is the capital of France?", {"max_tokens": 16, "temperature": 0.0}
 
@@ -76,7 +77,7 @@ def run_bench(
         release: Which Triton.
         folder: Where logs and staged models go.
         progress: Hears what is being done.
-        gpus: How many GPUs the targets `replicas` and `tensor-parallel` use.
+        gpus: How many GPUs the targets `replicas`, `servers` and `tensor-parallel` use.
         cross_check: At how many clients NVIDIA's perf_analyzer measures the ensemble too, after the last round; 0: not.
         stand_in_token_s: How long the stand-in takes for a word, in seconds.
 
@@ -86,7 +87,8 @@ def run_bench(
     """
     source = _source(plan, device, gpus, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device)
+    engines = {"triton" if target in ONE_SERVER else target for target in plan.targets}
+    given = ENGINE_ARGUMENTS.get(device, {}) | engine_arguments(device, len(engines))
     with ExitStack() as stack:
         bench = _Bench(plan, device, release, folder, gpus, source, given, progress, stack, stand_in_token_s)
         bench.start()
@@ -141,7 +143,7 @@ class _Bench:
     progress: Progress
     stack: ExitStack
     stand_in_token_s: float
-    servers: dict[Target, TritonServer] = field(default_factory=dict)
+    servers: dict[Target, TritonServer | ManyServers] = field(default_factory=dict)
     serve: VllmServe | None = None
     engine: EngineAlone | None = None
     gateway: OpenAIGateway | None = None
@@ -160,6 +162,8 @@ class _Bench:
             self.gateway = self.stack.enter_context(OpenAIGateway(self.servers["openai"]))
         if "replicas" in targets:
             self.servers["replicas"] = self._start_triton("replicas", replicas=self.gpus)
+        if "servers" in targets:
+            self.servers["servers"] = self._start_many()
         if "tensor-parallel" in targets:
             self.servers["tensor-parallel"] = self._start_triton("tensor-parallel", tensor_parallel=self.gpus)
 
@@ -177,28 +181,49 @@ class _Bench:
             self.ready_s["vllm-serve"] = round(ready, 1)
 
     def _start_triton(self, name: str, *, replicas: int = 1, tensor_parallel: int = 1) -> TritonServer:
-        folder = self.folder / name
-        repository = stage_repository(
-            folder / "models",
+        repository = self._stage(name, replicas=replicas, tensor_parallel=tensor_parallel)
+        server = self._server(self.folder / name, repository, None, {})
+        self._start(name, server, replicas)
+        return server
+
+    def _start_many(self) -> ManyServers:
+        repository, folder = self._stage("servers", servers=self.gpus), self.folder / "servers"
+        many = ManyServers(
+            self.gpus,
+            lambda name, ports, place: self._server(folder / name, repository, ports, place),
+            folder,
+            device=self.device,
+        )
+        self._start("servers", many, self.gpus)
+        return many
+
+    def _stage(self, name: str, **spread: Any) -> StagedRepository:
+        return stage_repository(
+            self.folder / name / "models",
             source=self.source,
             device="cpu" if self.device == STAND_IN else self.device,
             engine_arguments=self.arguments,
             bls="bls" in self.plan.targets,
             openai="openai" in self.plan.targets,
-            replicas=replicas,
-            tensor_parallel=tensor_parallel,
             stand_in_token_s=self.stand_in_token_s,
+            **spread,
         )
+
+    def _server(
+        self, folder: Path, repository: StagedRepository, ports: tuple[int, int, int] | None, place: dict[str, str]
+    ) -> TritonServer:
         installation = install_embedded(get_release(self.release), "base-plus-vllm", folder)
-        server = TritonServer(installation, repository.path, folder, ServerOptions(), repository.environment)
+        environment = repository.environment | place
+        return TritonServer(installation, repository.path, folder, ServerOptions(ports=ports), environment)
+
+    def _start(self, name: str, server: TritonServer | ManyServers, engines: int) -> None:
         self.stack.callback(server.stop)
         server.start(READY_TIMEOUT_S, lambda _server: self.progress(f"starting {name}", 0, 0))
         self.ready_s[name] = round(server.started_s or 0.0, 1)
         # several at once, so that every replica is asked: results of wrong answers would say nothing
-        with ThreadPoolExecutor(4 * replicas) as threads:
-            answers = threads.map(lambda _: ask(server, QUESTION, sampling_parameters=KNOWN), range(4 * replicas))
+        with ThreadPoolExecutor(4 * engines) as threads:
+            answers = threads.map(lambda _: ask(server, QUESTION, sampling_parameters=KNOWN), range(4 * engines))
             self.answers[name] = sorted({answer.text for answer in answers})
-        return server
 
     def rounds(self, generator: LoadGenerator) -> Iterator[Round]:
         """Measure every target with every workload at every concurrency, in an order that changes from round to round.

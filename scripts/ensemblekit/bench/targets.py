@@ -25,14 +25,20 @@ ANSWER_POLL_S = 0.02
 # Said to both servers, since vLLM's defaults for them differ between `vllm serve` and its library.
 ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
     "cpu": {"max_num_seqs": 32, "max_num_batched_tokens": 2048},
-    # 0.28: the engine alone, `vllm serve` and Triton's share one GPU
-    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.28},
+    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192},
 }
+GPU_SHARE = 0.84  # of one GPU, for all engines that a bench keeps on it
 
 
-def engine_arguments(device: str) -> dict[str, Any]:
-    """Return the engine arguments that a bench adds to the kit's own, the same for every target."""
-    return dict(ENGINE_ARGUMENTS.get(device, {}))
+def engine_arguments(device: str, engines: int = 3) -> dict[str, Any]:
+    """Return the engine arguments that a bench adds to the kit's own, the same for every target.
+
+    Args:
+        device: `cpu` or `cuda`.
+        engines: How many are on one GPU at a time; fewer than three leave the rest of it free.
+    """
+    share = {"gpu_memory_utilization": round(GPU_SHARE / max(3, engines), 2)} if device == "cuda" else {}
+    return ENGINE_ARGUMENTS.get(device, {}) | share
 
 
 class VllmServe:

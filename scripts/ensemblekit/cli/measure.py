@@ -33,7 +33,7 @@ __all__ = ["bench", "matrix"]
 STYLE = {"as expected": "green", "UNEXPECTED": "bold red", "not run": "yellow"}
 TARGET_HELP = (
     "engine, vllm-serve, llm, ensemble, bls; openai, the ensemble through the gateway for OpenAI's API; with --gpus "
-    "also replicas, tensor-parallel. May be given again."
+    "also replicas, servers (behind one address), tensor-parallel. May be given again."
 )
 LOAD_HELP = (
     "Kind of request: http or grpc, whole or streamed, greedy or sampled, and varied for answers of different length, "
@@ -108,7 +108,7 @@ def _show_matrix(console: "Console", result: "MatrixResult") -> None:
 @click.option("--rounds", type=COUNT, default=4, help="Rounds after the warm-up.")
 @click.option("--max-tokens", type=COUNT, help="Tokens of each answer. Default: 128, of the stand-in 1 word.")
 @click.option("--requests", type=COUNT, default=4, help="Requests of each client in a round.")
-@click.option("--gpus", type=COUNT, default=1, help="GPUs for replicas and tensor-parallel.")
+@click.option("--gpus", type=COUNT, default=1, help="GPUs for replicas, servers and tensor-parallel.")
 @click.option(
     "--cross-check", type=click.IntRange(0), default=0, help="Clients with which perf_analyzer measures too; 0: not."
 )

@@ -5,16 +5,20 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemblekit.cli.options import PORT, SECONDS, WORD, container_engine, device, engine, model, release
+from ensemblekit.cli.options import COUNT, PORT, SECONDS, WORD, container_engine, device, engine, model, release
 from ensemblekit.errors import ServerExited
 from ensemblekit.paths import RUN_DIR_VARIABLE, new_run_id, runs_dir
 from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK, free_ports
 
 if TYPE_CHECKING:
+    from ensemblekit.lesson.lesson import Lesson
+    from ensemblekit.servers.many import ManyServers
     from ensemblekit.servers.openai import OpenAIGateway
     from ensemblekit.servers.process import TritonServer
 
@@ -33,6 +37,9 @@ WATCH_S = 0.2  # how soon a server that dies is noticed
 @click.option("--provider", type=WORD, default="embedded", help="embedded (PyPI wheels) or container.")
 @container_engine
 @click.option("--host", type=WORD, default=LOOPBACK, help="Where HTTP and gRPC listen; 0.0.0.0 is every address.")
+@click.option(
+    "--servers", type=COUNT, default=1, help="So many servers behind one address (nginx), each on a GPU of its own."
+)
 @click.option("--port", type=PORT, help="HTTP's port; a free one if left out.")
 @click.option("--grpc-port", type=PORT, help="gRPC's port; the next after --port if left out.")
 @click.option(
@@ -47,6 +54,7 @@ def serve(
     timeout: float,
     container_engine: str | None,
     host: str,
+    servers: int,
     port: int | None,
     grpc_port: int | None,
     openai: int | None,
@@ -60,7 +68,8 @@ def serve(
 
     choose_engine(container_engine)
     given = {name.upper(): value for name, value in parameters.items()}
-    serve_forever(given, ready_timeout_s=timeout, openai=openai, host=host, ports=choose_ports(port, grpc_port))
+    ports = choose_ports(port, grpc_port)
+    serve_forever(given, ready_timeout_s=timeout, servers=servers, openai=openai, host=host, ports=ports)
 
 
 def choose_ports(http: int | None, grpc: int | None) -> tuple[int, int, int] | None:
@@ -74,13 +83,19 @@ def choose_ports(http: int | None, grpc: int | None) -> tuple[int, int, int] | N
 
 
 def serve_forever(
-    parameters: Mapping[str, str], *, ready_timeout_s: float, openai: int | None = None, **listening: Any
+    parameters: Mapping[str, str],
+    *,
+    ready_timeout_s: float,
+    servers: int = 1,
+    openai: int | None = None,
+    **listening: Any,
 ) -> None:
     """Start a server, print how to reach it, and keep it until Ctrl-C.
 
     Args:
         parameters: As in a lesson's parameters cell.
         ready_timeout_s: How long it may take to load.
+        servers: How many; more than one stand behind one address, and one that ends is started again.
         openai: The port for clients of OpenAI's API; 0 is a free one, None is none.
         **listening: `host` and `ports` of `ServerOptions`.
 
@@ -97,6 +112,9 @@ def serve_forever(
     settings = check_settings(**parameters, READY_TIMEOUT_S=ready_timeout_s)
     lesson = Lesson("serve", settings)
     click.echo(f"Starting {settings}")
+    if servers > 1:
+        _serve_many(lesson, servers, openai, **listening)
+        return
     server = lesson.server(lesson.repository(openai=openai is not None), **listening)
     gateway = None
     try:
@@ -120,25 +138,55 @@ def serve_forever(
     )
 
 
-def _say(server: "TritonServer", gateway: "OpenAIGateway | None") -> None:
-    address = server.http_url + (f",{server.grpc_url}" if server.grpc_port != server.http_port + 1 else "")
-    address = _seen_from_outside(server, address)
-    url = f"http://{server.http_url}/v2/models/ensemble/generate"
+def _serve_many(
+    lesson: "Lesson", count: int, openai: int | None, host: str = LOOPBACK, ports: tuple[int, ...] | None = None
+) -> None:
+    """Keep several servers behind one address until Ctrl-C, or until none can be started any more."""
+    from ensemblekit.servers.many import ManyServers
+    from ensemblekit.servers.openai import OpenAIGateway
+
+    settings = lesson.settings
+    repository = lesson.repository(openai=openai is not None, servers=count)
+
+    def make(name: str, own: tuple[int, int, int], place: dict[str, str]) -> "TritonServer":
+        placed = replace(repository, environment=repository.environment | place)
+        return lesson.server(placed, name=name, ports=own)
+
+    device = "cpu" if settings.engine == "stand-in" else settings.resolved_device
+    many = ManyServers(count, make, lesson.run_dir / "nginx", device=device, host=host, ports=ports or ())
+    with ExitStack() as stack:
+        stack.callback(many.stop)
+        many.start(settings.ready_timeout_s)
+        gateway = OpenAIGateway(many, host=host, port=openai or None) if openai is not None else None
+        if gateway:
+            stack.enter_context(gateway)
+        _say(many, gateway)
+        many.keep(click.echo, settings.ready_timeout_s)
+
+
+def _say(server: "TritonServer | ManyServers", gateway: "OpenAIGateway | None") -> None:
+    from ensemblekit.servers.many import ManyServers
+
+    http, grpc = server.http_url, server.grpc_url
+    in_a_row = int(grpc.rpartition(":")[2]) == int(http.rpartition(":")[2]) + 1
+    one_by_one = server.servers if isinstance(server, ManyServers) else (server,)
+    host = server.balancer.host if isinstance(server, ManyServers) else server.options.host
+    address = _seen_from_outside(host, http if in_a_row else f"{http},{grpc}")
     body = '{"chat_input": "What is the capital of France?"}'
     lines = [
         "Ready. Ctrl-C stops it.",
-        f"  HTTP     http://{server.http_url}",
-        f"  gRPC     {server.grpc_url}",
-        f"  metrics  http://{server.metrics_url}/metrics",
-        f"  log      {server.log_path}",
-        *([f"  OpenAI   {gateway} at {_seen_from_outside(server, gateway.base_url)}"] if gateway else []),
+        f"  HTTP     http://{http}",
+        f"  gRPC     {grpc}",
+        *(f"  metrics  http://{one.metrics_url}/metrics" for one in one_by_one),
+        *(f"  log      {one.log_path}" for one in one_by_one),
+        *([f"  OpenAI   {gateway} at {_seen_from_outside(host, gateway.base_url)}"] if gateway else []),
         "Ask it from another shell:",
-        f"  curl -s {url} -d '{body}'",
+        f"  curl -s http://{http}/v2/models/ensemble/generate -d '{body}'",
         "Use it in the lessons and exercises that take a URL:",
         f"  scripts/lab --url {address}",
     ]
     click.echo("\n".join(lines))
 
 
-def _seen_from_outside(server: "TritonServer", address: str) -> str:
-    return address.replace(LOOPBACK, platform.node()) if server.options.host == EVERYWHERE else address
+def _seen_from_outside(host: str, address: str) -> str:
+    return address.replace(LOOPBACK, platform.node()) if host == EVERYWHERE else address

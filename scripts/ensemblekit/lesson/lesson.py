@@ -80,6 +80,7 @@ class Lesson:
         *,
         tensor_parallel: int = 1,
         replicas: int = 1,
+        servers: int = 1,
         openai: bool = False,
         retrieval: bool = False,
         **engine_arguments: Any,
@@ -90,6 +91,7 @@ class Lesson:
             name: The folder's name under this lesson's part of the run folder.
             tensor_parallel: Over how many GPUs one engine is spread.
             replicas: How many engines answer, each on a GPU of its own.
+            servers: How many servers serve it, each on a GPU of its own.
             openai: Whether the ensemble that OpenAI's API needs is there too.
             retrieval: Whether the retrieval pipeline, in both its forms, takes the place of the plain one.
             **engine_arguments: vLLM engine arguments that win over the kit's.
@@ -109,6 +111,7 @@ class Lesson:
             engine_arguments=engine_arguments,
             tensor_parallel=tensor_parallel,
             replicas=replicas,
+            servers=servers,
             openai=openai,
             bls=retrieval,
             retrieval=retrieval,

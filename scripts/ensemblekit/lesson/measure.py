@@ -13,13 +13,14 @@ from ensemblekit.bench.report import describe, rows, without_empty
 from ensemblekit.bench.results import BenchResult
 from ensemblekit.bench.run import ONE_GPU, STAND_IN, run_bench
 from ensemblekit.diagnose.alive import ask_alive
-from ensemblekit.errors import ParameterError
+from ensemblekit.errors import ParameterError, UnsupportedMachine
 from ensemblekit.gpu import require_gpus, visible_gpus
 from ensemblekit.lesson.lesson import Lesson
 from ensemblekit.lesson.show import StatusLine, as_text, table
 from ensemblekit.matrix.run import MatrixResult, run_matrix
 from ensemblekit.paths import repo_root
 from ensemblekit.repository.stage import stage_repository
+from ensemblekit.servers.nginx import find_nginx
 from ensemblekit.servers.process import TritonServer
 from ensemblekit.settings import Settings
 
@@ -37,7 +38,7 @@ __all__ = [
 
 ALIVE_DEADLINE_S = 3.0
 WITH_VLLM: tuple[Target, ...] = ("vllm-serve", *ONE_GPU)
-SPREAD_STAND_IN: tuple[Target, ...] = ("ensemble", "replicas")
+SPREAD_STAND_IN: tuple[Target, ...] = ("ensemble", "replicas", "servers")
 SPREAD_VLLM: tuple[Target, ...] = ("ensemble", *SPREAD)
 BUSY_WORDS, BUSY_WORD_S = 4, 0.005  # with which an instance is as busy as a full GPU
 
@@ -101,7 +102,9 @@ def measure_cost(lesson: Lesson, *, clients: int, rounds: int, max_tokens: int) 
 
 
 def measure_spread(lesson: Lesson, *, gpus: int, clients: int, rounds: int, max_tokens: int) -> BenchResult:
-    """Measure the ensemble on one GPU, with a replica of `llm` on each of several, and with `llm` shared by them.
+    """Measure the ensemble on one GPU, and on several: with a replica of `llm` on each, a server on each, one shared.
+
+    Without nginx a line says that the servers are left out.
 
     Args:
         lesson: Says release, device and engine. The stand-in has processes instead of GPUs, one busy with one request
@@ -124,13 +127,22 @@ def measure_spread(lesson: Lesson, *, gpus: int, clients: int, rounds: int, max_
     if not stand_in:
         require_gpus(gpus, attempted)
     plan = BenchPlan(
-        SPREAD_STAND_IN if stand_in else SPREAD_VLLM,
+        _with_nginx(SPREAD_STAND_IN if stand_in else SPREAD_VLLM),
         tuple(dict.fromkeys((1, clients))) if stand_in else tuple(dict.fromkeys((16, clients))),
         rounds,
         BUSY_WORDS if stand_in else max_tokens,
     )
     device = STAND_IN if stand_in else settings.resolved_device
     return measure_plan(lesson, plan, device, gpus=gpus, stand_in_token_s=BUSY_WORD_S)
+
+
+def _with_nginx(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    try:
+        find_nginx()
+    except UnsupportedMachine as error:
+        print(f"Without `servers`: {error.found}. {error.hint}.")
+        return tuple(target for target in targets if target != "servers")
+    return targets
 
 
 def _embedded(lesson: Lesson) -> Settings:

@@ -103,6 +103,7 @@ def stage_repository(
     engine_arguments: dict[str, Any] | None = None,
     tensor_parallel: int = 1,
     replicas: int = 1,
+    servers: int = 1,
     bls: bool = False,
     openai: bool = False,
     retrieval: bool = False,
@@ -118,6 +119,7 @@ def stage_repository(
         engine_arguments: Added to, and winning over, the defaults for the device and what the others here say.
         tensor_parallel: Over how many GPUs one engine is spread.
         replicas: How many engines answer, each on a GPU of its own; of the stand-in, how many processes.
+        servers: How many servers serve it, each on a GPU of its own.
         stand_in_token_s: How long the stand-in takes for a word, in seconds.
         bls: Whether the kit's own repository is staged with the BLS form of its pipeline; the lessons about the
             ensemble serve the models that the report had.
@@ -157,6 +159,7 @@ def stage_repository(
     if device == "cuda":
         require_divisible_heads(Path(source.engine_model), arguments)
         gpus = _place(target / COMPOSING_ENGINE, gpus_per_engine(arguments), replicas)
+        gpus = gpus if servers == 1 else visible_gpus()[:servers]
         arguments |= _fitting(gpus, source, arguments, given)
     _fill_engine(target / COMPOSING_ENGINE, source, arguments)
     _fill_tokenizer(target / "preprocess", source, _preprocess_instances() if own and device == "cuda" else 0)

@@ -10,6 +10,7 @@ import httpx
 
 from ensemblekit.faults.log import TAIL_LINES
 from ensemblekit.paths import repo_root
+from ensemblekit.servers.many import ManyServers
 from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK, free_ports, new_key, require_free
 from ensemblekit.servers.process import TritonServer
 from ensemblekit.servers.supervised import SupervisedProcess
@@ -32,12 +33,12 @@ class OpenAIGateway:
     """
 
     def __init__(
-        self, server: TritonServer, *, host: str = LOOPBACK, port: int | None = None, model: str = CHAT
+        self, server: TritonServer | ManyServers, *, host: str = LOOPBACK, port: int | None = None, model: str = CHAT
     ) -> None:
         """Prepare a gateway; nothing runs until `start`.
 
         Args:
-            server: A running server with the model.
+            server: A running server with the model, or several.
             host: Where it listens.
             port: A free one if left out.
             model: An ensemble with the tensors of `chat`.
