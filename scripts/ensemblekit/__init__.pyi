@@ -58,9 +58,8 @@ from .lesson.plots import plot_tokens as plot_tokens
 from .lesson.providers import prepare_base_plus_vllm as prepare_base_plus_vllm
 from .lesson.providers import provider_or_embedded as provider_or_embedded
 from .lesson.providers import usable_provider as usable_provider
-from .lesson.retrieval import answer_once as answer_once
+from .lesson.retrieval import CountingClient as CountingClient
 from .lesson.retrieval import measure_ways as measure_ways
-from .lesson.retrieval import ways_table as ways_table
 from .lesson.show import check as check
 from .lesson.show import show_lines as show_lines
 from .lesson.show import table as table

@@ -1,165 +1,114 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the lesson about retrieval needs besides its cells: a client that counts, and the load of several of them."""
 
-import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import tritonclient.grpc.aio as triton
-from IPython.display import Markdown
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+import httpx
 
-from ensemblekit.clients.grpc import Served, stream_responses
+from ensemblekit.clients.grpc import REQUEST_TIMEOUT_S, Served, key_headers
 from ensemblekit.errors import RequestError
-from ensemblekit.lesson.show import table
 
-__all__ = ["CountingClient", "Way", "WayResult", "answer_once", "measure_ways", "ways_table"]
+__all__ = ["CountingClient", "WayResult", "measure_ways"]
 
-SINGLE = ("embed", "retrieve", "prompt", "preprocess", "postprocess")  # one response each; the others need a stream
-LENGTH_BYTES = 4  # that Triton puts before each text of a tensor
-Tensors = dict[str, np.ndarray[Any, Any]]
+DECOUPLED = ("llm", "retrieval", "retrieval_bls")
+DATATYPES = {str: "BYTES", float: "FP32", bool: "BOOL"}
 
 
-class CountingClient:
-    """Asks models over gRPC, and counts the round trips and the bytes of tensors that it sends and gets."""
+class CountingClient(httpx.Client):
+    """Asks models over HTTP, one request after the other, and counts the requests and the bytes of their bodies."""
 
-    def __init__(self, client: triton.InferenceServerClient) -> None:
-        """Start to count."""
-        self.client, self.round_trips, self.moved_bytes = client, 0, 0
+    def __init__(self, server: Served, *, away_ms: float = 0.0) -> None:
+        """Take nothing for sent yet; before each request, wait as long as a way of `away_ms` there and back takes."""
+        address = f"http://{server.http_url}/v2/models/"
+        super().__init__(base_url=address, headers=key_headers(server), timeout=REQUEST_TIMEOUT_S, trust_env=False)
+        self.away_s = away_ms / 1000
+        self.round_trips = 0
+        self.moved_bytes = 0
 
-    async def __call__(self, model: str, **values: Any) -> Tensors:
-        """Ask a model for one whole answer: texts and arrays by the name of the input, arrays by that of the output.
+    def __call__(self, model: str, **inputs: Any) -> dict[str, Any]:
+        """Return a model's outputs by name; those of a decoupled one, which infer refuses, as generate gives them.
 
         Raises:
             RequestError: The server refused.
         """
-        given = {name: _array(value) for name, value in values.items()}
-        inputs = [
-            triton.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)) for name, array in given.items()
-        ]
-        for tensor, array in zip(inputs, given.values(), strict=True):
-            tensor.set_data_from_numpy(array)
-        try:
-            found = await self._infer(model, inputs)
-        except InferenceServerException as error:
-            hint = "correct the request as it says"
-            raise RequestError(f"ask {model}", found=error.message(), hint=hint) from error
+        time.sleep(self.away_s)
+        decoupled = model in DECOUPLED
+        tensors = {"inputs": [_tensor(name, value) for name, value in inputs.items()]}
+        reply = self.post(f"{model}/{'generate' if decoupled else 'infer'}", json=inputs if decoupled else tensors)
+        content: dict[str, Any] = reply.json()
+        if "error" in content:
+            raise RequestError(f"ask {model}", found=content["error"], hint="correct the request as it says")
         self.round_trips += 1
-        self.moved_bytes += sum(map(_size, [*given.values(), *found.values()]))
-        return found
-
-    async def _infer(self, model: str, inputs: list[triton.InferInput]) -> Tensors:
-        if model in SINGLE:  # faster than a stream of one response
-            return _tensors(await self.client.infer(model, inputs))
-        found: Tensors = {}
-        async for response in stream_responses(self.client, model, inputs):
-            if response.error_message:
-                raise InferenceServerException(response.error_message)
-            found |= _tensors(triton.InferResult(response.infer_response))
-        return found
+        self.moved_bytes += len(reply.request.content) + len(reply.content)
+        return content if decoupled else {output["name"]: output["data"] for output in content["outputs"]}
 
 
-def _tensors(result: triton.InferResult) -> Tensors:
-    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+def _tensor(name: str, value: Any) -> dict[str, Any]:
+    values = value if isinstance(value, list) else [value]
+    return {"name": name, "shape": [len(values)], "datatype": DATATYPES[type(values[0])], "data": values}
 
 
-def _array(value: Any) -> np.ndarray[Any, Any]:
-    return np.array([value.encode()], dtype=np.object_) if isinstance(value, str) else np.asarray(value)
-
-
-def _size(array: np.ndarray[Any, Any]) -> int:
-    if array.dtype != np.object_:
-        return array.nbytes
-    return sum(LENGTH_BYTES + len(value) for value in array.reshape(-1))
-
-
-Way = Callable[[CountingClient, str], Awaitable[Tensors]]  # from a question to its answer
+Way = Callable[[CountingClient, str], Any]  # from a question to its answer
 
 
 @dataclass(frozen=True)
 class WayResult:
-    """What one way to an answer took.
-
-    Attributes:
-        round_trips: Requests of the client for one answer.
-        moved_bytes: Of tensors that the client sent and got for one answer, the mean.
-        answers_per_s: By clients at once, the median of the rounds.
-    """
+    """What one way to an answer took: the median of the rounds; `answers_per_s` of all clients together."""
 
     round_trips: float
     moved_bytes: float
-    answers_per_s: dict[int, float]
+    answers_per_s: float
+
+    @property
+    def answer_ms(self) -> float:
+        """Milliseconds for an answer, where one client asked."""
+        return 1000 / self.answers_per_s
 
 
-async def answer_once(server: Served, way: Way, question: str) -> dict[str, list[str]]:
-    """Return the texts of an answer, by output.
-
-    Raises:
-        RequestError: The server refused.
-    """
-    async with triton.InferenceServerClient(server.grpc_url) as client:
-        found = await way(CountingClient(client), question)
-    return {name: [value.decode(errors="replace") for value in found[name]] for name in sorted(found)}
-
-
-async def measure_ways(
-    server: Served, ways: Mapping[str, Way], questions: list[str], *, clients: int, rounds: int
+def measure_ways(
+    server: Served,
+    ways: Mapping[str, Way],
+    questions: Sequence[str],
+    *,
+    clients: int = 1,
+    rounds: int = 3,
+    away_ms: float = 0.0,
 ) -> dict[str, WayResult]:
-    """Measure every way in turn, with one client and with several, each of which asks all the questions.
+    """Measure the ways in turn, round by round after a warm-up.
 
     Args:
         server: A running server.
         ways: The ways, by name.
         questions: What each client asks, one after the other.
-        clients: Most clients at once.
-        rounds: How often each way is measured, after a warm-up.
+        clients: How many ask at once.
+        rounds: How often each way is measured.
+        away_ms: How long a message between client and server is on its way, there and back; a sleep stands for it.
 
     Raises:
         RequestError: The server refused.
     """
-    speeds: dict[tuple[str, int], list[float]] = {}
-    counters = dict[str, CountingClient]()
-    async with triton.InferenceServerClient(server.grpc_url) as client:
-        for number in range(rounds + 1):
-            for count in dict.fromkeys((1, clients)):
-                for name, way in ways.items():
-                    counter = counters[name] = CountingClient(client)
-                    begin = time.perf_counter()
-                    await asyncio.gather(*(_ask_all(way, counter, questions) for _ in range(count)))
-                    if number:  # the first is the warm-up
-                        speed = count * len(questions) / (time.perf_counter() - begin)
-                        speeds.setdefault((name, count), []).append(speed)
-    asked = clients * len(questions)
-    return {
-        name: WayResult(
-            counter.round_trips / asked,
-            counter.moved_bytes / asked,
-            {count: statistics.median(speeds[name, count]) for count in dict.fromkeys((1, clients))},
-        )
-        for name, counter in counters.items()
-    }
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    counted = dict[str, tuple[float, float]]()
+    answers = clients * len(questions)
+    with ExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(clients))
+        asking = [stack.enter_context(CountingClient(server, away_ms=away_ms)) for _ in range(clients)]
+        for _ in range(rounds + 1):
+            for name, way in ways.items():
+                before = _sums(asking)
+                begin = time.perf_counter()
+                list(threads.map(lambda client, way=way: [way(client, question) for question in questions], asking))
+                speeds[name].append(answers / (time.perf_counter() - begin))
+                trips, moved = (now - then for now, then in zip(_sums(asking), before, strict=True))
+                counted[name] = trips / answers, moved / answers
+    return {name: WayResult(*counted[name], statistics.median(speeds[name][1:])) for name in ways}
 
 
-async def _ask_all(way: Way, client: CountingClient, questions: list[str]) -> None:
-    for question in questions:
-        await way(client, question)
-
-
-def ways_table(results: Mapping[str, WayResult]) -> Markdown:
-    """Return what was measured as a table."""
-    counts = next(iter(results.values())).answers_per_s
-    rows = [
-        (
-            name,
-            f"{result.round_trips:.0f}",
-            f"{result.moved_bytes:.0f}",
-            *(f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}" for speed in result.answers_per_s.values()),
-        )
-        for name, result in results.items()
-    ]
-    speeds = [f"answers/s, {count} client{'s' if count > 1 else ''}" for count in counts]
-    return table(rows, ("way", "round trips", "bytes", *speeds))
+def _sums(clients: Sequence[CountingClient]) -> tuple[int, int]:
+    return sum(client.round_trips for client in clients), sum(client.moved_bytes for client in clients)
