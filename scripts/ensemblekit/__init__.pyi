@@ -50,6 +50,7 @@ from .lesson.openai import fetch_openai_client as fetch_openai_client
 from .lesson.openai import gateway_table as gateway_table
 from .lesson.openai import measure_gateway as measure_gateway
 from .lesson.plots import draw_pipeline as draw_pipeline
+from .lesson.plots import plot_bars as plot_bars
 from .lesson.plots import plot_explanation as plot_explanation
 from .lesson.plots import plot_start_phases as plot_start_phases
 from .lesson.plots import plot_start_timeline as plot_start_timeline
