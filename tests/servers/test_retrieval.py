@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -13,6 +14,8 @@ import pytest
 from ensemblekit.diagnose.doctor.report import DoctorReport, Plan
 from ensemblekit.diagnose.doctor.run import examine
 from ensemblekit.diagnose.lint.run import lint_repository
+from ensemblekit.errors import RequestError
+from ensemblekit.lesson.retrieval import CountingClient, measure_ways
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import stage_repository
@@ -44,7 +47,7 @@ def server(request: pytest.FixtureRequest, staged: Path, tmp_path_factory: pytes
 
 def ask(server: str, model: str, question: str = QUESTION, verb: str = "generate", **more: Any) -> httpx.Response:
     """Ask a model for an answer."""
-    sampling = json.dumps({"max_tokens": 30})
+    sampling = json.dumps({"max_tokens": 200})
     body = {"question": question, "sampling_parameters": sampling, **more}
     return httpx.post(f"http://{server}/v2/models/{model}/{verb}", json=body, timeout=60)
 
@@ -67,7 +70,7 @@ def test_doctor_is_green_where_there_are_ensembles(
     found = examine(Plan(staged, server=f"{release}/base-plus-vllm", ready_timeout_s=START_TIMEOUT_S))
 
     assert states(found) == {"probe": "ok", "lint": "ok", "start": "ok", "request": "ok"}
-    assert "(stand-in) You asked: What is the capital of France?" in found.checks[-1].facts["answer"]
+    assert "(stand-in) You asked: " in found.checks[-1].facts["answer"]
 
 
 def test_doctor_is_red_on_the_shipped_image_and_says_why(
@@ -86,7 +89,8 @@ def test_doctor_is_red_on_the_shipped_image_and_says_why(
 def test_answer_carries_its_sources(server: str, model: str) -> None:
     answer = ask(server, model).json()
 
-    assert answer["text_output"] == f"(stand-in) You asked: {QUESTION}"
+    assert answer["text_output"].startswith("(stand-in) You asked: ")
+    assert answer["text_output"].endswith(f"\n\nAnswer in one sentence: {QUESTION}")
     assert answer["sources"][0] == SOURCE
 
 
@@ -95,7 +99,7 @@ def test_each_piece_of_a_stream_carries_them_too(server: str, model: str) -> Non
     lines = ask(server, model, verb="generate_stream", stream=True).text.splitlines()
     pieces = [json.loads(line.removeprefix("data: ")) for line in lines if line]
 
-    assert "".join(piece["text_output"] for piece in pieces) == f"(stand-in) You asked: {QUESTION}"
+    assert "".join(piece["text_output"] for piece in pieces).endswith(f"Answer in one sentence: {QUESTION}")
     assert len(pieces) > len(QUESTION.split())
     assert {piece["sources"][0] for piece in pieces} == {SOURCE}
 
@@ -106,7 +110,7 @@ def test_many_at_once_get_each_their_own(server: str, model: str) -> None:
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(lambda question: ask(server, model, question).json()["text_output"], questions))
 
-    assert answers == [f"(stand-in) You asked: {question}" for question in questions]
+    assert [answer.rpartition("sentence: ")[2] for answer in answers] == questions
 
 
 @pytest.mark.parametrize("model", WAYS)
@@ -128,3 +132,27 @@ def test_what_a_step_refuses_reaches_the_client_in_its_words(
     assert reply.status_code == httpx.codes.BAD_REQUEST
     assert message in reply.json()["error"]
     assert ".py" not in reply.json()["error"]
+
+
+def test_client_counts_its_requests_and_raises_what_was_refused(server: str) -> None:
+    """Infer for a model that answers once, generate for one that is decoupled."""
+    with CountingClient(SimpleNamespace(http_url=server)) as client:
+        vector = client("embed", question=QUESTION)["vector"]
+        assert client("retrieve", vector=vector)["sources"][0] == SOURCE
+        assert client("retrieval", question=QUESTION)["sources"][0] == SOURCE
+        assert client.round_trips == 3
+        with pytest.raises(RequestError, match="question must have 1 to 4000 letters"):
+            client("embed", question=" ")
+
+
+def test_ways_are_measured_for_each_answer(server: str) -> None:
+    def twice(client: CountingClient, question: str) -> None:
+        client("embed", question=question)
+        client("embed", question=question)
+
+    served = SimpleNamespace(http_url=server)
+    found = measure_ways(served, {"twice": twice}, ["One?", "Two?"], clients=2, rounds=1, away_ms=30)["twice"]
+
+    assert found.round_trips == 2
+    assert 2 * 256 < found.moved_bytes < 50_000
+    assert found.answers_per_s < 2 / 0.06

@@ -21,8 +21,9 @@ class TritonPythonModel:
     def respond(self, request):
         """Return the response to one request."""
         (question,), passages = (read(request, name) for name in ("question", "passages"))
-        notes = "\n\n".join([self.task, *passages])
-        chat = [{"role": "system", "content": notes}, {"role": "user", "content": question}]
+        # One message with the best passage last, nearest to the question: a small model answers best that way.
+        message = "\n\n".join([*reversed(passages), f"{self.task} {question}"])
+        chat = [{"role": "user", "content": message}]
         text = np.array([json.dumps(chat).encode("utf-8")], dtype=np.object_)
         return pb_utils.InferenceResponse([pb_utils.Tensor("chat_input", text)])
 
