@@ -101,14 +101,11 @@ def measure_ways(
         asking = [stack.enter_context(CountingClient(server, away_ms=away_ms)) for _ in range(clients)]
         for _ in range(rounds + 1):
             for name, way in ways.items():
-                before = _sums(asking)
+                for client in asking:
+                    client.round_trips = client.moved_bytes = 0
                 begin = time.perf_counter()
                 list(threads.map(lambda client, way=way: [way(client, question) for question in questions], asking))
                 speeds[name].append(answers / (time.perf_counter() - begin))
-                trips, moved = (now - then for now, then in zip(_sums(asking), before, strict=True))
-                counted[name] = trips / answers, moved / answers
+                sums = (sum(each.round_trips for each in asking), sum(each.moved_bytes for each in asking))
+                counted[name] = (sums[0] / answers, sums[1] / answers)
     return {name: WayResult(*counted[name], statistics.median(speeds[name][1:])) for name in ways}
-
-
-def _sums(clients: Sequence[CountingClient]) -> tuple[int, int]:
-    return sum(client.round_trips for client in clients), sum(client.moved_bytes for client in clients)

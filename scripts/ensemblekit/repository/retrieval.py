@@ -2,16 +2,15 @@
 """The models of env/retrieval, staged: the embedding model gets its weights, the index is made from the kit's pages."""
 
 import re
+import runpy
 import shutil
 from collections.abc import Iterator
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ensemblekit.assets.embedding import ensure_embedding
-from ensemblekit.errors import RepositoryError
 from ensemblekit.paths import repo_root
 
 __all__ = ["RETRIEVAL_BLS", "add_retrieval", "load_encoder", "read_passages"]
@@ -50,14 +49,9 @@ def load_encoder(folder: Path) -> Any:
     """Return the encoder of a staged `embed`: the index has to be made by the code that later reads the questions.
 
     Raises:
-        RepositoryError: It is not there.
+        OSError: It is not there.
     """
-    specification = spec_from_file_location("encoder", folder / "encoder.py")
-    if specification is None or specification.loader is None:
-        raise RepositoryError("make the index", found=f"no encoder.py in {folder}", hint="stage the repository anew")
-    module = module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.Encoder(folder)
+    return runpy.run_path(str(folder / "encoder.py"))["Encoder"](folder)
 
 
 def read_passages(page: Path) -> Iterator[tuple[str, str]]:
