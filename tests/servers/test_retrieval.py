@@ -2,6 +2,7 @@
 """The retrieval repository on real servers, with the stand-in for `llm`: the doctor's verdicts, answers, sources."""
 
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -156,3 +157,39 @@ def test_ways_are_measured_for_each_answer(server: str) -> None:
     assert found.round_trips == 2
     assert 2 * 256 < found.moved_bytes < 50_000
     assert found.answers_per_s < 2 / 0.06
+
+
+MEETING = """
+import asyncio
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    here = 0
+
+    async def execute(self, requests):
+        await asyncio.gather(*(self.respond(request) for request in requests))
+
+    async def respond(self, request):
+        self.here += 1
+        for _ in range(1000):
+            if self.here >= {count}:
+                break
+            await asyncio.sleep(0.01)
+        text = np.array([str(self.here).encode()], dtype=np.object_)
+        response = pb_utils.InferenceResponse([pb_utils.Tensor("text_output", text)])
+        request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+
+
+@pytest.mark.parametrize("model", WAYS)
+def test_more_answers_are_under_way_at_once_than_python_has_threads_by_itself(model: str, tmp_path: Path) -> None:
+    """An `llm` that answers nobody before all have asked: asyncio's own threads are only four more than cores."""
+    count = (os.cpu_count() or 1) + 8
+    staged = stage_repository(tmp_path / "models", source=None, device="cpu", retrieval=True, bls=True).path
+    (staged / "llm" / "1" / "model.py").write_text(MEETING.replace("{count}", str(count)))
+    installation = install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path)
+    with TritonServer(installation, staged, tmp_path) as server, ThreadPoolExecutor(count) as threads:
+        replies = list(threads.map(lambda _: ask(server.http_url, model).json(), range(count)))
+
+    assert [reply.get("text_output") for reply in replies] == [str(count)] * count

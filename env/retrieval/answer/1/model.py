@@ -45,6 +45,8 @@ class TritonPythonModel:
 
     async def execute(self, requests):
         """Answer all requests side by side; each sends its responses when they come."""
+        # async_exec blocks a thread of the loop's own pool until the model's first response: of those there are few.
+        asyncio.get_running_loop().set_default_executor(self.waiting)
         await asyncio.gather(*(self.respond(request) for request in requests))
 
     async def respond(self, request):
@@ -67,7 +69,7 @@ class TritonPythonModel:
         """Yield each response: a piece of text, and the sources."""
         responses = iter(await ask("llm", tensors, decoupled=True))
         loop = asyncio.get_running_loop()
-        while (response := await loop.run_in_executor(self.waiting, next, responses, None)) is not None:
+        while (response := await loop.run_in_executor(None, next, responses, None)) is not None:
             if "text_output" not in (found := outputs(checked(response))):
                 continue  # the empty response that only says that the others were all
             generated = {"generated": pb_utils.Tensor("generated", found["text_output"].as_numpy())}
