@@ -182,14 +182,14 @@ class TritonPythonModel:
 """
 
 
-@pytest.mark.parametrize("model", WAYS)
+@pytest.mark.parametrize("model", [*WAYS, "bls"])
 def test_more_answers_are_under_way_at_once_than_python_has_threads_by_itself(model: str, tmp_path: Path) -> None:
     """An `llm` that answers nobody before all have asked: asyncio's own threads are only four more than cores."""
     count = (os.cpu_count() or 1) + 8
-    staged = stage_repository(tmp_path / "models", source=None, device="cpu", retrieval=True, bls=True).path
+    staged = stage_repository(tmp_path / "models", source=None, device="cpu", retrieval=model != "bls", bls=True).path
     (staged / "llm" / "1" / "model.py").write_text(MEETING.replace("{count}", str(count)))
     installation = install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path)
     with TritonServer(installation, staged, tmp_path) as server, ThreadPoolExecutor(count) as threads:
-        replies = list(threads.map(lambda _: ask(server.http_url, model).json(), range(count)))
+        replies = list(threads.map(lambda _: ask(server.http_url, model, chat_input=QUESTION).json(), range(count)))
 
     assert [reply.get("text_output") for reply in replies] == [str(count)] * count
