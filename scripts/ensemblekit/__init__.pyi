@@ -50,6 +50,7 @@ from .lesson.openai import fetch_openai_client as fetch_openai_client
 from .lesson.openai import gateway_table as gateway_table
 from .lesson.openai import measure_gateway as measure_gateway
 from .lesson.plots import draw_pipeline as draw_pipeline
+from .lesson.plots import plot_bars as plot_bars
 from .lesson.plots import plot_explanation as plot_explanation
 from .lesson.plots import plot_start_phases as plot_start_phases
 from .lesson.plots import plot_start_timeline as plot_start_timeline
@@ -58,6 +59,8 @@ from .lesson.plots import plot_tokens as plot_tokens
 from .lesson.providers import prepare_base_plus_vllm as prepare_base_plus_vllm
 from .lesson.providers import provider_or_embedded as provider_or_embedded
 from .lesson.providers import usable_provider as usable_provider
+from .lesson.retrieval import CountingClient as CountingClient
+from .lesson.retrieval import measure_ways as measure_ways
 from .lesson.show import check as check
 from .lesson.show import show_lines as show_lines
 from .lesson.show import table as table

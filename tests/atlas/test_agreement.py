@@ -113,6 +113,19 @@ BROKEN = {
     "no_size": _pipe(_step("any", "IN<X OUT>Y"), ends=_tensor("input", "X", "[ 0 ]") + _tensor("output", *Y)),
     "prompt_beside_stream": _pipe(_step("stream", "IN<X OUT>M"), _step("pair", "A<M B<X P>Y")),
     "two_streams": _pipe(_step("stream", "IN<X OUT>L"), _step("stream", "IN<X OUT>R"), _step("pair", "A<L B<R P>Y")),
+    "outputs_of_both_sides": _pipe(
+        _step("three", "IN<X OUT>Z"),
+        _step("stream", "IN<Z OUT>Y"),
+        ends=_tensor("input", *X) + _tensor("output", *Y) + _tensor("output", "Z", "[ 3 ]"),
+    ),
+    "outputs_of_two_streams": _pipe(
+        _step("stream", "IN<X OUT>Z"),
+        _step("stream", "IN<X OUT>Y"),
+        ends=_tensor("input", *X) + _tensor("output", *Y) + _tensor("output", "Z", "[ 3 ]"),
+    ),
+    "input_beside_stream": _pipe(
+        _step("stream", "IN<X OUT>Y"), ends=_tensor("input", *X) + _tensor("output", *Y) + _tensor("output", *X)
+    ),
     "both_outputs_one": _pipe(_step("pair", "A<X P>Y Q>Y")),
     "nameless_tensor": _pipe(_step("three", "IN< OUT>Y")),
     "no_such_type": _pipe(_step("three", "IN<X OUT>Y")).replace("TYPE_FP32", "TYPE_FLOAT", 1),

@@ -19,3 +19,10 @@ def test_time_by_step_that_counts_more_than_the_whole_leaves_nothing_for_generat
     after = {"a": ModelStatistics(1, 0.4), "ensemble": ModelStatistics(1, 0.3)}
 
     assert time_by_step(before, after)["generating"] == 0.0
+
+
+def test_time_by_step_of_another_ensemble_leaves_out_models_that_were_not_asked() -> None:
+    before = {"a": ModelStatistics(0, 0.0), "b": ModelStatistics(2, 1.0), "other": ModelStatistics(0, 0.0)}
+    after = before | {"a": ModelStatistics(1, 0.2), "other": ModelStatistics(1, 0.5)}
+
+    assert time_by_step(before, after, "other") == {"a": 0.2, "generating": 0.3}

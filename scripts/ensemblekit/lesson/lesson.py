@@ -82,6 +82,8 @@ class Lesson:
         replicas: int = 1,
         servers: int = 1,
         openai: bool = False,
+        retrieval: bool = False,
+        stand_in: bool = False,
         **engine_arguments: Any,
     ) -> StagedRepository:
         """Stage the model repository for this run and return it; fetches the model on first use.
@@ -92,6 +94,8 @@ class Lesson:
             replicas: How many engines answer, each on a GPU of its own.
             servers: How many servers serve it, each on a GPU of its own.
             openai: Whether the ensemble that OpenAI's API needs is there too.
+            retrieval: Whether the retrieval pipeline, in both its forms, takes the place of the plain one.
+            stand_in: Whether `llm` is the stand-in whatever ENGINE says.
             **engine_arguments: vLLM engine arguments that win over the kit's.
 
         Raises:
@@ -103,7 +107,7 @@ class Lesson:
         """
         return stage_repository(
             self._folder(name),
-            source=self._source(tensor_parallel),
+            source=None if stand_in else self._source(tensor_parallel),
             device=self.settings.resolved_device,
             original=Path(self.settings.repository) if self.settings.repository else None,
             engine_arguments=engine_arguments,
@@ -111,6 +115,8 @@ class Lesson:
             replicas=replicas,
             servers=servers,
             openai=openai,
+            bls=retrieval,
+            retrieval=retrieval,
         )
 
     def _source(self, parts: int) -> ModelSource | None:

@@ -18,6 +18,7 @@ from ensemblekit.servers.outcome import StartOutcome
 
 __all__ = [
     "draw_pipeline",
+    "plot_bars",
     "plot_explanation",
     "plot_start_phases",
     "plot_start_timeline",
@@ -174,6 +175,15 @@ def _bar_chart(values: Mapping[str, float], unit: str, colours: Sequence[str]) -
     axes.set_ylim(max(1, len(values)) - 0.4, -0.6)
     axes.set_xlim(0, max(values.values(), default=1.0) * 1.15 or 1.0)
     return figure, axes, ", ".join(f"{name} {value:.1f} {unit}" for name, value in values.items())
+
+
+def plot_bars(values: Mapping[str, float], unit: str, title: str) -> Figure:
+    """Draw a bar for each value with its name."""
+    figure, axes, words = _bar_chart(values, unit, [BLUE] * len(values))
+    axes.set_xlabel(unit)
+    axes.set_title(title, **TITLE)
+    figure.set_label(f"Bars, {title}: {words}.")
+    return figure
 
 
 def plot_start_phases(phases: Mapping[str, float]) -> Figure:

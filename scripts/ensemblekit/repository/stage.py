@@ -18,10 +18,11 @@ from ensemblekit.paths import cache_dir, repo_root
 from ensemblekit.repository.config import place_on_gpus, set_parameter, write_config
 from ensemblekit.repository.gpu_memory import gpus_per_engine, memory_fraction, model_need, require_divisible_heads
 from ensemblekit.repository.read import CONFIG_NAME, read_bytes, read_config
+from ensemblekit.repository.retrieval import add_retrieval
 
 __all__ = ["ENGINE_ARGUMENTS", "ENGINE_ENVIRONMENT", "StagedRepository", "engine_environment", "stage_repository"]
 
-COMPOSING_ENGINE, BLS, CHAT = "llm", "bls", "chat"
+COMPOSING_ENGINE, ENSEMBLE, BLS, CHAT = "llm", "ensemble", "bls", "chat"
 FRACTION = "gpu_memory_utilization"
 CORES_PER_PREPROCESS, MOST_PREPROCESS = 4, 4  # beside a GPU: one process prepares about 3000 requests a second
 # What vLLM is started with. `float32` on the CPU: in bfloat16, processors with AMX round otherwise than those without,
@@ -105,6 +106,7 @@ def stage_repository(
     servers: int = 1,
     bls: bool = False,
     openai: bool = False,
+    retrieval: bool = False,
     stand_in_token_s: float = 0.0,
 ) -> StagedRepository:
     """Copy the model repository to `target` and fill in this run's model and device.
@@ -122,6 +124,7 @@ def stage_repository(
         bls: Whether the kit's own repository is staged with the BLS form of its pipeline; the lessons about the
             ensemble serve the models that the report had.
         openai: Whether the ensemble that OpenAI's API needs is staged beside the other.
+        retrieval: Whether the retrieval pipeline is staged in place of the plain one.
 
     Raises:
         RepositoryError: The repository is not there or has no model in it, replicas of several GPUs each are
@@ -131,7 +134,7 @@ def stage_repository(
     """
     _require_vllm_on_cuda(source, device, tensor_parallel, replicas)
     own = original is None
-    left_out = (BLS,) if own and not bls else ()
+    left_out = (BLS,) if own and (retrieval or not bls) else ()
     original = original or repo_root() / "model_repo"
     if not original.is_dir() or not any(original.glob("*/config.pbtxt")):
         raise RepositoryError(
@@ -145,6 +148,9 @@ def stage_repository(
         return StagedRepository(target, {})
     if openai:
         shutil.copytree(repo_root() / "env" / "openai" / CHAT, target / CHAT)
+    if retrieval:
+        shutil.rmtree(target / ENSEMBLE)
+        add_retrieval(target, bls=bls)
     if source is None:
         _stand_in(target / COMPOSING_ENGINE, replicas, stand_in_token_s)
         return StagedRepository(target, {})

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from ensemblekit.assets.embedding import ensure_embedding
 from ensemblekit.assets.store import is_whole
 from ensemblekit.assets.weights import ensure_checkpoint, pinned_checkpoint_folder
 from ensemblekit.diagnose.preflight import preflight
@@ -88,6 +89,8 @@ def prepare_seat(*, quick: bool, progress: Callable[[str], None]) -> str:
         server_tree(release)
         if not has_ensembles(release, "vllm-image"):
             server_tree(release, ensembles=False)
+    progress("the embedding model")
+    ensure_embedding()
     if not quick:
         ensure_checkpoint(progress=progress)
     progress("with the network off: Lab opens, an exercise runs")

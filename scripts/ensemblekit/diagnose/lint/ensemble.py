@@ -134,7 +134,7 @@ def _sources(model: Model, index: int, tensors: Tensors) -> Iterator[_Tensor]:
 
 
 def check_streams(model: Model, models: Mapping[str, Model]) -> Iterator[Finding]:
-    """Yield the step that takes tensors of different streams, and a cache, which cannot hold streams."""
+    """Yield the step, or the outputs, of different streams, and a cache, which cannot hold streams."""
     tensors: Tensors = {}
     list(_link(model, tensors))
     steps = model.config.ensemble_scheduling.step
@@ -151,6 +151,10 @@ def check_streams(model: Model, models: Mapping[str, Model]) -> Iterator[Finding
             last += 1
         for name in steps[index].output_map.values():
             tensors[name].stream = last if other and other.decoupled else streams[0]
+    outputs = sorted({entry.name for entry in model.config.output} & set(tensors))
+    if len({tensors[name].stream for name in outputs}) > 1:
+        detail = f"It is no step but the ensemble's own outputs: {', '.join(outputs)}."
+        yield model.finding("E208", ("output",), detail=detail)
     if last and model.config.response_cache.enable:  # an ensemble is as decoupled as its steps
         reason = refusals.CACHE.format(model=model.config.name, cause="with 'decoupled' transaction policy")
         yield model.finding("E118", ("response_cache",), reason=reason)
