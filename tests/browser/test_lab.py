@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A participant's way: JupyterLab opens on the start page, lessons run from the menu, their servers can be asked."""
 
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -24,6 +25,7 @@ from ensemblekit.servers.supervised import wait_until
 FAILURE, INFERENCE = "01_reproduce_the_failure", "06_inference_through_the_ensemble"
 TOKEN = "for-this-test-only"
 PATIENCE_MS = 300_000  # two busy cores, a kernel and a server
+MENU_MS = 60_000
 CELLS = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook .jp-CodeCell"
 START_S = 120.0  # on a machine with other work
 BUTTON = ".jupyter-button"
@@ -194,9 +196,15 @@ def is_ready(page: Page, name: str) -> None:
 
 
 def run_all(page: Page) -> None:
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.locator(".lm-Menu-item", has_text=re.compile(r"^Run All Cells")).first.click()
-    page.locator(f"{CELLS} .jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]:")).first.wait_for(state="attached")
+    """Run all cells; a menu that JupyterLab draws anew under the click is opened once more."""
+    began = page.locator(f"{CELLS} .jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]:")).first
+    for patience_ms in (MENU_MS, MENU_MS, PATIENCE_MS):
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.locator(".lm-Menu-item", has_text=re.compile(r"^Run All Cells")).first.click()
+        with contextlib.suppress(PageTimeout):
+            began.wait_for(state="attached", timeout=patience_ms)
+            return
+    raise PageTimeout(f"No cell began to run. Dialogs: {page.locator('.jp-Dialog').all_inner_texts()}")
 
 
 def has_run_without_errors(page: Page) -> None:

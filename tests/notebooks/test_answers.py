@@ -9,7 +9,7 @@ import pytest
 from ensemblekit.batch.exercises import exercises_dir, solutions_dir
 from ensemblekit.checks.task import FILL_IN
 from ensemblekit.paths import RUN_DIR_VARIABLE
-from tests.notebooks.harness import ANSWERS, run_cells, shared_lesson
+from tests.notebooks.harness import ANSWERS, judged, run_cells, shared_lesson
 
 EXERCISES = sorted(path.stem for path in solutions_dir().glob("*.ipynb"))
 WRONG_EACH = 10
@@ -32,10 +32,10 @@ def test_answers_are_judged_as_they_should_be(exercise: str, tmp_path: Path, mon
     """One server serves all answers of an exercise; a repository of another content needs another."""
     monkeypatch.setenv(RUN_DIR_VARIABLE, str(tmp_path))
     problems = []
-    with shared_lesson(exercise, monkeypatch):
+    with shared_lesson(exercise, monkeypatch) as lesson:
         assert run_cells(exercise, {}) == ""
         for one in ANSWERS[exercise]["wrong"]:
-            said = run_cells(exercise, {one["cell"]: one["answer"]})
+            said = judged(lesson, exercise, {one["cell"]: one["answer"]})
             hinted = said.partition("\nHint: ")[2]
             if one["hint"] not in said or not hinted or FILL_IN in said or BAD_GRAMMAR.search(said):
                 problems.append(f"{one['answer']}\n  wanted: {one['hint']}\n  said: {said or 'accepted'}")
@@ -44,7 +44,7 @@ def test_answers_are_judged_as_they_should_be(exercise: str, tmp_path: Path, mon
         problems += [
             f"{one['answer']}\n  right, but refused: {said}"
             for one in ANSWERS[exercise]["right"]
-            if (said := run_cells(exercise, {one["cell"]: one["answer"]}))
+            if (said := judged(lesson, exercise, {one["cell"]: one["answer"]}))
         ]
     assert not problems, "\n".join(problems)
 
@@ -57,10 +57,10 @@ def test_untouched_cell_asks_to_be_filled_in(exercise: str, tmp_path: Path, monk
     monkeypatch.setenv(RUN_DIR_VARIABLE, str(tmp_path))
     untouched = {cell.id: cell.source for cell in _cells(exercises_dir() / f"{exercise}.ipynb")}
     solved = [cell for cell in _cells(solutions_dir() / f"{exercise}.ipynb") if "# solution" in cell.source]
-    with shared_lesson(exercise, monkeypatch):
+    with shared_lesson(exercise, monkeypatch) as lesson:
         for cell in solved:
             assert "# Your turn" in untouched[cell.id], cell.id
-            said = run_cells(exercise, {cell.id: f"\n{untouched[cell.id]}"})
+            said = judged(lesson, exercise, {cell.id: f"\n{untouched[cell.id]}"})
             assert FILL_IN in said, f"{cell.id}: {said}"
             assert len(said.splitlines()) == 3, said
 
