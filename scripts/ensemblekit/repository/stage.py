@@ -134,23 +134,9 @@ def stage_repository(
     """
     _require_vllm_on_cuda(source, device, tensor_parallel, replicas)
     own = original is None
-    left_out = (BLS,) if own and (retrieval or not bls) else ()
-    original = original or repo_root() / "model_repo"
-    if not original.is_dir() or not any(original.glob("*/config.pbtxt")):
-        raise RepositoryError(
-            f"stage the model repository {original}",
-            found="no folder with a config.pbtxt in it" if original.is_dir() else "no such folder",
-            hint="give the folder that holds one folder per model, each with its config.pbtxt",
-        )
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(original, target, ignore=shutil.ignore_patterns("__pycache__", *left_out))
+    _copy_models(original, target, bls=bls, openai=openai, retrieval=retrieval)
     if not (target / COMPOSING_ENGINE).is_dir():
         return StagedRepository(target, {})
-    if openai:
-        shutil.copytree(repo_root() / "env" / "openai" / CHAT, target / CHAT)
-    if retrieval:
-        shutil.rmtree(target / ENSEMBLE)
-        add_retrieval(target, bls=bls)
     if source is None:
         _stand_in(target / COMPOSING_ENGINE, replicas, stand_in_token_s)
         return StagedRepository(target, {})
@@ -164,6 +150,26 @@ def stage_repository(
     _fill_engine(target / COMPOSING_ENGINE, source, arguments)
     _fill_tokenizer(target / "preprocess", source, _preprocess_instances() if own and device == "cuda" else 0)
     return StagedRepository(target, engine_environment(device, offline=source.local))
+
+
+def _copy_models(original: Path | None, target: Path, *, bls: bool, openai: bool, retrieval: bool) -> None:
+    left_out = (BLS,) if original is None and (retrieval or not bls) else ()
+    original = original or repo_root() / "model_repo"
+    if not original.is_dir() or not any(original.glob("*/config.pbtxt")):
+        raise RepositoryError(
+            f"stage the model repository {original}",
+            found="no folder with a config.pbtxt in it" if original.is_dir() else "no such folder",
+            hint="give the folder that holds one folder per model, each with its config.pbtxt",
+        )
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(original, target, ignore=shutil.ignore_patterns("__pycache__", *left_out))
+    if not (target / COMPOSING_ENGINE).is_dir():
+        return
+    if openai:
+        shutil.copytree(repo_root() / "env" / "openai" / CHAT, target / CHAT)
+    if retrieval:
+        shutil.rmtree(target / ENSEMBLE)
+        add_retrieval(target, bls=bls)
 
 
 def engine_environment(device: str, *, offline: bool = False) -> dict[str, str]:
