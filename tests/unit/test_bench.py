@@ -135,8 +135,13 @@ def test_every_target_is_asked_for_equally_many_tokens() -> None:
     serve = request_body("vllm-serve", "Q", "", 7, Workload())
     llm = request_body("llm", "Q", "<Q>", 7, Workload())
     ensemble = request_body("ensemble", "Q", "", 7, Workload())
+    chat = request_body("chat", "Q", "", 7, Workload())
 
-    assert {serve["max_tokens"], *(json.loads(b["sampling_parameters"])["max_tokens"] for b in (llm, ensemble))} == {7}
+    assert {
+        serve["max_tokens"],
+        *(json.loads(b["sampling_parameters"])["max_tokens"] for b in (llm, ensemble, chat)),
+    } == {7}
+    assert chat == ensemble | dict.fromkeys([name for name in chat if name.startswith("return_")], True)
     assert (llm["text_input"], ensemble["chat_input"], serve["messages"][0]["content"]) == ("<Q>", "Q", "Q")
 
 

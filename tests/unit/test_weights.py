@@ -72,6 +72,16 @@ def test_folder_that_lacks_a_part_names_it(tmp_path: Path, file: str, text: str)
     assert raised.value.found == text
 
 
+def test_folder_without_weights_is_enough_where_the_engine_makes_them_up(tmp_path: Path) -> None:
+    folder = a_checkpoint(tmp_path / "mine")
+    whole = weights.ensure_checkpoint(str(folder))
+    (folder / "model.safetensors").unlink()
+    shape = weights.ensure_checkpoint(str(folder), weights=False)
+
+    assert shape == whole
+    assert not weights.has_weights(shape)
+
+
 def test_hub_id_is_left_to_the_engine() -> None:
     source = weights.ensure_checkpoint("HuggingFaceTB/SmolLM2-135M-Instruct")
 
