@@ -44,6 +44,8 @@ CLIENTS = 64
 ANSWERED = 300  # answers before the kill, so that the clients are spread over both servers
 WORD_S = 0.002
 START_S, BACK_S = 60.0, 120.0  # on two busy cores
+# nginx may have taken an idle connection for a request before it saw that the server at its other end is gone
+NOTICED_S = 1.0
 SERVED_BY = "ensemblekit-server"
 
 
@@ -156,8 +158,8 @@ def test_server_that_is_killed_loses_what_it_had_under_way_and_comes_back(kept: 
     load, at = Load(kept.many, streamed), {"gone": math.inf}
 
     def back() -> float | None:
-        answers = (one.end for one in load.asked if one.servers[-1] == addresses[0] and one.begin > at["gone"])
-        return min(answers, default=None)
+        by_it = (one for one in load.asked if one.servers[-1] == addresses[0] and one.wrong is not None)
+        return min((one.end for one in by_it if one.begin > at["gone"]), default=None)
 
     async def course() -> None:
         asking = asyncio.create_task(load.run(lambda: back() is not None))
@@ -181,7 +183,9 @@ def test_server_that_is_killed_loses_what_it_had_under_way_and_comes_back(kept: 
     )
     assert [one.wrong for one in load.asked if one.wrong] == []
     assert 0 < len(lost) < CLIENTS
-    assert all(one.begin < at["gone"] and one.servers in ((addresses[0],), ("",)) for one in lost)
+    noticed = at["gone"] + NOTICED_S
+    strangers = [one for one in lost if one.begin > noticed or one.servers not in ((addresses[0],), ("",))]
+    assert strangers == []
     # what was run on the other server is what it answered: nothing was run twice
     assert run_by_other == sum(one.servers[-1] == addresses[1] for one in load.asked)
     ended, ready = kept.told
