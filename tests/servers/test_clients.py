@@ -5,10 +5,19 @@ import asyncio
 import json
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import grpc
 import pytest
+from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferResponse
+from tritonclient.grpc.service_pb2_grpc import (
+    GRPCInferenceServiceServicer,
+    add_GRPCInferenceServiceServicer_to_server,
+)
 
 from ensemblekit.clients.grpc import ask, ask_many, model_statistics, stream
 from ensemblekit.clients.http import ask_http, curl_command, stream_http
@@ -218,3 +227,35 @@ def test_model_statistics_after_a_request_count_it(server: TritonServer) -> None
 def test_model_statistics_server_gone_says_refused() -> None:
     with pytest.raises(RequestError, match="Connection refused"):
         model_statistics(NOWHERE)
+
+
+class FakeServerThatNeverEndsAStream(GRPCInferenceServiceServicer):
+    """Sends the last response and leaves the stream open, as Triton 24.07 was seen to do once."""
+
+    def ModelStreamInfer(self, requests: Iterator[ModelInferRequest], context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Answer the first request, then wait until the client is gone."""
+        next(requests)
+        response = ModelStreamInferResponse()
+        output = response.infer_response.outputs.add(name="text_output", datatype="BYTES", shape=[1])
+        output.contents.bytes_contents.append(b"all")
+        response.infer_response.parameters["triton_final_response"].bool_param = True
+        yield response
+        gone = threading.Event()
+        context.add_callback(gone.set)
+        gone.wait(60)
+
+
+def test_stream_that_a_fake_server_never_ends_is_closed_by_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ensemblekit.clients.grpc.CLOSE_TIMEOUT_S", 0.5)
+    fake = grpc.server(ThreadPoolExecutor(2))
+    add_GRPCInferenceServiceServicer_to_server(FakeServerThatNeverEndsAStream(), fake)
+    address = f"127.0.0.1:{fake.add_insecure_port('127.0.0.1:0')}"
+    fake.start()
+    try:
+        begin = time.monotonic()
+        answer = ask(AttachedServer("127.0.0.1:9", address, "127.0.0.1:9"), "Hi")
+    finally:
+        fake.stop(None).wait()
+
+    assert answer.text == "all"
+    assert time.monotonic() - begin < 30

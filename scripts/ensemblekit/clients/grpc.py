@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, Queue
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 REQUEST_TIMEOUT_S = 120.0  # a long answer on two cores
+CLOSE_TIMEOUT_S = 5.0  # an ended stream closes in milliseconds
 ENSEMBLE = "ensemble"
 # which tensor takes the text: the ensemble a question, the composing models what is said in their configs
 TEXT_INPUT = {"ensemble": "chat_input", "bls": "chat_input", "preprocess": "chat_input"}
@@ -247,7 +249,21 @@ def stream_results(
                 final = result.get_response().parameters["triton_final_response"].bool_param
                 yield result
         finally:
-            client.stop_stream(cancel_requests=not final)
+            _end_stream(client, cancel=not final)
+
+
+def _end_stream(client: triton.InferenceServerClient, *, cancel: bool) -> None:
+    """End a stream; one that the server leaves open after its last response, as Triton now and then does, is cancelled.
+
+    Seen once on 24.07: every model had answered, and the client waited for ever.
+    """
+    stream = client._stream
+    ending = Thread(target=client.stop_stream, kwargs={"cancel_requests": cancel}, daemon=True)
+    ending.start()
+    ending.join(CLOSE_TIMEOUT_S)
+    if ending.is_alive():
+        stream._response_iterator.cancel()
+        ending.join(CLOSE_TIMEOUT_S)
 
 
 def _piece(result: triton.InferResult) -> str | None:
