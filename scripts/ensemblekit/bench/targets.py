@@ -16,7 +16,7 @@ from ensemblekit.errors import ServerError, ServerExited, ServerNotReady
 from ensemblekit.faults.log import LogReader, tail
 from ensemblekit.repository.stage import engine_environment
 from ensemblekit.servers.ports import LOOPBACK, free_ports
-from ensemblekit.servers.supervised import SupervisedProcess, new_prefix, wait_until
+from ensemblekit.servers.supervised import Supervised, SupervisedProcess, new_prefix, wait_until
 
 __all__ = ["EngineAlone", "VllmServe", "engine_arguments"]
 
@@ -41,7 +41,7 @@ def engine_arguments(device: str, engines: int = 3) -> dict[str, Any]:
     return ENGINE_ARGUMENTS.get(device, {}) | share
 
 
-class VllmServe:
+class VllmServe(Supervised):
     """`vllm serve` of this environment on a loopback port, under the same reaper as the kit's Triton servers."""
 
     def __init__(self, source: ModelSource, arguments: dict[str, Any], device: str, folder: Path) -> None:
@@ -59,7 +59,6 @@ class VllmServe:
         self.command += ["--served-model-name", "llm", "--host", LOOPBACK]
         self.command += ["--port", str(self.port), "--disable-uvicorn-access-log", *_as_options(arguments)]
         self.environment = os.environ | engine_environment(device, offline=source.local)
-        self._process: SupervisedProcess | None = None
 
     @property
     def url(self) -> str:
@@ -100,12 +99,6 @@ class VllmServe:
         if process.exit_code is not None:
             return "exited"
         return "ready" if answers_ok(f"http://{LOOPBACK}:{self.port}/health") else None
-
-    def stop(self) -> None:
-        """Stop the server and its engine; stopping a stopped one does nothing."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.stop()
 
 
 def _error(kind: type[ServerError], attempted: str, found: str, log: Path) -> ServerError:

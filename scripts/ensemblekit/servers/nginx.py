@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from ensemblekit.errors import ParameterError, PortBusy, UnsupportedMachine
-from ensemblekit.servers.supervised import SupervisedProcess
+from ensemblekit.servers.supervised import Supervised, SupervisedProcess
 
 __all__ = ["Nginx", "find_nginx", "is_loopback", "reachable", "require_listening"]
 
@@ -21,7 +21,7 @@ ASK_TIMEOUT_S = 1.0
 TAIL_LINES = 5
 
 
-class Nginx:
+class Nginx(Supervised):
     """A running nginx. Ends with `stop`, with this process, or by itself when it is killed.
 
     Attributes:
@@ -48,7 +48,6 @@ class Nginx:
         self.host, self.ports, self.folder = host, tuple(ports), folder
         folder.mkdir(parents=True, exist_ok=True)
         self._program = find_nginx()
-        self._process: SupervisedProcess | None = None
         text = template.read_text()
         more = {"FOLDER": str(folder), "HOST": f"[{host}]" if ":" in host else host}
         for name, value in {**values, **more}.items():
@@ -65,12 +64,6 @@ class Nginx:
     def log_path(self) -> Path:
         """What nginx says."""
         return self.folder / "nginx.log"
-
-    @property
-    def running(self) -> bool:
-        """Whether it runs now."""
-        process = self._process  # another thread may stop it meanwhile
-        return process is not None and process.exit_code is None
 
     def start(self) -> Self:
         """Start nginx and return it once it listens.
@@ -94,12 +87,6 @@ class Nginx:
             tail_lines=TAIL_LINES,
         )
         return self
-
-    def stop(self) -> None:
-        """End nginx; doing so again does nothing."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.stop()
 
     def _listens(self) -> bool:
         place = (reachable(self.host), self.ports[0])

@@ -13,7 +13,7 @@ from ensemblekit.paths import repo_root
 from ensemblekit.servers.many import ManyServers
 from ensemblekit.servers.ports import EVERYWHERE, LOOPBACK, free_ports, new_key, require_free
 from ensemblekit.servers.process import TritonServer
-from ensemblekit.servers.supervised import SupervisedProcess
+from ensemblekit.servers.supervised import Supervised, SupervisedProcess
 
 __all__ = ["CHAT", "OpenAIGateway"]
 
@@ -24,7 +24,7 @@ START_TIMEOUT_S = 60.0  # under a second on an idle machine
 ASK_TIMEOUT_S = 2.0
 
 
-class OpenAIGateway:
+class OpenAIGateway(Supervised):
     """OpenAI's chat completions in front of a running server.
 
     Attributes:
@@ -45,7 +45,6 @@ class OpenAIGateway:
         """
         self._server, self._host, self._port = server, host, port or free_ports(1)[0]
         self._model = model
-        self._process: SupervisedProcess | None = None
         self.key = os.environ.get(KEY_VARIABLE) or ("" if host == LOOPBACK else new_key())
         self.log_path = server.folder / "openai.log"
 
@@ -54,12 +53,6 @@ class OpenAIGateway:
         """What a client of OpenAI's API takes as `base_url`."""
         host = LOOPBACK if self._host == EVERYWHERE else self._host
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/v1"
-
-    @property
-    def running(self) -> bool:
-        """Whether it runs now."""
-        process = self._process  # another thread may stop it meanwhile
-        return process is not None and process.exit_code is None
 
     def start(self) -> Self:
         """Start it and return it once it answers.
@@ -83,12 +76,6 @@ class OpenAIGateway:
             tail_lines=TAIL_LINES,
         )
         return self
-
-    def stop(self) -> None:
-        """End it; doing so again does nothing."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.stop()
 
     def _answers(self) -> bool:
         try:

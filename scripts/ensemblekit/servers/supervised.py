@@ -20,7 +20,7 @@ from ensemblekit.faults.log import tail
 from ensemblekit.servers import _reaper
 from ensemblekit.servers._reaper import ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
 
-__all__ = ["STOP_GRACE_S", "SupervisedProcess", "new_prefix", "reaped", "sockets_folder", "wait_until"]
+__all__ = ["STOP_GRACE_S", "Supervised", "SupervisedProcess", "new_prefix", "reaped", "sockets_folder", "wait_until"]
 
 POLL_S = 0.1
 T = TypeVar("T")
@@ -143,6 +143,24 @@ class SupervisedProcess:
             self._reaper.wait()
             return False
         return True
+
+
+class Supervised:
+    """What runs as one supervised process between its start and its stop."""
+
+    _process: SupervisedProcess | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs now."""
+        process = self._process  # another thread may stop it meanwhile
+        return process is not None and process.exit_code is None
+
+    def stop(self) -> None:
+        """End it and all that came of it; doing so again does nothing."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop()
 
 
 def wait_until(
