@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 Target = Literal[
-    "engine", "vllm-serve", "llm", "ensemble", "chat", "bls", "openai", "replicas", "servers", "tensor-parallel"
+    "engine", "vllm-serve", "llm", "ensemble", "chat", "bls", "openai", "replicas", "servers", "tensor-parallel", "ray"
 ]
 Protocol = Literal["http", "grpc"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-SPREAD: tuple[Target, ...] = ("replicas", "servers", "tensor-parallel")  # the ensemble on every visible GPU
+SPREAD: tuple[Target, ...] = ("replicas", "servers", "tensor-parallel", "ray")  # the ensemble on every visible GPU
 CONVERSATION: tuple[Target, ...] = ("chat", "openai")  # both need the ensemble of env/openai
 USUAL: tuple[Target, ...] = tuple(target for target in TARGETS if target not in (*SPREAD, *CONVERSATION))
 OPENAI_MODELS = {"vllm-serve": "llm", "openai": "chat"}  # asked over OpenAI's API, by these names

@@ -35,6 +35,7 @@ COLOURS = {
     "replicas": "#d55e00",
     "servers": "#f0e442",
     "tensor-parallel": "#cc79a7",
+    "ray": "#8c510a",
 }
 
 

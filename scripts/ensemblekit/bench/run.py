@@ -2,12 +2,13 @@
 """Runs a bench: starts the targets, lets them answer in turn, and keeps every round's results."""
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -30,12 +31,14 @@ from ensemblekit.bench.targets import EngineAlone, VllmServe, engine_arguments
 from ensemblekit.bench.workers import LoadGenerator, perf_analyzer, usual_workers
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError
+from ensemblekit.gpu import require_gpus
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import ENGINE_ARGUMENTS, StagedRepository, stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.many import ManyServers
 from ensemblekit.servers.openai import OpenAIGateway
 from ensemblekit.servers.process import ServerOptions, TritonServer
+from ensemblekit.servers.ray import RAY_ENGINE, RayCluster
 from ensemblekit.settings import versions_of, visible_gpu
 
 __all__ = ["ONE_GPU", "RECORD", "STAND_IN", "Progress", "run_bench"]
@@ -121,7 +124,7 @@ def _source(plan: BenchPlan, device: str, gpus: int, model: str, progress: Progr
         _require_words(plan)
         return None
     source = ensure_checkpoint(model, progress=lambda text: progress(text, 0, 0), weights=False)
-    return splittable_checkpoint(source, gpus) if "tensor-parallel" in plan.targets else source
+    return splittable_checkpoint(source, gpus) if {"tensor-parallel", "ray"} & set(plan.targets) else source
 
 
 def _require_words(plan: BenchPlan) -> None:
@@ -172,6 +175,8 @@ class _Bench:
             self.servers["servers"] = self._start_many()
         if "tensor-parallel" in targets:
             self.servers["tensor-parallel"] = self._start_triton("tensor-parallel", tensor_parallel=self.gpus)
+        if "ray" in targets:
+            self.servers["ray"] = self._start_with_ray()
 
     def _start_without_triton(self, source: ModelSource) -> None:
         common = (source, self.arguments, self.device, self.folder)
@@ -186,11 +191,30 @@ class _Bench:
             ready = self.serve.start(READY_TIMEOUT_S, lambda: self.progress("starting vllm serve", 0, 0))
             self.ready_s["vllm-serve"] = round(ready, 1)
 
-    def _start_triton(self, name: str, *, replicas: int = 1, tensor_parallel: int = 1) -> TritonServer:
-        repository = self._stage(name, replicas=replicas, tensor_parallel=tensor_parallel)
-        server = self._server(self.folder / name, repository, None, {})
+    def _start_triton(
+        self,
+        name: str,
+        *,
+        replicas: int = 1,
+        tensor_parallel: int = 1,
+        engine: Mapping[str, Any] = MappingProxyType({}),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> TritonServer:
+        repository = self._stage(name, engine=engine, replicas=replicas, tensor_parallel=tensor_parallel)
+        server = self._server(self.folder / name, repository, None, environment)
         self._start(name, server, replicas)
         return server
+
+    def _start_with_ray(self) -> TritonServer:
+        devices = tuple(gpu.device for gpu in require_gpus(self.gpus, "spread an engine with Ray"))
+        cluster = RayCluster(devices, self.folder / "ray")
+        self.stack.callback(cluster.stop)
+        return self._start_triton(
+            "ray",
+            tensor_parallel=self.gpus,
+            engine=RAY_ENGINE,
+            environment={"RAY_ADDRESS": cluster.start().address},
+        )
 
     def _start_many(self) -> ManyServers:
         repository, folder = self._stage("servers", servers=self.gpus), self.folder / "servers"
@@ -203,12 +227,12 @@ class _Bench:
         self._start("servers", many, self.gpus)
         return many
 
-    def _stage(self, name: str, **spread: Any) -> StagedRepository:
+    def _stage(self, name: str, engine: Mapping[str, Any] = MappingProxyType({}), **spread: Any) -> StagedRepository:
         return stage_repository(
             self.folder / name / "models",
             source=self.source,
             device="cpu" if self.device == STAND_IN else self.device,
-            engine_arguments=self.arguments,
+            engine_arguments=self.arguments | dict(engine),
             bls="bls" in self.plan.targets,
             openai=any(target in CONVERSATION for target in self.plan.targets),
             stand_in_token_s=self.stand_in_token_s,
@@ -216,10 +240,10 @@ class _Bench:
         )
 
     def _server(
-        self, folder: Path, repository: StagedRepository, ports: tuple[int, int, int] | None, place: dict[str, str]
+        self, folder: Path, repository: StagedRepository, ports: tuple[int, int, int] | None, place: Mapping[str, str]
     ) -> TritonServer:
         installation = install_embedded(get_release(self.release), "base-plus-vllm", folder)
-        environment = repository.environment | place
+        environment = {**repository.environment, **place}
         return TritonServer(installation, repository.path, folder, ServerOptions(ports=ports), environment)
 
     def _start(self, name: str, server: TritonServer | ManyServers, engines: int) -> None:
