@@ -36,6 +36,7 @@ COLOURS = {
     "servers": "#f0e442",
     "tensor-parallel": "#cc79a7",
     "ray": "#8c510a",
+    "ray-serve": "#666666",
 }
 
 

@@ -27,7 +27,7 @@ from ensemblekit.bench.plan import (
     sampling_parameters,
 )
 from ensemblekit.bench.results import BenchResult, Round
-from ensemblekit.bench.targets import EngineAlone, VllmServe, engine_arguments
+from ensemblekit.bench.targets import EngineAlone, RayServe, VllmServe, engine_arguments
 from ensemblekit.bench.workers import LoadGenerator, perf_analyzer, usual_workers
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError
@@ -153,7 +153,7 @@ class _Bench:
     stack: ExitStack
     stand_in_token_s: float
     servers: dict[Target, TritonServer | ManyServers] = field(default_factory=dict)
-    serve: VllmServe | None = None
+    serves: dict[Target, VllmServe] = field(default_factory=dict)
     engine: EngineAlone | None = None
     gateway: OpenAIGateway | None = None
     ready_s: dict[str, float] = field(default_factory=dict)
@@ -186,10 +186,15 @@ class _Bench:
             self.stack.callback(self.engine.stop)
             self.ready_s["engine"] = round(self.engine.start(), 1)
         if "vllm-serve" in self.plan.targets:
-            self.serve = VllmServe(*common)
-            self.stack.callback(self.serve.stop)
-            ready = self.serve.start(READY_TIMEOUT_S, lambda: self.progress("starting vllm serve", 0, 0))
-            self.ready_s["vllm-serve"] = round(ready, 1)
+            self._start_serve("vllm-serve", VllmServe(*common))
+        if "ray-serve" in self.plan.targets:
+            address = self._start_cluster("ray-serve").address
+            self._start_serve("ray-serve", RayServe(*common, address=address, replicas=self.gpus))
+
+    def _start_serve(self, name: Target, server: VllmServe) -> None:
+        self.serves[name] = server
+        self.stack.callback(server.stop)
+        self.ready_s[name] = round(server.start(READY_TIMEOUT_S, lambda: self.progress(f"starting {name}", 0, 0)), 1)
 
     def _start_triton(
         self,
@@ -205,15 +210,20 @@ class _Bench:
         self._start(name, server, replicas)
         return server
 
-    def _start_with_ray(self) -> TritonServer:
-        devices = tuple(gpu.device for gpu in require_gpus(self.gpus, "spread an engine with Ray"))
-        cluster = RayCluster(devices, self.folder / "ray")
+    def _start_cluster(self, name: str) -> RayCluster:
+        devices = ("",) * self.gpus
+        if self.device == "cuda":
+            devices = tuple(gpu.device for gpu in require_gpus(self.gpus, "spread an engine with Ray"))
+        cluster = RayCluster(devices, self.folder / name)
         self.stack.callback(cluster.stop)
+        return cluster.start()
+
+    def _start_with_ray(self) -> TritonServer:
         return self._start_triton(
             "ray",
             tensor_parallel=self.gpus,
             engine=RAY_ENGINE,
-            environment={"RAY_ADDRESS": cluster.start().address},
+            environment={"RAY_ADDRESS": self._start_cluster("ray").address},
         )
 
     def _start_many(self) -> ManyServers:
@@ -303,8 +313,8 @@ class _Bench:
 
     def _endpoint(self, target: Target, model: str, workload: Workload) -> tuple[str, str]:
         """Return where a target is asked, and over which protocol."""
-        if target == "vllm-serve" and self.serve is not None:
-            return self.serve.url, "http"
+        if target in self.serves:
+            return self.serves[target].url, "http"
         if target == "openai" and self.gateway is not None:
             return f"{self.gateway.base_url}/chat/completions", "http"
         server = self.servers[target]

@@ -6,15 +6,16 @@ Each node has an address and a GPU of its own, as hosts have; what passes betwee
 
 import os
 import shutil
-import socket
 import sys
 import tempfile
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
 from ensemblekit.errors import UnsupportedMachine
+from ensemblekit.faults.log import LogReader
 from ensemblekit.gpu import VISIBLE_VARIABLE
 from ensemblekit.servers.ports import free_ports
 from ensemblekit.servers.supervised import SupervisedProcess
@@ -26,7 +27,7 @@ RAY_ENGINE = MappingProxyType({"distributed_executor_backend": "ray", "disable_c
 FIRST_NODE = 2  # Ray takes 127.0.0.1 for the address of the whole host
 OBJECT_STORE_BYTES = 200_000_000  # vLLM keeps nothing in it; the default is a third of the memory
 START_TIMEOUT_S = 60.0
-ASK_TIMEOUT_S = 1.0
+STARTED = "Ray runtime started."
 TAIL_LINES = 5
 
 
@@ -41,7 +42,7 @@ class RayCluster:
         """Choose addresses.
 
         Args:
-            devices: CUDA_VISIBLE_DEVICES of each node.
+            devices: CUDA_VISIBLE_DEVICES of each node; empty for one without a GPU.
             folder: Where the nodes' logs go.
 
         Raises:
@@ -54,23 +55,24 @@ class RayCluster:
         self._files: Path | None = None
 
     def start(self) -> Self:
-        """Start the nodes, the first one first, and return once that one answers; engines wait for the others.
+        """Start the nodes, one after the other.
 
         Raises:
-            ServerExited: The first node ended, or did not answer in time.
+            ServerExited: A node ended, or did not start in time.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         # a short path: Ray's sockets lie under it
         self._files = Path(tempfile.mkdtemp(prefix="kit-ray-"))
         head = ("--head", f"--port={self._port}", "--include-dashboard=false", f"--temp-dir={self._files}")
         for at in range(len(self.devices)):
-            self._nodes.append(self._start_node(at, head if at == 0 else (f"--address={self.address}",)))
-            if at == 0:
-                self._nodes[0].require_answer(
-                    self._answers,
+            node = self._start_node(at, head if at == 0 else (f"--address={self.address}",))
+            self._nodes.append(node)
+            with LogReader(node.log_path) as log:
+                node.require_answer(
+                    partial(_started, log),
                     START_TIMEOUT_S,
-                    attempted="start Ray's first node",
-                    late="it did not answer in time",
+                    attempted=f"start node {at + 1} of Ray",
+                    late="it did not start in time",
                     hint="read its log",
                     tail_lines=TAIL_LINES,
                 )
@@ -78,20 +80,13 @@ class RayCluster:
 
     def _start_node(self, at: int, words: tuple[str, ...]) -> SupervisedProcess:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        command += [f"--node-ip-address={_node(at)}", "--num-gpus=1", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        command += [f"--node-ip-address={_node(at)}", f"--num-gpus={int(bool(self.devices[at]))}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         return SupervisedProcess(
             [*command, *words],
             self.folder / f"ray-{at + 1}.log",
             environment=os.environ | {VISIBLE_VARIABLE: self.devices[at]},
             folder=self.folder,
         )
-
-    def _answers(self) -> bool:
-        try:
-            socket.create_connection((_node(0), self._port), ASK_TIMEOUT_S).close()
-        except OSError:
-            return False
-        return True
 
     def stop(self) -> None:
         """End all nodes; doing so again does nothing."""
@@ -115,3 +110,7 @@ def require_ray() -> None:
 
 def _node(at: int) -> str:
     return f"127.0.0.{FIRST_NODE + at}"
+
+
+def _started(log: LogReader) -> bool:
+    return any(STARTED in line for line in log.read_new())
