@@ -23,6 +23,7 @@ from ensemblekit.paths import cache_dir
 from ensemblekit.repository.gpu_memory import MARGIN_MIB, model_need
 from ensemblekit.repository.stage import StagedRepository
 from ensemblekit.servers.process import TritonServer
+from ensemblekit.servers.ray import RAY_ENGINE, RayCluster
 from ensemblekit.settings import check_settings
 from tests.gpu.conftest import START_TIMEOUT_S, GpuServers
 
@@ -145,3 +146,16 @@ def test_two_replicas_on_two_gpus_answer(gpu_servers: GpuServers) -> None:
         assert set(devices) == {"0", "1"}
     finally:
         server.stop()
+
+
+def test_one_engine_over_two_nodes_of_ray_and_two_gpus_answers(gpu_servers: GpuServers, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is no part of the kit's environments: `.venv/bin/pip install ray`")
+    cluster = RayCluster(tuple(gpu.device for gpu in visible_gpus()[:2]), tmp_path)
+    repository = gpu_servers.stage(tensor_parallel=2, engine_arguments=dict(RAY_ENGINE))
+    server = gpu_servers.server(repository)
+    try:
+        repository.environment["RAY_ADDRESS"] = cluster.start().address
+        assert answer(server.start(START_TIMEOUT_S)) == ANSWER
+    finally:
+        server.stop()
+        cluster.stop()

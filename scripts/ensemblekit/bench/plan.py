@@ -25,14 +25,25 @@ __all__ = [
 ]
 
 Target = Literal[
-    "engine", "vllm-serve", "llm", "ensemble", "chat", "bls", "openai", "replicas", "servers", "tensor-parallel"
+    "engine",
+    "vllm-serve",
+    "llm",
+    "ensemble",
+    "chat",
+    "bls",
+    "openai",
+    "replicas",
+    "servers",
+    "tensor-parallel",
+    "ray",
+    "ray-serve",
 ]
 Protocol = Literal["http", "grpc"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-SPREAD: tuple[Target, ...] = ("replicas", "servers", "tensor-parallel")  # the ensemble on every visible GPU
+SPREAD: tuple[Target, ...] = ("replicas", "servers", "tensor-parallel", "ray")  # the ensemble on every visible GPU
 CONVERSATION: tuple[Target, ...] = ("chat", "openai")  # both need the ensemble of env/openai
-USUAL: tuple[Target, ...] = tuple(target for target in TARGETS if target not in (*SPREAD, *CONVERSATION))
-OPENAI_MODELS = {"vllm-serve": "llm", "openai": "chat"}  # asked over OpenAI's API, by these names
+USUAL: tuple[Target, ...] = ("engine", "vllm-serve", "llm", "ensemble", "bls")
+OPENAI_MODELS = {"vllm-serve": "llm", "openai": "chat", "ray-serve": "llm"}  # asked over OpenAI's API, by these names
 REQUESTS_PER_CLIENT = 4  # enough that the tail, in which fewer than all clients are busy, is short
 LEAST_REQUESTS = 8
 MOST_CLIENTS = 1000  # at once; seeds are told apart by it
@@ -134,8 +145,10 @@ class BenchPlan:
         """Return whether a target takes a workload.
 
         The engine alone has no endpoint, and so nothing to stream over; it answers in batches, which varied lengths
-        would make wait for their longest answer.
+        would make wait for their longest answer. The deployment of Ray Serve answers whole.
         """
+        if target == "ray-serve":
+            return not workload.streaming
         return target != "engine" or not (workload.streaming or workload.varied or workload.protocol == "grpc")
 
 

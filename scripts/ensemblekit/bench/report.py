@@ -35,6 +35,8 @@ COLOURS = {
     "replicas": "#d55e00",
     "servers": "#f0e442",
     "tensor-parallel": "#cc79a7",
+    "ray": "#8c510a",
+    "ray-serve": "#666666",
 }
 
 

@@ -2,12 +2,13 @@
 """Runs a bench: starts the targets, lets them answer in turn, and keeps every round's results."""
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -26,16 +27,18 @@ from ensemblekit.bench.plan import (
     sampling_parameters,
 )
 from ensemblekit.bench.results import BenchResult, Round
-from ensemblekit.bench.targets import EngineAlone, VllmServe, engine_arguments
+from ensemblekit.bench.targets import EngineAlone, RayServe, VllmServe, engine_arguments
 from ensemblekit.bench.workers import LoadGenerator, perf_analyzer, usual_workers
 from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import ParameterError
+from ensemblekit.gpu import require_gpus
 from ensemblekit.releases import get_release
 from ensemblekit.repository.stage import ENGINE_ARGUMENTS, StagedRepository, stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.many import ManyServers
 from ensemblekit.servers.openai import OpenAIGateway
 from ensemblekit.servers.process import ServerOptions, TritonServer
+from ensemblekit.servers.ray import RAY_ENGINE, RayCluster
 from ensemblekit.settings import versions_of, visible_gpu
 
 __all__ = ["ONE_GPU", "RECORD", "STAND_IN", "Progress", "run_bench"]
@@ -121,7 +124,7 @@ def _source(plan: BenchPlan, device: str, gpus: int, model: str, progress: Progr
         _require_words(plan)
         return None
     source = ensure_checkpoint(model, progress=lambda text: progress(text, 0, 0), weights=False)
-    return splittable_checkpoint(source, gpus) if "tensor-parallel" in plan.targets else source
+    return splittable_checkpoint(source, gpus) if {"tensor-parallel", "ray"} & set(plan.targets) else source
 
 
 def _require_words(plan: BenchPlan) -> None:
@@ -150,7 +153,7 @@ class _Bench:
     stack: ExitStack
     stand_in_token_s: float
     servers: dict[Target, TritonServer | ManyServers] = field(default_factory=dict)
-    serve: VllmServe | None = None
+    serves: dict[Target, VllmServe] = field(default_factory=dict)
     engine: EngineAlone | None = None
     gateway: OpenAIGateway | None = None
     ready_s: dict[str, float] = field(default_factory=dict)
@@ -172,6 +175,8 @@ class _Bench:
             self.servers["servers"] = self._start_many()
         if "tensor-parallel" in targets:
             self.servers["tensor-parallel"] = self._start_triton("tensor-parallel", tensor_parallel=self.gpus)
+        if "ray" in targets:
+            self.servers["ray"] = self._start_with_ray()
 
     def _start_without_triton(self, source: ModelSource) -> None:
         common = (source, self.arguments, self.device, self.folder)
@@ -181,16 +186,45 @@ class _Bench:
             self.stack.callback(self.engine.stop)
             self.ready_s["engine"] = round(self.engine.start(), 1)
         if "vllm-serve" in self.plan.targets:
-            self.serve = VllmServe(*common)
-            self.stack.callback(self.serve.stop)
-            ready = self.serve.start(READY_TIMEOUT_S, lambda: self.progress("starting vllm serve", 0, 0))
-            self.ready_s["vllm-serve"] = round(ready, 1)
+            self._start_serve("vllm-serve", VllmServe(*common))
+        if "ray-serve" in self.plan.targets:
+            address = self._start_cluster("ray-serve").address
+            self._start_serve("ray-serve", RayServe(*common, address=address, replicas=self.gpus))
 
-    def _start_triton(self, name: str, *, replicas: int = 1, tensor_parallel: int = 1) -> TritonServer:
-        repository = self._stage(name, replicas=replicas, tensor_parallel=tensor_parallel)
-        server = self._server(self.folder / name, repository, None, {})
+    def _start_serve(self, name: Target, server: VllmServe) -> None:
+        self.serves[name] = server
+        self.stack.callback(server.stop)
+        self.ready_s[name] = round(server.start(READY_TIMEOUT_S, lambda: self.progress(f"starting {name}", 0, 0)), 1)
+
+    def _start_triton(
+        self,
+        name: str,
+        *,
+        replicas: int = 1,
+        tensor_parallel: int = 1,
+        engine: Mapping[str, Any] = MappingProxyType({}),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> TritonServer:
+        repository = self._stage(name, engine=engine, replicas=replicas, tensor_parallel=tensor_parallel)
+        server = self._server(self.folder / name, repository, None, environment)
         self._start(name, server, replicas)
         return server
+
+    def _start_cluster(self, name: str) -> RayCluster:
+        devices = ("",) * self.gpus
+        if self.device == "cuda":
+            devices = tuple(gpu.device for gpu in require_gpus(self.gpus, "spread an engine with Ray"))
+        cluster = RayCluster(devices, self.folder / name)
+        self.stack.callback(cluster.stop)
+        return cluster.start()
+
+    def _start_with_ray(self) -> TritonServer:
+        return self._start_triton(
+            "ray",
+            tensor_parallel=self.gpus,
+            engine=RAY_ENGINE,
+            environment={"RAY_ADDRESS": self._start_cluster("ray").address},
+        )
 
     def _start_many(self) -> ManyServers:
         repository, folder = self._stage("servers", servers=self.gpus), self.folder / "servers"
@@ -203,12 +237,12 @@ class _Bench:
         self._start("servers", many, self.gpus)
         return many
 
-    def _stage(self, name: str, **spread: Any) -> StagedRepository:
+    def _stage(self, name: str, engine: Mapping[str, Any] = MappingProxyType({}), **spread: Any) -> StagedRepository:
         return stage_repository(
             self.folder / name / "models",
             source=self.source,
             device="cpu" if self.device == STAND_IN else self.device,
-            engine_arguments=self.arguments,
+            engine_arguments=self.arguments | dict(engine),
             bls="bls" in self.plan.targets,
             openai=any(target in CONVERSATION for target in self.plan.targets),
             stand_in_token_s=self.stand_in_token_s,
@@ -216,10 +250,10 @@ class _Bench:
         )
 
     def _server(
-        self, folder: Path, repository: StagedRepository, ports: tuple[int, int, int] | None, place: dict[str, str]
+        self, folder: Path, repository: StagedRepository, ports: tuple[int, int, int] | None, place: Mapping[str, str]
     ) -> TritonServer:
         installation = install_embedded(get_release(self.release), "base-plus-vllm", folder)
-        environment = repository.environment | place
+        environment = {**repository.environment, **place}
         return TritonServer(installation, repository.path, folder, ServerOptions(ports=ports), environment)
 
     def _start(self, name: str, server: TritonServer | ManyServers, engines: int) -> None:
@@ -279,8 +313,8 @@ class _Bench:
 
     def _endpoint(self, target: Target, model: str, workload: Workload) -> tuple[str, str]:
         """Return where a target is asked, and over which protocol."""
-        if target == "vllm-serve" and self.serve is not None:
-            return self.serve.url, "http"
+        if target in self.serves:
+            return self.serves[target].url, "http"
         if target == "openai" and self.gateway is not None:
             return f"{self.gateway.base_url}/chat/completions", "http"
         server = self.servers[target]

@@ -18,7 +18,7 @@ from ensemblekit.repository.stage import engine_environment
 from ensemblekit.servers.ports import LOOPBACK, free_ports
 from ensemblekit.servers.supervised import Supervised, SupervisedProcess, new_prefix, wait_until
 
-__all__ = ["EngineAlone", "VllmServe", "engine_arguments"]
+__all__ = ["EngineAlone", "RayServe", "VllmServe", "engine_arguments"]
 
 POLL_S = 0.25
 ANSWER_POLL_S = 0.02
@@ -27,6 +27,7 @@ ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
     "cpu": {"max_num_seqs": 32, "max_num_batched_tokens": 2048},
     "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192},
 }
+RAY_SERVE = str(Path(_worker.__file__).with_name("_ray_serve.py"))  # imports Ray, which is no part of the kit
 GPU_SHARE = 0.84  # of one GPU, for all engines that a bench keeps on it
 
 
@@ -43,6 +44,8 @@ def engine_arguments(device: str, engines: int = 3) -> dict[str, Any]:
 
 class VllmServe(Supervised):
     """`vllm serve` of this environment on a loopback port, under the same reaper as the kit's Triton servers."""
+
+    name = "vllm-serve"
 
     def __init__(self, source: ModelSource, arguments: dict[str, Any], device: str, folder: Path) -> None:
         """Prepare a server; nothing runs until `start`.
@@ -68,7 +71,7 @@ class VllmServe(Supervised):
     @property
     def log_path(self) -> Path:
         """The server's log."""
-        return self.folder / "vllm-serve.log"
+        return self.folder / f"{self.name}.log"
 
     def start(self, timeout_s: float, on_poll: Callable[[], None] | None = None) -> float:
         """Start the server and return after how many seconds it was ready.
@@ -92,13 +95,39 @@ class VllmServe(Supervised):
             return elapsed
         self.stop()
         kind, found = (ServerExited, f"exit code {process.exit_code}") if end else (ServerNotReady, "not ready")
-        attempted = f"get `vllm serve` ready within {timeout_s:g} s"
+        attempted = f"get {self.name} ready within {timeout_s:g} s"
         raise _error(kind, attempted, f"after {elapsed:.0f} s {found}", self.log_path)
 
     def _end_of_start(self, process: SupervisedProcess) -> str | None:
         if process.exit_code is not None:
             return "exited"
         return "ready" if answers_ok(f"http://{LOOPBACK}:{self.port}/health") else None
+
+
+class RayServe(VllmServe):
+    """vLLM behind Ray Serve, on a Ray cluster that runs: `_ray_serve.py`."""
+
+    name = "ray-serve"
+
+    def __init__(
+        self, source: ModelSource, arguments: dict[str, Any], device: str, folder: Path, *, address: str, replicas: int
+    ) -> None:
+        """Prepare it; nothing runs until `start`.
+
+        Args:
+            source: The model.
+            arguments: vLLM's engine arguments.
+            device: `cpu` or `cuda`.
+            folder: Where its log goes.
+            address: The cluster's.
+            replicas: How many engines, on `cuda` each on a GPU of its own.
+        """
+        super().__init__(source, arguments, device, folder)
+        job = {"arguments": arguments | {"model": source.engine_model}, "host": LOOPBACK, "port": self.port}
+        job |= {"replicas": replicas, "gpus": int(device == "cuda")}
+        job |= {"environment": engine_environment(device, offline=source.local)}
+        self.command = [sys.executable, "-P", RAY_SERVE, json.dumps(job)]
+        self.environment |= {"RAY_ADDRESS": address}
 
 
 def _error(kind: type[ServerError], attempted: str, found: str, log: Path) -> ServerError:

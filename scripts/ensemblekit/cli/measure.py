@@ -34,7 +34,7 @@ STYLE = {"as expected": "green", "UNEXPECTED": "bold red", "not run": "yellow"}
 TARGET_HELP = (
     "engine, vllm-serve, llm, ensemble, bls; chat, the ensemble of OpenAI's API, which has no postprocess, and openai, "
     "the same through its gateway; with --gpus also replicas, servers (behind one address), "
-    "tensor-parallel. May be given again."
+    "tensor-parallel, ray (the same over nodes of Ray), and ray-serve (vLLM behind Ray Serve). May be given again."
 )
 MODEL_HELP = (
     "The pinned model, or the folder of a checkpoint; without weights, of config and tokenizer alone, they are random."

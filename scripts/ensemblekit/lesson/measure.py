@@ -22,6 +22,7 @@ from ensemblekit.paths import repo_root
 from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.nginx import find_nginx
 from ensemblekit.servers.process import TritonServer
+from ensemblekit.servers.ray import require_ray
 from ensemblekit.settings import Settings
 
 __all__ = [
@@ -104,7 +105,7 @@ def measure_cost(lesson: Lesson, *, clients: int, rounds: int, max_tokens: int) 
 def measure_spread(lesson: Lesson, *, gpus: int, clients: int, rounds: int, max_tokens: int) -> BenchResult:
     """Measure the ensemble on one GPU, and on several: with a replica of `llm` on each, a server on each, one shared.
 
-    Without nginx a line says that the servers are left out.
+    Without nginx a line says that the servers are left out, without Ray that Ray is.
 
     Args:
         lesson: Says release, device and engine. The stand-in has processes instead of GPUs, one busy with one request
@@ -127,7 +128,7 @@ def measure_spread(lesson: Lesson, *, gpus: int, clients: int, rounds: int, max_
     if not stand_in:
         require_gpus(gpus, attempted)
     plan = BenchPlan(
-        _with_nginx(SPREAD_STAND_IN if stand_in else SPREAD_VLLM),
+        _possible(SPREAD_STAND_IN if stand_in else SPREAD_VLLM),
         tuple(dict.fromkeys((1, clients))) if stand_in else tuple(dict.fromkeys((16, clients))),
         rounds,
         BUSY_WORDS if stand_in else max_tokens,
@@ -136,12 +137,14 @@ def measure_spread(lesson: Lesson, *, gpus: int, clients: int, rounds: int, max_
     return measure_plan(lesson, plan, device, gpus=gpus, stand_in_token_s=BUSY_WORD_S)
 
 
-def _with_nginx(targets: tuple[Target, ...]) -> tuple[Target, ...]:
-    try:
-        find_nginx()
-    except UnsupportedMachine as error:
-        print(f"Without `servers`: {error.found}. {error.hint}.")
-        return tuple(target for target in targets if target != "servers")
+def _possible(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    for target, require in (("servers", find_nginx), ("ray", require_ray)):
+        try:
+            require()
+        except UnsupportedMachine as error:
+            if target in targets:
+                print(f"Without `{target}`: {error.found}. {error.hint}.")
+            targets = tuple(each for each in targets if each != target)
     return targets
 
 
