@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM behind Ray Serve, without Triton: one replica of a deployment on each node, each with an engine of its own.
 
-`_ray_serve.py JSON`, with `{"arguments", "environment", "replicas", "gpus", "host", "port"}`: the engine's arguments and
-variables, how many replicas, how many GPUs each has, and where HTTP is answered. It answers whole chats as `vllm serve`
-does, and `/health`. Run by path.
+`_ray_serve.py JSON`, with `{"arguments", "environment", "replicas", "gpus", "host", "port"}`: the engine's arguments,
+its variables, how many replicas, how many GPUs each has, and where HTTP is answered. It answers whole chats as
+`vllm serve` does, and `/health`. Run by path.
 """
 
 import asyncio
@@ -19,9 +19,8 @@ MOST_AT_ONCE = 1024  # requests of one replica; Ray's default of 5 would measure
 app = FastAPI()
 
 
-@serve.deployment(max_ongoing_requests=MOST_AT_ONCE)
 @serve.ingress(app)
-class Chat:
+class _Chat:
     """One replica."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -50,7 +49,7 @@ class Chat:
         async for output in self._llm.generate(prompt, sampling, str(self._asked)):
             answer = output.outputs[0]
         message = {"role": "assistant", "content": answer.text}
-        usage = {"prompt_tokens": len(output.prompt_token_ids), "completion_tokens": len(answer.token_ids)}
+        usage = {"prompt_tokens": len(output.prompt_token_ids or ()), "completion_tokens": len(answer.token_ids)}
         choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
         return {"object": "chat.completion", "model": "llm", "choices": [choice], "usage": usage}
 
@@ -59,7 +58,13 @@ async def main(job: dict[str, Any]) -> None:
     """Start the deployment and stay."""
     ray.init(runtime_env={"env_vars": job["environment"]})  # replicas are children of the nodes, not of this process
     serve.start(http_options={"host": job["host"], "port": job["port"]})
-    chat = Chat.options(num_replicas=job["replicas"], ray_actor_options={"num_gpus": job["gpus"]})
+    chat = serve.deployment(
+        _Chat,
+        name="chat",
+        max_ongoing_requests=MOST_AT_ONCE,
+        num_replicas=job["replicas"],
+        ray_actor_options={"num_gpus": job["gpus"]},
+    )
     serve.run(chat.bind(job["arguments"]))
     await asyncio.Event().wait()
 

@@ -80,7 +80,8 @@ class RayCluster:
 
     def _start_node(self, at: int, words: tuple[str, ...]) -> SupervisedProcess:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        command += [f"--node-ip-address={_node(at)}", f"--num-gpus={int(bool(self.devices[at]))}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        command += [f"--node-ip-address={_node(at)}", f"--num-gpus={int(bool(self.devices[at]))}"]
+        command += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
         return SupervisedProcess(
             [*command, *words],
             self.folder / f"ray-{at + 1}.log",
