@@ -132,6 +132,21 @@ def test_attach_to_the_metrics_endpoint_is_noticed(others_server: TritonServer) 
         metrics.start(timeout_s=0.3)
 
 
+def test_attach_never_looks_without_time_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = list[float]()
+
+    def fake_state(_server: AttachedServer, left_s: float) -> str:
+        times.append(left_s)
+        return "HTTP 503"
+
+    monkeypatch.setattr(AttachedServer, "_state", fake_state)
+    monkeypatch.setattr("ensemblekit.servers.attach.POLL_S", 0.4)  # on a busy machine a short sleep takes as long
+
+    with pytest.raises(ServerNotReady, match=r"within 0\.3 s\.\nFound: HTTP 503"):
+        AttachedServer.at("127.0.0.1:1").start(timeout_s=0.3)
+    assert min(times) > 0.5
+
+
 def test_ports_of_a_shared_server_are_in_a_row_unless_told_otherwise() -> None:
     assert choose_ports(None, None) is None
     assert choose_ports(8000, None) == (8000, 8001, 8002)

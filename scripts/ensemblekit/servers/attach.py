@@ -17,6 +17,7 @@ URL_VARIABLE = "ENSEMBLEKIT_URL"  # a server for all pages that take a URL, see 
 ASK_TIMEOUT_S = 2.0
 OK = 200
 POLL_S = 0.2
+LEAST_LOOK_S = 1.0  # a look that is cut short says less than the one before it
 
 
 class ServerAbout(BaseModel):
@@ -83,10 +84,10 @@ class AttachedServer:
             ServerNotReady: Nothing that says it is ready answers there within `timeout_s` seconds.
         """
         deadline = time.monotonic() + timeout_s
-        while found := self._state(deadline - time.monotonic()):
-            if time.monotonic() > deadline:
+        while found := self._state(max(LEAST_LOOK_S, deadline - time.monotonic())):
+            if time.monotonic() + POLL_S > deadline:
                 raise ServerNotReady(
-                    f"attach to the server at {self.http_url} within {timeout_s:.0f} s",
+                    f"attach to the server at {self.http_url} within {timeout_s:.1f} s",
                     found=found,
                     hint=f"ask it by hand: `curl -i http://{self.http_url}/v2/health/ready`",
                 )
