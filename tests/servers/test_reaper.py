@@ -281,12 +281,13 @@ ABOUT_TO_END = "threading.Thread(target=lambda: [time.sleep(3), os._exit(1)]).st
     [
         ("os._exit(0)", 7),
         (ABOUT_TO_END, 7),
-        ("os._exit(1)", 143),
+        ("time.sleep(1), os._exit(1)", 143),
+        ("os.execv('/bin/sh', ['sh', '-c', 'exit 1'])", 7),
         ("os.kill(os.getpid(), signal.SIGKILL)", 143),
         # Triton starts a stub through a shell, which becomes it
         ("os.execv('/bin/sh', ['sh', '-c', 'kill -9 $$'])", 143),
     ],
-    ids=["ends-in-order", "is-about-to-end", "exits", "is-killed", "is-killed-as-a-shell"],
+    ids=["ends-in-order", "is-about-to-end", "exits", "is-only-a-trial", "is-killed", "is-killed-as-a-shell"],
 )
 def test_stand_in_server_that_waits_late_for_its_stub(stub: str, expected: int) -> None:
     with _run_reaper(sys.executable, "-c", STAND_IN_SERVER, stub) as reaper:

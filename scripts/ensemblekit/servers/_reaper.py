@@ -47,7 +47,8 @@ STOP_GRACE_S = 40.0  # Triton's own --exit-timeout-secs is 30
 ORPHAN_GRACE_S = 3.0  # nobody waits for the result any more
 POLL_S = 0.05
 LOOK_S = 0.3  # between two looks at the models' processes; one that is dead at two of them is not being waited for
-ORDERLY_LOOKS = 50  # one that ended by itself, with exit code 0: a busy Triton that unloads waits for it later
+ORDERLY_LOOKS = 50  # one that ended as it should: a busy Triton waits for it later
+TRIAL = 1 << 8  # Triton tries whether a stub can run: without arguments it ends with exit code 1 (stub_launcher.cc)
 AFTER_TIMEOUT_S = 15.0  # removing a container takes about one second
 
 
@@ -108,7 +109,8 @@ class _Stubs:
         dead = [stub for stub in stubs if stub.state == "Z" and stub.threads <= 1]
         self._dead = Counter({stub.pid: self._dead[stub.pid] + 1 for stub in dead})
         for stub in dead:
-            if self._dead[stub.pid] >= (2 if stub.status else ORDERLY_LOOKS):
+            in_order = stub.status == 0 or (stub.status == TRIAL and stub.pid not in self._models)
+            if self._dead[stub.pid] >= (ORDERLY_LOOKS if in_order else 2):
                 return f"{self._models.get(stub.pid, 'the process of a model')} ended ({_manner(stub.status)})"
         return None
 
