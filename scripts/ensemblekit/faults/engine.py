@@ -274,6 +274,18 @@ ENGINE_FAULTS = (
         general=True,
     ),
     _vllm(
+        "S464",
+        "the engine's process was killed while it loaded",
+        pattern=r"Failed core proc\(s\): \{[^}]*'(?P<process>[^']+)': -(?P<signal>4|7|9|11)\b",
+        cause="vLLM's engine is a process of its own, and a signal ended it before it could serve: 9 is mostly the "
+        "kernel's, for want of memory; 4 is an instruction that this CPU does not have, 7 too little shared memory, "
+        "11 a crash in compiled code.",
+        fix="After signal 9, look at `dmesg | tail` and at the container's memory limit, and give it more or take a "
+        "smaller model. After 4, 7 or 11, take packages for this CPU, or a larger /dev/shm.",
+        found=("signal {signal} ended vLLM's process {process} while it loaded",),
+        hint="look at `dmesg | tail` and at the memory limit of the container",
+    ),
+    _vllm(
         "S452",
         "the GPUs cannot talk to each other",
         pattern=r"NCCL error|ncclSystemError|ncclUnhandledCudaError",
