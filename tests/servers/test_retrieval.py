@@ -2,7 +2,6 @@
 """The retrieval repository on real servers, with the stand-in for `llm`: the doctor's verdicts, answers, sources."""
 
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -172,7 +171,7 @@ class TritonPythonModel:
 
     async def respond(self, request):
         self.here += 1
-        for _ in range(1000):
+        for _ in range(6000):
             if self.here >= {count}:
                 break
             await asyncio.sleep(0.01)
@@ -183,9 +182,12 @@ class TritonPythonModel:
 
 
 @pytest.mark.parametrize("model", [*WAYS, "bls"])
-def test_more_answers_are_under_way_at_once_than_python_has_threads_by_itself(model: str, tmp_path: Path) -> None:
-    """An `llm` that answers nobody before all have asked: asyncio's own threads are only four more than cores."""
-    count = (os.cpu_count() or 1) + 8
+def test_more_answers_are_under_way_at_once_than_a_python_model_has_threads_unasked(model: str, tmp_path: Path) -> None:
+    """An `llm` that answers nobody before all have asked.
+
+    asyncio's own threads are four more than cores, Triton's are 32 for an instance; 128 is what the kit makes of both.
+    """
+    count = 120
     staged = stage_repository(tmp_path / "models", source=None, device="cpu", retrieval=model != "bls", bls=True).path
     (staged / "llm" / "1" / "model.py").write_text(MEETING.replace("{count}", str(count)))
     installation = install_embedded(get_release("24.08"), "base-plus-vllm", tmp_path)

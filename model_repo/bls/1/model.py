@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import triton_python_backend_utils as pb_utils
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-THREADS = 64  # streams that can wait for their next piece at the same time
+THREADS = 128  # answers that can be under way in this process at the same time, see config.pbtxt
 
 
 class Failed(Exception):

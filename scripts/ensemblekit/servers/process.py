@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 READY_TIMEOUT_S = 600.0  # a first start on a slow disk compiles and loads weights
 NO_ENSEMBLES = "E101"
 SHOWN_KEY = "YOUR-KEY"
+QUESTIONS_AT_ONCE = 128  # that an instance of a Python model can have open to others; Triton's own limit is 32
 CRASHED = (134, 139)  # SIGABRT, SIGSEGV
 CRASH_RETRIES = 3  # one start in 30 crashes on a busy machine
 
@@ -178,6 +179,7 @@ class TritonServer:
         """The command line of the server, as arguments."""
         ports = (self.http_port, self.grpc_port, self.metrics_port)
         options = [f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}"]
+        options += [f"--backend-config=python,thread-pool-size={QUESTIONS_AT_ONCE}"]
         options += [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
         options += control_arguments(self._key) if self.options.explicit else []
         options += self.options.arguments()
