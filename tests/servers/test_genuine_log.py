@@ -14,6 +14,8 @@ from tests.normal_log import normalise
 GENUINE = DATA / "logs" / "genuine-24.08-ensemble-off.log"
 # lines that say something of the machine, not of the build: no GPU driver here, none was asked for there
 GPU_DRIVER = re.compile(r"pinned_memory_manager\.cc|cuda_memory_manager\.cc|CudaDriverHelper|NVML|DCGM|metrics for GPU")
+# options that the kit adds to every command line, so they stand in the table of backends
+OF_THE_KIT = re.compile(r'"(?:shm-region-prefix-name|thread-pool-size)":"[^"]*",?')
 PARALLEL = re.compile(r"model_lifecycle\.cc|python_be\.cc")  # two models load at once: their order is free
 COUNTDOWN = re.compile(r"Timeout N: Found \d+ (live models|model versions)")  # one line a second of waiting
 
@@ -24,7 +26,7 @@ def _comparable(text: str) -> tuple[list[str], list[str]]:
     """Return a log's lines in comparable form, and the ones left out with the reason."""
     kept, ignored = [], []
     for line in normalise(text).splitlines():
-        line = re.sub(r'"shm-region-prefix-name":"[^"]*",?', "", line).strip()
+        line = OF_THE_KIT.sub("", line).strip()
         if not line or line.startswith("rc "):
             continue
         if GPU_DRIVER.search(line):
