@@ -283,7 +283,6 @@ ENGINE_FAULTS = (
         fix="After signal 9, look at `dmesg | tail` and at the container's memory limit, and give it more or take a "
         "smaller model. After 4, 7 or 11, take packages for this CPU, or a larger /dev/shm.",
         found=("signal {signal} ended vLLM's process {process} while it loaded",),
-        hint="look at `dmesg | tail` and at the memory limit of the container",
     ),
     _vllm(
         "S452",

@@ -178,8 +178,8 @@ class TritonServer:
     def command(self) -> list[str]:
         """The command line of the server, as arguments."""
         ports = (self.http_port, self.grpc_port, self.metrics_port)
-        options = [f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}"]
-        options += [f"--backend-config=python,thread-pool-size={QUESTIONS_AT_ONCE}"]
+        python = {"shm-region-prefix-name": self._shm_prefix, "thread-pool-size": QUESTIONS_AT_ONCE}
+        options = [f"--backend-config=python,{name}={value}" for name, value in python.items()]
         options += [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
         options += control_arguments(self._key) if self.options.explicit else []
         options += self.options.arguments()
