@@ -112,11 +112,10 @@ def plot_bench(result: BenchResult, workload: str | None = None) -> Figure:
     """
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     speed, ratio = figure.subplots(1, 2, width_ratios=(3, 2))
-    concurrencies = result.plan["concurrencies"]
-    targets = [target for target in TARGETS if result.measured(target, concurrencies[0], workload)]
+    targets, concurrencies = _shown(result, workload)
     base = next(name for name in ("vllm-serve", "llm", "ensemble", *targets) if name in targets)
     for target in targets:
-        _curve(speed, result, target, workload)
+        _curve(speed, result, target, concurrencies, workload)
         if target not in (base, "engine"):
             ratios = [result.ratio(target, base, count, workload) for count in concurrencies]
             ratio.plot(concurrencies, ratios, marker="o", color=COLOURS[target])
@@ -132,6 +131,13 @@ def plot_bench(result: BenchResult, workload: str | None = None) -> Figure:
     return figure
 
 
+def _shown(result: BenchResult, workload: str | None) -> tuple[list[str], list[int]]:
+    """Return the targets that were measured, and the concurrencies at which all were: a bench may be stopped."""
+    concurrencies = result.plan["concurrencies"]
+    targets = [target for target in TARGETS if result.measured(target, concurrencies[0], workload)]
+    return targets, [at for at in concurrencies if all(result.measured(target, at, workload) for target in targets)]
+
+
 def _by_clients(axes: Axes, concurrencies: Sequence[int], title: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(concurrencies, [str(count) for count in concurrencies])
@@ -140,8 +146,7 @@ def _by_clients(axes: Axes, concurrencies: Sequence[int], title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
 
 
-def _curve(axes: Axes, result: BenchResult, target: str, workload: str | None) -> None:
-    concurrencies = result.plan["concurrencies"]
+def _curve(axes: Axes, result: BenchResult, target: str, concurrencies: Sequence[int], workload: str | None) -> None:
     medians = [result.median(target, count, workload=workload) for count in concurrencies]
     style = "--" if target == "engine" else "-"
     axes.plot(concurrencies, medians, style, marker="o", color=COLOURS[target], label=target)
@@ -152,10 +157,10 @@ def _curve(axes: Axes, result: BenchResult, target: str, workload: str | None) -
 def plot_latency(result: BenchResult, workload: str) -> Figure:
     """Return the time to the first token and between two tokens by concurrency, for a streamed workload."""
     figure = Figure(figsize=(10.0, 3.8), layout="constrained")
-    concurrencies = result.plan["concurrencies"]
+    targets, concurrencies = _shown(result, workload)
     measures = (("ttft_ms", "Time to the first token, ms"), ("itl_ms", "Between two tokens, ms"))
     for axes, (name, title) in zip(figure.subplots(1, 2), measures, strict=True):
-        for target in (target for target in TARGETS if result.measured(target, concurrencies[0], workload)):
+        for target in targets:
             values = [result.median(target, count, name, workload) for count in concurrencies]
             axes.plot(concurrencies, values, marker="o", color=COLOURS[target], label=target)
         _by_clients(axes, concurrencies, f"{title} ({workload})")
