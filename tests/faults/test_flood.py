@@ -2,7 +2,9 @@
 """Thousands of requests, good and bad and broken: each good one gets its own answer, each bad one its own error.
 
 A gRPC client that cancels while its last response is being written makes the stop of Triton 24.08 take its whole exit
-timeout (tests/servers/test_stop.py); those here that cancel do it over HTTP, or before anything was sent to them.
+timeout (tests/servers/test_stop.py); those here that cancel do it over HTTP, or before anything was sent to them. It
+does not tell `llm` that a client of the ensemble has left, and a stop waits for what is under way: so those
+that leave ask for short answers too.
 """
 
 import asyncio
@@ -99,7 +101,8 @@ class Flood:
 
     async def cancelled_grpc(self, number: int) -> str:
         """Leave when the request is in a queue, before anything was sent."""
-        call = stream_responses(self.grpc, "ensemble", request_inputs(question(number), stream=True))
+        inputs = request_inputs(question(number), sampling_parameters=self._parameters(number), stream=True)
+        call = stream_responses(self.grpc, "ensemble", inputs)
         await asyncio.sleep(random.Random(number).uniform(0, 0.005))
         call.cancel()  # type: ignore[attr-defined]
         return ""
