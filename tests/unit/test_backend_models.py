@@ -2,6 +2,9 @@
 """The Python models of the repository and the stand-in, without a server."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,6 +172,30 @@ class Tokenizer:
         if chat[0]["role"] == "assistant":
             raise ValueError("roles must alternate")
         return "<s>" + "|".join(f"{one['role']}:{one['content']}{one.get('tool_calls', '')}" for one in chat)
+
+
+LOADED = """
+import pathlib, sys
+import pytest
+from tests.unit import backend_support
+backend_support.install(pytest.MonkeyPatch())
+tokenizer = backend_support.load_model(pathlib.Path(sys.argv[1])).load_tokenizer(sys.argv[2])
+print(tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False), "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("named", "torch"), [("PreTrainedTokenizerFast", False), ("Qwen2Tokenizer", True)])
+def test_preprocess_takes_a_plain_tokenizer_without_torch(tmp_path: Path, named: str, torch: bool) -> None:
+    pytest.importorskip("torch", reason="needs the CPU or CUDA environment, not the quick one")
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": named, "chat_template": "{{ messages[0].content }}!"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+
+    command = [sys.executable, "-c", LOADED, str(MODELS / "preprocess" / "1" / "model.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=repo_root(), check=True)
+
+    assert done.stdout == f"Hi! {torch}\n"
 
 
 @pytest.fixture

@@ -242,5 +242,7 @@ def test_engine_environment_keeps_compiled_code_in_the_kits_cache(
 def test_engine_environment_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CACHE_ROOT", "/somewhere")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
 
     assert not {"VLLM_CACHE_ROOT", "CUDA_DEVICE_ORDER"} & set(engine_environment("cuda"))
+    assert not {"VLLM_CACHE_ROOT", "VLLM_CPU_KVCACHE_SPACE"} & set(engine_environment("cpu"))

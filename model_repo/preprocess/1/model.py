@@ -7,6 +7,7 @@ whatever it begins with. Nothing is tokenised here: the text goes to the languag
 
 import json
 import locale
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -144,12 +145,21 @@ def load_tokenizer(name):
     """Return a tokenizer with a chat template."""
     # The stub stays in the C locale, in which files that are not ASCII cannot be read.
     locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
-    from transformers import AutoTokenizer
+    import transformers
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    # AutoTokenizer imports torch: seconds of processor time, which the language model's start needs as well.
+    plain = tokenizer_class(name) in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    kind = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    tokenizer = kind.from_pretrained(name)
     if not tokenizer.chat_template:
         raise pb_utils.TritonModelException(f"the tokenizer {name} has no chat template")
     return tokenizer
+
+
+def tokenizer_class(name):
+    """Return the class that a tokenizer's folder names; None of one that the hub has."""
+    path = Path(name) / "tokenizer_config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class") if path.is_file() else None
 
 
 def read(request, name, default=None):

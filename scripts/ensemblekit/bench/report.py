@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ensemblekit.assets.weights import PINNED_MODEL
-from ensemblekit.bench.plan import TARGETS
+from ensemblekit.bench.plan import TARGETS, Target
 from ensemblekit.bench.results import BenchResult
 
 __all__ = [
@@ -131,7 +131,7 @@ def plot_bench(result: BenchResult, workload: str | None = None) -> Figure:
     return figure
 
 
-def _shown(result: BenchResult, workload: str | None) -> tuple[list[str], list[int]]:
+def _shown(result: BenchResult, workload: str | None) -> tuple[list[Target], list[int]]:
     """Return the targets that were measured, and the concurrencies at which all were: a bench may be stopped."""
     concurrencies = result.plan["concurrencies"]
     targets = [target for target in TARGETS if result.measured(target, concurrencies[0], workload)]
