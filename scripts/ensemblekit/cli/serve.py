@@ -175,7 +175,7 @@ def _say(server: "TritonServer | ManyServers", gateway: "OpenAIGateway | None") 
     address = _seen_from_outside(host, http if in_a_row else f"{http},{grpc}")
     body = '{"chat_input": "What is the capital of France?"}'
     lines = [
-        "Ready. Ctrl-C stops it.",
+        "Ready. Ctrl-C stops it; what is under way then is answered first, for up to 30 s.",
         f"  HTTP     http://{http}",
         f"  gRPC     {grpc}",
         *(f"  metrics  http://{one.metrics_url}/metrics" for one in one_by_one),
