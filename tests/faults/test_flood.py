@@ -2,9 +2,9 @@
 """Thousands of requests, good and bad and broken: each good one gets its own answer, each bad one its own error.
 
 A gRPC client that cancels while its last response is being written makes the stop of Triton 24.08 take its whole exit
-timeout (tests/servers/test_stop.py); those here that cancel do it over HTTP, or before anything was sent to them. It
-does not tell `llm` that a client of the ensemble has left, and a stop waits for what is under way: so those
-that leave ask for short answers too.
+timeout (tests/servers/test_stop.py); those here that cancel do it over HTTP, or before anything was sent to them.
+Triton does not tell `llm` that a client of the ensemble has left, and a stop waits for what is under way. So clients that
+leave ask for short answers too.
 """
 
 import asyncio

@@ -157,7 +157,7 @@ def load_tokenizer(name):
 
 
 def tokenizer_class(name):
-    """Return the class that a tokenizer's folder names; None of one that the hub has."""
+    """Return the class that a tokenizer's folder names; None where it names none, or the tokenizer is on the hub."""
     path = Path(name) / "tokenizer_config.json"
     return json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class") if path.is_file() else None
 

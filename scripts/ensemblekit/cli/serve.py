@@ -173,9 +173,10 @@ def _say(server: "TritonServer | ManyServers", gateway: "OpenAIGateway | None") 
     one_by_one = server.servers if isinstance(server, ManyServers) else (server,)
     host = server.balancer.host if isinstance(server, ManyServers) else server.options.host
     address = _seen_from_outside(host, http if in_a_row else f"{http},{grpc}")
+    rest = "" if isinstance(server, ManyServers) else " Answers under way are finished first, for up to 30 s."
     body = '{"chat_input": "What is the capital of France?"}'
     lines = [
-        "Ready. Ctrl-C stops it; what is under way then is answered first, for up to 30 s.",
+        f"Ready. Ctrl-C stops it.{rest}",
         f"  HTTP     http://{http}",
         f"  gRPC     {grpc}",
         *(f"  metrics  http://{one.metrics_url}/metrics" for one in one_by_one),

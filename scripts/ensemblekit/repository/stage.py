@@ -34,8 +34,9 @@ ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
     "cpu": {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 32, "seed": 0},
     "cuda": {"dtype": "bfloat16", "gpu_memory_utilization": 0.5, "max_model_len": 2048, "seed": 0},
 }
-# On the CPU, V1_MULTIPROCESSING=0 lets the engine's process do the model's work itself (vllm/platforms/cpu.py). With a
-# process for that, which vLLM pins to cores, a start on two cores took 15 to 20 s longer, and tokens came more slowly.
+# On the CPU, V1_MULTIPROCESSING=0 lets the engine's process compute by itself (vllm/platforms/cpu.py). vLLM's own way is
+# a second process, which it pins to cores: on two cores a start took 15 to 20 s longer with it, and tokens came more
+# slowly. Not measured on many cores.
 ENGINE_ENVIRONMENT: dict[str, dict[str, str]] = {
     "cpu": {
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -194,7 +195,7 @@ def engine_environment(device: str, *, offline: bool = False) -> dict[str, str]:
     more = ENGINE_ENVIRONMENT[device] | {"VLLM_CACHE_ROOT": str(cache_dir() / "vllm")}
     if device == "cuda":  # CUDA's own order may differ from that of nvidia-smi, which says what is free where
         more["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    usual = {name: value for name, value in more.items() if name not in os.environ}
+    usual = {name: os.environ.get(name, value) for name, value in more.items()}
     return usual | ({"HF_HUB_OFFLINE": "1"} if offline else {})
 
 
