@@ -36,11 +36,13 @@ ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 # On the CPU, V1_MULTIPROCESSING=0 lets the engine's process compute by itself (vllm/platforms/cpu.py). vLLM's own way is
 # a second process, which it pins to cores: on two cores a start took 15 to 20 s longer with it, and tokens came more
-# slowly. Not measured on many cores.
+# slowly. Not measured on many cores. Threads that wait must then sleep: beside other work, spinning ones made it four
+# times as slow.
 ENGINE_ENVIRONMENT: dict[str, dict[str, str]] = {
     "cpu": {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "VLLM_NO_USAGE_STATS": "1",
     },
