@@ -3,8 +3,8 @@
 
 A gRPC client that cancels while its last response is being written makes the stop of Triton 24.08 take its whole exit
 timeout (tests/servers/test_stop.py); those here that cancel do it over HTTP, or before anything was sent to them.
-Triton does not tell `llm` that a client of the ensemble has left, and a stop waits for what is under way. So clients that
-leave ask for short answers too.
+Triton does not tell `llm` that a client of the ensemble has left, and a stop waits for what is under way. So clients
+that leave ask for short answers too.
 """
 
 import asyncio

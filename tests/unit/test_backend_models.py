@@ -185,7 +185,9 @@ print(tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokeniz
 """
 
 
-@pytest.mark.parametrize(("named", "torch"), [("PreTrainedTokenizerFast", False), ("TokenizersBackend", False), ("Qwen2Tokenizer", True)])
+@pytest.mark.parametrize(
+    ("named", "torch"), [("PreTrainedTokenizerFast", False), ("TokenizersBackend", False), ("Qwen2Tokenizer", True)]
+)
 def test_preprocess_takes_a_plain_tokenizer_without_torch(tmp_path: Path, named: str, torch: bool) -> None:
     if find_spec("torch") is None:
         pytest.skip("needs the CPU or CUDA environment, not the quick one")

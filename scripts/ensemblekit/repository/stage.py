@@ -34,8 +34,8 @@ ENGINE_ARGUMENTS: dict[str, dict[str, Any]] = {
     "cpu": {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 32, "seed": 0},
     "cuda": {"dtype": "bfloat16", "gpu_memory_utilization": 0.5, "max_model_len": 2048, "seed": 0},
 }
-# On the CPU, V1_MULTIPROCESSING=0 lets the engine's process compute by itself (vllm/platforms/cpu.py). vLLM's own way is
-# a second process, which it pins to cores: on two cores a start took 15 to 20 s longer with it, and tokens came more
+# On the CPU, V1_MULTIPROCESSING=0 lets the engine's process compute by itself (vllm/platforms/cpu.py). vLLM's own way
+# is a second process, which it pins to cores: on two cores a start took 15 to 20 s longer with it, and tokens came more
 # slowly. Not measured on many cores. Threads that wait must then sleep: beside other work, spinning ones made it four
 # times as slow.
 ENGINE_ENVIRONMENT: dict[str, dict[str, str]] = {
