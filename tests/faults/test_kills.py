@@ -189,7 +189,7 @@ def _kill_one(
     if not (ended and gone and said):
         left = left_behind(mark, temporary) - before
         print(f"ended {ended}, gone {gone}, said {said}; left {rest} {left}\n{text[-2000:]}")
-    in_time = not serving or told_s < TOLD_S or "Ready" not in text
+    in_time = not serving or told_s < TOLD_S
     return ended and gone and said and in_time, told_s if serving else None
 
 

@@ -30,6 +30,21 @@ class TritonPythonModel:
         print("loading slowly", flush=True)
         time.sleep(600)
 """
+KILLED_ENGINE = """
+import time
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def initialize(self, args):
+        time.sleep(2)
+        failed = "Failed core proc(s): {'EngineCore': -9}"
+        raise pb_utils.TritonModelException(f"vLLM did not start: RuntimeError: See root cause above. {failed}")
+"""
+ENDS_SLOWLY = """
+import time
+class TritonPythonModel:
+    def finalize(self):
+        time.sleep(20)
+"""
 
 pytestmark = pytest.mark.server
 
@@ -51,11 +66,16 @@ def _wait(until: Callable[[], object], seconds: float = LATE_S) -> float:
 @pytest.fixture
 def slow_repository(tmp_path: Path) -> Path:
     """A repository whose one model is still loading when its process is killed."""
-    model = tmp_path / "slow_repository" / "slow"
-    (model / "1").mkdir(parents=True)
-    (model / "config.pbtxt").write_text('backend: "python"\ninstance_group [ { kind: KIND_CPU } ]\n')
-    (model / "1" / "model.py").write_text(SLOW)
-    return model.parent
+    return _repository(tmp_path / "slow_repository", slow=SLOW)
+
+
+def _repository(folder: Path, **models: str) -> Path:
+    for name, code in models.items():
+        (folder / name / "1").mkdir(parents=True)
+        config = 'backend: "python"\ninstance_group [ { kind: KIND_CPU } ]\n'
+        (folder / name / "config.pbtxt").write_text(config)
+        (folder / name / "1" / "model.py").write_text(code)
+    return folder
 
 
 def test_process_that_dies_while_loading_ends_the_start(make_server: ServerMaker, slow_repository: Path) -> None:
@@ -77,6 +97,19 @@ def test_process_that_dies_while_loading_ends_the_start(make_server: ServerMaker
     assert told_by_kit or told_by_triton in caught.value.found
     assert "dmesg" in caught.value.hint
     assert server.pid is None
+
+
+def test_start_whose_engine_was_killed_does_not_wait_for_the_other_models_with_a_fake_engine(
+    make_server: ServerMaker, tmp_path: Path
+) -> None:
+    server = make_server(_repository(tmp_path / "models", llm=KILLED_ENGINE, other=ENDS_SLOWLY))
+
+    with pytest.raises(ServerError) as caught:
+        server.start(LATE_S)
+
+    assert "the process of vLLM's engine (EngineCore) ended (signal 9); the server was stopped" in caught.value.found
+    assert "dmesg" in caught.value.hint
+    assert "failed to load all models" not in server.log_path.read_text()  # Triton would have said so at the end
 
 
 @pytest.mark.parametrize("client", [ask, ask_http])

@@ -2,6 +2,7 @@
 """The fast path: looked for at the start, never a condition; the whole model is answered with it and without."""
 
 import asyncio
+import gc
 import importlib
 import json
 import multiprocessing
@@ -141,7 +142,8 @@ def make_model(
     fake_vllm.install(monkeypatch)
     setup = importlib.import_module("triton_vllm.process_setup")
     monkeypatch.setattr(setup, "prepare_process", lambda: None)  # this process is that of all tests
-    collector = SimpleNamespace(collect=lambda: 0, freeze=lambda: None)  # not of all that the tests have made
+    # not of all that the tests have made
+    collector = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, get_objects=gc.get_objects)
     monkeypatch.setattr(importlib.import_module("triton_vllm.engine"), "gc", collector)
     made: list[AModel] = []
 
@@ -157,6 +159,23 @@ def make_model(
 @pytest.fixture
 def a_model(make_model: Callable[..., AModel]) -> AModel:
     return make_model()
+
+
+def test_engine_killed_before_vllm_can_wait_for_it_is_named_with_its_signal(
+    make_model: Callable[..., AModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), name="EngineCore_0")
+
+    def fail(arguments: Any, stat_loggers: Any = None) -> None:
+        child.start()
+        child.kill()
+        child.join()
+        raise RuntimeError("See root cause above. Failed core proc(s): {}")
+
+    monkeypatch.setattr(fake_vllm.AsyncLLM, "from_engine_args", fail)
+
+    with pytest.raises(Exception, match=r"vLLM did not start: .*Failed core proc\(s\): \{'EngineCore_0': -9\}"):
+        make_model()
 
 
 def test_whole_answer_has_the_prompt_in_front_unless_it_is_excluded(a_model: AModel) -> None:

@@ -183,6 +183,18 @@ def test_dead_process_engine_core_of_vllm_is_named(line: str) -> None:
     assert dead_process(f"before\n{line}\nafter") == "the process of vLLM's engine (EngineCore) ended"
 
 
+def test_dead_process_engine_core_that_was_killed_while_it_loaded_is_named_with_its_signal() -> None:
+    line = (
+        f'I{STAMP} pb_stub.cc:366] "Failed to initialize Python stub: TritonModelException: vLLM did not start: '
+        'RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {CODES}\\n"'
+    )
+
+    said = dead_process(line.replace("CODES", "'EngineCore': -9"))
+    assert said == "the process of vLLM's engine (EngineCore) ended (signal 9)"
+    assert dead_process(line.replace("CODES", "'EngineCore': 1")) is None
+    assert dead_process(line.replace("CODES", "")) is None
+
+
 def test_dead_process_in_what_a_model_prints_is_none() -> None:
     said = "Engine core proc EngineCore_DP0 died unexpectedly, shutting down client."
 

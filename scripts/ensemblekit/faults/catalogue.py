@@ -46,7 +46,7 @@ LAST = ("E216", "E201", "E209")
 _SEARCH = sorted(_SERVER, key=lambda entry: (entry.code in LAST and 1 + LAST.index(entry.code), entry.general))
 DEPENDS = _BY_CODE["E209"]
 # what an engine's own process says of a start that failed: more than Triton does of it
-ENGINE_REASONS = (*GPU_FAULTS, _BY_CODE["T309"])
+ENGINE_REASONS = (*GPU_FAULTS, _BY_CODE["S464"], _BY_CODE["T309"])
 # Lines of level E, or that look so, which say nothing about a failure.
 HARMLESS = (
     re.compile(r"^CudaDriverHelper has not been initialized"),  # a machine without a GPU

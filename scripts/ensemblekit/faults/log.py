@@ -64,6 +64,10 @@ _DEAD_ENGINE = re.compile(
     r"(?:\[shutdown\] MPClient: )?[Ee]ngine core .*(?:exited|died) unexpectedly",
     re.MULTILINE,
 )
+# vLLM's words while it loads, which Triton repeats some seconds later, when it has ended the model's own process
+_KILLED_ENGINE = re.compile(
+    r'pb_stub\.cc:\d+\] "?Failed to initialize Python stub: .*Failed core proc\(s\): \{[^}]*\': -(4|6|7|9|11)\b'
+)
 # what Triton says when it ends, a failed start too: first that it begins to, then that it unloads
 _ENDING = ("Waiting for in-flight requests to complete", "All models are stopped, unloading models")
 LONGEST_MESSAGE = 400  # lines of one quoted message; a traceback through a framework has about 100
@@ -336,6 +340,8 @@ def dead_process(text: str) -> str | None:
     """
     if match := _DEAD.search(text):
         return match[1]
+    if match := _KILLED_ENGINE.search(text):
+        return f"the process of vLLM's engine (EngineCore) ended (signal {match[1]})"
     return "the process of vLLM's engine (EngineCore) ended" if _DEAD_ENGINE.search(text) else None
 
 

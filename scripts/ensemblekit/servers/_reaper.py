@@ -3,7 +3,7 @@
 
 Started as `python -P _reaper.py SHM_PREFIX [--after JSON] COMMAND...` in a session of its own, with a pipe on
 standard input that only the kernel holds. It starts the command, and when the pipe closes (the kernel died,
-however it died) or says "stop", it ends the command and every process that came of it. It exits with the
+however it died) or says "stop" or "kill", it ends the command and every process that came of it. It exits with the
 command's exit code (128 + n after signal n), so that the kernel can read it. Shared memory regions that begin
 with SHM_PREFIX, which a killed Python stub leaves behind, are removed, and so is the empty folder of a killed
 Python backend. JSON is a command that is run when COMMAND has ended: it removes the container of a client
@@ -42,7 +42,7 @@ FOLDERS = "python_env_*"  # of the Python backend, one a server, for the environ
 THREADS, STARTED = 17, 19  # fields of /proc/PID/stat after the name
 NAME_FROM_END = 3  # in a stub's arguments: its instance's name, then the memory manager's, then nothing
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-STOP_WORD = b"stop"
+STOP_WORD, KILL_WORD = b"stop", b"kill"
 STOP_GRACE_S = 40.0  # Triton's own --exit-timeout-secs is 30
 ORPHAN_GRACE_S = 3.0  # nobody waits for the result any more
 POLL_S = 0.05
@@ -157,7 +157,7 @@ def _watch(child: "subprocess.Popen[bytes]", keeper: int, prefix: str) -> float 
         if os.getppid() != keeper:
             return ORPHAN_GRACE_S
         if select.select([0], [], [], POLL_S)[0]:
-            return STOP_GRACE_S if os.read(0, len(STOP_WORD)) == STOP_WORD else ORPHAN_GRACE_S
+            return {STOP_WORD: STOP_GRACE_S, KILL_WORD: 0.0}.get(os.read(0, len(STOP_WORD)), ORPHAN_GRACE_S)
         if dead := stubs.died():
             print(f"ensemblekit: {dead}; Triton does not notice, so the server is ended", flush=True)
             return 0.0

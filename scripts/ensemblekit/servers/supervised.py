@@ -18,7 +18,7 @@ from typing import TypeVar
 from ensemblekit.errors import ServerExited
 from ensemblekit.faults.log import tail
 from ensemblekit.servers import _reaper
-from ensemblekit.servers._reaper import ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
+from ensemblekit.servers._reaper import KILL_WORD, ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
 
 __all__ = ["STOP_GRACE_S", "Supervised", "SupervisedProcess", "new_prefix", "reaped", "sockets_folder", "wait_until"]
 
@@ -127,14 +127,14 @@ class SupervisedProcess:
         """End the command and all that came of it; doing so again does nothing.
 
         Args:
-            at_once: Whether what is under way is given up after a short grace.
+            at_once: Whether what is under way is given up.
 
         Returns:
             Whether its reaper ended in time; one that did not was killed.
         """
         if pipe := self._reaper.stdin:
             with contextlib.suppress(OSError):
-                pipe.write(b"" if at_once else STOP_WORD)  # a pipe that closes without the word means a short grace
+                pipe.write(KILL_WORD if at_once else STOP_WORD)
                 pipe.close()
         try:
             self._reaper.wait(STOP_GRACE_S + 4 * ORPHAN_GRACE_S)

@@ -166,7 +166,7 @@ def _open_lab(folder: Path) -> None:
         if not wait_until(opened, LAB_TIMEOUT_S):
             sys.exit("JupyterLab did not open:\n" + (folder / "lab.log").read_text(errors="replace"))
     finally:
-        lab.stop(at_once=True)
+        lab.stop()
 
 
 if __name__ == "__main__":

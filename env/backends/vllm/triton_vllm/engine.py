@@ -5,10 +5,12 @@ import asyncio
 import contextlib
 import gc
 import multiprocessing
+import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import psutil
@@ -40,6 +42,8 @@ KILL_POLL_S = 0.02
 STEP_COST_S = 0.006
 # What vLLM raises about a request: a ValueError in the older versions, an error of its own in the newer ones.
 REFUSALS = (ValueError, TypeError, OverflowError, getattr(exceptions, "VLLMClientError", ValueError))
+# What vLLM says when the pipe of its engine closed a moment before the process could be waited for.
+NOBODY_ENDED = "Failed core proc(s): {}"
 GONE_MESSAGE = "the vLLM engine has stopped after an error (see the server's log); load the model again"
 
 
@@ -88,7 +92,8 @@ class Engine:
             self._llm: AsyncLLM = asyncio.run_coroutine_threadsafe(start, self._loop).result()
         except Exception as error:
             self._end_loop()
-            raise pb_utils.TritonModelException(f"vLLM did not start: {type(error).__name__}: {error}") from error
+            reason = str(error).replace(NOBODY_ENDED, f"{NOBODY_ENDED[:-2]}{_killed_children()}")
+            raise pb_utils.TritonModelException(f"vLLM did not start: {type(error).__name__}: {reason}") from error
         self._context = int(self._llm.model_config.max_model_len)
         self._detokenizer = Detokenizer(self._llm.get_tokenizer())
         self._fast_path = self._take_fast_path(allowed=fast_path)
@@ -338,6 +343,13 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+
+
+def _killed_children() -> dict[str, int]:
+    """Return which signals ended this process's children, as exit codes by name; those told to end do not count."""
+    children = [child for child in gc.get_objects() if issubclass(type(child), BaseProcess)]
+    codes = {child.name: child.exitcode for child in children}
+    return {name: code for name, code in codes.items() if code is not None and code < 0 and code != -signal.SIGTERM}
 
 
 def _replays_decoding_alone(llm: AsyncLLM) -> bool:
