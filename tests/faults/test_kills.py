@@ -19,6 +19,7 @@ from ensemblekit.clients.grpc import ask
 from ensemblekit.errors import KitError
 from ensemblekit.paths import repo_root
 from ensemblekit.servers.attach import AttachedServer
+from tests.conftest import slowdown
 from tests.faults.conftest import LONG, Report
 
 BIN = Path(sys.executable).parent
@@ -189,7 +190,7 @@ def _kill_one(
     if not (ended and gone and said):
         left = left_behind(mark, temporary) - before
         print(f"ended {ended}, gone {gone}, said {said}; left {rest} {left}\n{text[-2000:]}")
-    in_time = not serving or told_s < TOLD_S
+    in_time = not serving or told_s < TOLD_S * slowdown()
     return ended and gone and said and in_time, told_s if serving else None
 
 

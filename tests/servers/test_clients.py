@@ -65,20 +65,20 @@ def test_ask_streaming_gives_pieces_that_join_to_the_whole(server: TritonServer,
 @both
 def test_stream_yields_a_piece_before_the_last_is_made(server: TritonServer, model: str) -> None:
     begin = time.monotonic()
-    pieces = stream(server, "Hi", model=model, sampling_parameters={"words": 4, "pause_s": 0.3})
+    pieces = stream(server, "Hi", model=model, sampling_parameters={"words": 4, "pause_s": 1.0})
 
     assert next(pieces) == "Hi 0 "
-    assert time.monotonic() - begin < 0.9
+    assert time.monotonic() - begin < 3.0
     assert list(pieces) == ["Hi 1 ", "Hi 2 ", "Hi 3 "]
 
 
 @both
 def test_ask_many_answers_at_once_and_in_order(server: TritonServer, model: str) -> None:
     begin = time.monotonic()
-    answers = asyncio.run(ask_many(server, list("abcdefgh"), model=model, sampling_parameters={"pause_s": 0.4}))
+    answers = asyncio.run(ask_many(server, list("abcdefgh"), model=model, sampling_parameters={"pause_s": 1.0}))
 
     assert [answer.text for answer in answers] == [f"{letter} 0 {letter} 1 {letter} 2 " for letter in "abcdefgh"]
-    assert time.monotonic() - begin < 8 * 0.4
+    assert time.monotonic() - begin < 8 * 1.0
 
 
 def test_ask_text_that_is_not_ascii_comes_back_whole(server: TritonServer) -> None:

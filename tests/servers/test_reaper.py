@@ -16,6 +16,7 @@ import pytest
 
 from ensemblekit.servers import _reaper
 from tests.conftest import DATA, ServerMaker
+from tests.faults.conftest import LONG
 
 GONE_S = 15.0  # grace of the reaper, twice, and what the kernel takes
 MOMENTS_S = (0.0, 0.25, 0.45, 0.7, 1.0, 1.6)  # after the parent begins to start: before the launch ... ready
@@ -234,10 +235,10 @@ def test_processes_that_come_and_go_while_the_reaper_ends_them_leave_nothing() -
 
 
 @pytest.mark.slow
-def test_twenty_kernels_killed_at_random_moments_leave_nothing(tmp_path: Path) -> None:
+def test_kernels_killed_at_random_moments_leave_nothing(tmp_path: Path) -> None:
     dice = random.Random(7632)
     kernels = []
-    for number in range(20):
+    for number in range(20 if LONG else 6):
         kernel = Kernel(tmp_path / f"kernel-{number}", DATA / "report_repository")
         kernel.wait_for("starting")
         time.sleep(dice.uniform(0, 3))

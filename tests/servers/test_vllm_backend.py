@@ -35,6 +35,7 @@ from ensemblekit.repository.stage import stage_repository
 from ensemblekit.servers.embedded import install_embedded
 from ensemblekit.servers.process import ServerOptions, TritonServer
 from ensemblekit.servers.supervised import wait_until
+from tests.conftest import slowdown
 from tests.faults.conftest import LONG as LONG_FORM
 
 RELEASE = "24.08"
@@ -469,18 +470,20 @@ def test_stopping_ends_every_process_and_the_log_is_clean(a_real_vllm_server: Tr
     began_s, ended_s = (int(hours) * 3600 + int(minutes) * 60 + float(seconds) for hours, minutes, seconds in times)
     engine_s = ended_s - began_s
     print(f"stopped in {took_s:.1f} s, of these the engine {engine_s:.1f} s")
-    assert engine_s < ENGINE_STOPPED_S
+    assert engine_s < ENGINE_STOPPED_S * slowdown()
 
 
 def test_dead_engine_is_not_alive_while_ready_says_200(a_real_vllm_server: TritonServer) -> None:
     """The last test of each server, which it may have to start anew: it kills its EngineCore."""
+    if read_parameter(a_real_vllm_server, "FAST_PATH") == "no" and not LONG_FORM:
+        pytest.skip("the long form: one more engine starts, to be killed in the same way")
     server = a_real_vllm_server if a_real_vllm_server.running else a_real_vllm_server.start(START_TIMEOUT_S)
     healthy = ask_alive(server.http_url)
     engines = [one for one in psutil.Process(server.pid).children(recursive=True) if "EngineCore" in one.name()]
     for engine in engines:
         engine.kill()
     psutil.wait_procs(engines)
-    verdicts = [ask_alive(server.http_url) for _ in range(2)]
+    verdicts, late_s = [ask_alive(server.http_url) for _ in range(2)], slowdown()
     ready = httpx.get(f"http://{server.http_url}/v2/health/ready", trust_env=False).status_code
     reason = server.why_ended
     server.kill()
@@ -488,7 +491,7 @@ def test_dead_engine_is_not_alive_while_ready_says_200(a_real_vllm_server: Trito
 
     assert (healthy.alive, healthy.model, len(engines)) == (True, "ensemble", 1)
     assert [found.alive for found in verdicts] == [False, False]
-    assert all(found.elapsed_s < DEADLINE_S + 1 for found in verdicts)
+    assert all(found.elapsed_s < DEADLINE_S + late_s for found in verdicts)
     assert ready == httpx.codes.OK
     assert reason == "the process of vLLM's engine (EngineCore) ended"
     assert "S443" in {cause.code for cause in explained.causes}

@@ -34,6 +34,7 @@ from ensemblekit.workshop.gate import Limits, Seat
 from ensemblekit.workshop.seats import seat_rows
 from ensemblekit.workshop.shared import LARGEST, SharedServer
 from ensemblekit.workshop.slides import write_slides
+from tests.conftest import slowdown
 
 pytestmark = [
     pytest.mark.server,
@@ -47,7 +48,7 @@ QUESTION = {"chat_input": "Hi", "stream": False}
 QUIET_S, PAUSE_S = 8.0, 0.5
 FLOOD = 90  # requests that one seat keeps under way: more than its share and all that may wait
 HTTP = httpx.Client(timeout=60, trust_env=False, limits=httpx.Limits(max_connections=None))
-LATE_S = 2.0  # what a quiet seat may wait at most on a busy machine
+LATE_S = 2.0  # what a quiet seat may wait at most
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +176,11 @@ def test_quiet_seats_have_no_error_while_one_floods_and_one_is_greedy(shared: Sh
         alone = np.percentile(_quiet_seconds(shared, shared.seats[2:]), 99)
         beside = np.percentile(_quiet_seconds_beside_a_flood(shared), 99)
         print(f"p99 of the quiet seats alone {alone:.3f} s, beside the flood {beside:.3f} s")
-        if beside < max(LATE_S, 5 * alone) or not again:
+        most_s = max(LATE_S * slowdown(), 5 * alone)
+        if beside < most_s or not again:
             break
 
-    assert beside < max(LATE_S, 5 * alone)
+    assert beside < most_s
 
 
 def _quiet_seconds_beside_a_flood(shared: SharedServer) -> list[float]:

@@ -19,7 +19,7 @@ from ensemblekit.paths import repo_root
 
 NOTEBOOKS = repo_root() / "tests" / "data" / "notebooks"
 STOP_TIMEOUT_S = 120
-SETS = 6
+SETS = 4
 PROGRAM = (
     "from pathlib import Path; from ensemblekit.cli import main as cli;"
     "import ensemblekit.cli.run_progress as c;"
@@ -47,7 +47,7 @@ def test_sweep_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     sweep.write_text("".join(f"- {{COUNT: {count}}}\n" for count in range(1, SETS + 1)))
     process = started(tmp_path, "--only", "01", "--sweep", str(sweep))
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while len(passed(tmp_path)) < 3 and time.monotonic() < deadline:
+    while len(passed(tmp_path)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     kernels = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
@@ -63,7 +63,7 @@ def test_sweep_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     _, said = resumed.communicate(timeout=STOP_TIMEOUT_S)
 
     assert resumed.returncode == 0, said
-    assert 3 <= len(done) < SETS
+    assert 2 <= len(done) < SETS
     assert passed(tmp_path) == {f"{count:02d}": count for count in range(1, SETS + 1)}
     assert {name: (folder / name / "executed" / "01_passes.ipynb").stat().st_mtime_ns for name in done} == times
     assert len(list(tmp_path.glob("*-sweep-*"))) == 1
