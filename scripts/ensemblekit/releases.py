@@ -12,7 +12,6 @@ from ensemblekit.paths import repo_root
 
 __all__ = [
     "FLAVOURS",
-    "FLAVOUR_TEXT",
     "DocumentedRelease",
     "Driver",
     "Flavour",
@@ -33,11 +32,6 @@ __all__ = [
 
 Flavour = Literal["vllm-image", "base-plus-vllm", "custom-build"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
-FLAVOUR_TEXT: dict[Flavour, str] = {
-    "vllm-image": "the vLLM image as NVIDIA shipped it",
-    "base-plus-vllm": "workaround 1: the base image plus the vLLM backend",
-    "custom-build": "workaround 2: a custom build with --backend=ensemble",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def test_explain_genuine_log_the_missing_platform_is_the_only_cause() -> None:
 
 
 def test_explain_genuine_log_what_followed_is_marked_as_consequence() -> None:
-    followed = [(moment.who, moment.what) for moment in explain_log(GENUINE).consequences]
+    followed = [(row.who, row.what) for row in explain_log(GENUINE).moments if row.role == "consequence"]
 
     assert ("pre", "is unloaded") in followed
     assert ("main_app", "is unloaded") in followed

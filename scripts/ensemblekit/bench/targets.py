@@ -149,7 +149,7 @@ def _as_options(arguments: dict[str, Any]) -> list[str]:
     return words
 
 
-class EngineAlone:
+class EngineAlone(Supervised):
     """The engine without a server in a process of its own, on the same device, as long as the bench runs."""
 
     def __init__(self, source: ModelSource, arguments: dict[str, Any], device: str, folder: Path) -> None:
@@ -164,7 +164,6 @@ class EngineAlone:
         self._arguments = arguments | {"model": source.engine_model}
         self._environment = os.environ | engine_environment(device, offline=source.local)
         self.log_path, self._fifo, self._job = (folder / f"engine.{end}" for end in ("log", "fifo", "json"))
-        self._process: SupervisedProcess | None = None
 
     def start(self) -> float:
         """Start the engine and return after how many seconds it was ready.
@@ -197,20 +196,18 @@ class EngineAlone:
 
     def _ask(self, job: dict[str, Any], mark: str) -> str:
         """Give it a job and return what follows the mark in the answer; vLLM prints too."""
-        process = self._process
         self._job.write_text(json.dumps(job))
         os.write(self._jobs, f"{self._job}\n".encode())
 
         def answer() -> str | None:
-            ended = process is None or process.exit_code is not None  # before the look at its last words
+            ended = not self.running  # before the look at its last words
             found = [each for each in self._log.read_new() if each.startswith(mark)]
             return found[0] if found else ("" if ended else None)
 
-        found = wait_until(answer, interval_s=ANSWER_POLL_S)
-        if found:
-            return found.removeprefix(mark).strip()
-        code = process.exit_code if process else None
-        raise _error(ServerExited, "measure the engine alone", f"it ended with exit code {code}", self.log_path)
+        if said := wait_until(answer, interval_s=ANSWER_POLL_S):
+            return said.removeprefix(mark).strip()
+        found = f"it ended with exit code {self.exit_code}"
+        raise _error(ServerExited, "measure the engine alone", found, self.log_path)
 
     def stop(self) -> None:
         """End it and all that came of it; stopping a stopped one does nothing."""

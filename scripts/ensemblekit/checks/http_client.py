@@ -14,7 +14,6 @@ __all__ = ["noticing", "sent"]
 MOST_TOKENS = 8
 TIMEOUT_S = 60.0
 LIMIT = json.dumps({"max_tokens": MOST_TOKENS})
-TEXT_NAMES = ("text_input", "prompt", "question", "text", "input", "chat-input", "chatinput")
 
 
 @task("the question was sent, and the answer is there")

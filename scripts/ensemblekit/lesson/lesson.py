@@ -13,7 +13,7 @@ from typing import Any, Literal
 from IPython.core.getipython import get_ipython
 from IPython.display import Markdown, display
 
-from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, require_vllm, splittable_checkpoint
+from ensemblekit.assets.weights import PINNED_MODEL, ModelSource, ensure_checkpoint, require_vllm
 from ensemblekit.bench.targets import VllmServe, engine_arguments
 from ensemblekit.clients.http import load_model
 from ensemblekit.diagnose.probe.start import ProbeAnswer
@@ -78,7 +78,6 @@ class Lesson:
         self,
         name: str = "models",
         *,
-        tensor_parallel: int = 1,
         replicas: int = 1,
         servers: int = 1,
         openai: bool = False,
@@ -90,7 +89,6 @@ class Lesson:
 
         Args:
             name: The folder's name under this lesson's part of the run folder.
-            tensor_parallel: Over how many GPUs one engine is spread.
             replicas: How many engines answer, each on a GPU of its own.
             servers: How many servers serve it, each on a GPU of its own.
             openai: Whether the ensemble that OpenAI's API needs is there too.
@@ -107,11 +105,10 @@ class Lesson:
         """
         return stage_repository(
             self._folder(name),
-            source=None if stand_in else self._source(tensor_parallel),
+            source=None if stand_in else self._source(),
             device=self.settings.resolved_device,
             original=Path(self.settings.repository) if self.settings.repository else None,
             engine_arguments=engine_arguments,
-            tensor_parallel=tensor_parallel,
             replicas=replicas,
             servers=servers,
             openai=openai,
@@ -119,13 +116,12 @@ class Lesson:
             retrieval=retrieval,
         )
 
-    def _source(self, parts: int) -> ModelSource | None:
+    def _source(self) -> ModelSource | None:
         if self.settings.engine == "stand-in":
             return None
         if self.settings.provider == "embedded":
             require_vllm()
-        source = ensure_checkpoint(self.settings.model, progress=StatusLine("weights"))
-        return splittable_checkpoint(source, parts) if source.local and parts > 1 else source
+        return ensure_checkpoint(self.settings.model, progress=StatusLine("weights"))
 
     def server(
         self,
@@ -292,7 +288,7 @@ class Lesson:
             FetchError: The model cannot be fetched.
             ServerError: It ended, or was not ready in time.
         """
-        source, device = self._source(1), self.settings.resolved_device
+        source, device = self._source(), self.settings.resolved_device
         if source is None:
             print("Skipped: `vllm serve` needs vLLM, and here a Python stand-in is in its place.")
             return ""

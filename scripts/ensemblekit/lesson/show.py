@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
-from types import TracebackType
 from typing import Any, Self
 
 import ipywidgets as widgets
@@ -94,9 +93,7 @@ class StatusLine:
         """Begin."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Take the line away."""
         if self._on_terminal:
             sys.stderr.write("\r\x1b[K")

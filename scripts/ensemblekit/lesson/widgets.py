@@ -36,11 +36,7 @@ PANEL_LINES = 6
 
 
 def load_panel(lesson: Lesson, server: TritonServer) -> widgets.VBox:
-    """Return a panel with a Start and a Stop button that shows each model's state while the server loads.
-
-    Raises:
-        Nothing: errors are shown in the panel.
-    """
+    """Return a panel with a Start and a Stop button that shows each model's state while the server loads."""
     start, stop = (
         widgets.Button(description="Start", button_style="success"),
         widgets.Button(description="Stop"),
@@ -97,11 +93,7 @@ def _last_lines(server: TritonServer) -> str:
 
 
 def prompt_box(server: Served) -> widgets.VBox:
-    """Return a box with a question, sliders for the sampling parameters, and the answer as it streams in.
-
-    Raises:
-        Nothing: errors are shown in the box.
-    """
+    """Return a box with a question, sliders for the sampling parameters, and the answer as it streams in."""
     question = widgets.Textarea("What is the capital of France?", layout={"width": "auto"})
     temperature = widgets.FloatSlider(0.0, min=0.0, max=1.5, step=0.1, description="temperature", style=WHOLE_LABEL)
     top_p = widgets.FloatSlider(1.0, min=0.05, max=1.0, step=0.05, description="top_p", style=WHOLE_LABEL)
@@ -153,11 +145,7 @@ def _server_row(server: RunningServer, look: Callable[[], None]) -> widgets.HBox
 
 
 def diagnosis_form(repository: Path, log: Path, server: str) -> widgets.VBox:
-    """Return a form with a field for each of the three and a button for each question.
-
-    Raises:
-        Nothing: errors are shown in the form.
-    """
+    """Return a form with a field for each of the three and a button for each question."""
     fields = {
         "Server": widgets.Text(server, description="Server", layout={"width": "100%"}),
         "Repository": widgets.Text(str(repository), description="Repository", layout={"width": "100%"}),

@@ -86,7 +86,7 @@ class MatrixResult:
         """Seconds of all cells together."""
         return sum(cell.seconds for cell in self.cells)
 
-    def table(self) -> str:
+    def __str__(self) -> str:
         """Return the cells as aligned text: release, flavour, provider, what happened, verdict."""
         rows = [("release", "flavour", "provider", "ensemble", "verdict")]
         rows += [(c.release, c.flavour, c.provider, c.state, c.verdict) for c in self.cells]
@@ -104,9 +104,6 @@ class MatrixResult:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"seconds": self.seconds, "cells": rows}, indent=2) + "\n")
         return path
-
-    def __str__(self) -> str:
-        return self.table()
 
     __repr__ = __str__
 

@@ -3,11 +3,9 @@
 
 import os
 import sys
-from types import TracebackType
 from typing import Self
 
-import httpx
-
+from ensemblekit.clients.http import answers_ok
 from ensemblekit.faults.log import TAIL_LINES
 from ensemblekit.paths import repo_root
 from ensemblekit.servers.many import ManyServers
@@ -21,7 +19,6 @@ CHAT = "chat"  # the model that clients name
 KEY_VARIABLE = "ENSEMBLEKIT_OPENAI_KEY"
 PROGRAM = repo_root() / "env" / "openai" / "gateway.py"
 START_TIMEOUT_S = 60.0  # under a second on an idle machine
-ASK_TIMEOUT_S = 2.0
 
 
 class OpenAIGateway(Supervised):
@@ -68,7 +65,7 @@ class OpenAIGateway(Supervised):
             command, self.log_path, environment=os.environ | {KEY_VARIABLE: self.key}, folder=self._server.folder
         )
         self._process.require_answer(
-            self._answers,
+            lambda: answers_ok(self.base_url.removesuffix("v1") + "health"),
             START_TIMEOUT_S,
             attempted=f"start the gateway for OpenAI's API on {self._host}:{self._port}",
             late="it did not answer in time",
@@ -77,13 +74,6 @@ class OpenAIGateway(Supervised):
         )
         return self
 
-    def _answers(self) -> bool:
-        try:
-            health = httpx.get(self.base_url.removesuffix("v1") + "health", timeout=ASK_TIMEOUT_S, trust_env=False)
-        except httpx.TransportError:
-            return False
-        return health.status_code == httpx.codes.OK
-
     def __str__(self) -> str:
         return f"model {self._model}{f', key {self.key}' if self.key else ''}"
 
@@ -91,8 +81,6 @@ class OpenAIGateway(Supervised):
         """Start."""
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Stop."""
         self.stop()

@@ -15,7 +15,6 @@ from ensemblekit.faults.log import (
     poll_errors,
     read_log,
 )
-from ensemblekit.faults.start_phases import start_phases
 
 __all__ = ["CRASH_LOG", "Kind", "StartOutcome", "outcome_of"]
 
@@ -86,11 +85,6 @@ class StartOutcome:
     def lines(self) -> tuple[LogLine, ...]:
         """The entries of the server's log."""
         return parse_log(read_log(self.log_path))
-
-    @property
-    def phases(self) -> dict[str, float]:
-        """Where the seconds went, by phase; see `ensemblekit.faults.start_phases`."""
-        return start_phases(read_log(self.log_path), self.elapsed_s)
 
     def __str__(self) -> str:
         end = {

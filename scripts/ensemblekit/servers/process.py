@@ -36,7 +36,7 @@ from ensemblekit.servers.ports import (
     new_key,
     require_free,
 )
-from ensemblekit.servers.supervised import SupervisedProcess, new_prefix, sockets_folder, wait_until
+from ensemblekit.servers.supervised import Supervised, SupervisedProcess, new_prefix, sockets_folder, wait_until
 
 __all__ = ["Installation", "ServerOptions", "TritonServer"]
 
@@ -59,7 +59,6 @@ class ServerOptions:
         explicit: `--model-control-mode=explicit`: nothing loads unless the kit asks, with this server's own key.
         load_models: Models to load at start in explicit mode; `*` is all.
         exit_on_error: False adds `--exit-on-error=false`: the server stays although models failed.
-        one_at_a_time: `--model-load-thread-count=1`: two vLLM engines must not measure free memory at once.
         ports: HTTP, gRPC and metrics ports; free ones are found if None.
         host: The address at which HTTP and gRPC listen; metrics stay on loopback.
         extra: More arguments, as they are; a control mode that is given here is open to everybody.
@@ -68,7 +67,6 @@ class ServerOptions:
     explicit: bool = False
     load_models: tuple[str, ...] = ()
     exit_on_error: bool = True
-    one_at_a_time: bool = False
     ports: tuple[int, int, int] | None = None
     host: str = LOOPBACK
     extra: tuple[str, ...] = ()
@@ -78,12 +76,11 @@ class ServerOptions:
         words = ["--model-control-mode=explicit"] if self.explicit else []
         words += [f"--load-model={name}" for name in self.load_models]
         words += [] if self.exit_on_error else ["--exit-on-error=false"]
-        words += ["--model-load-thread-count=1"] if self.one_at_a_time else []
         return [*words, *self.extra]
 
 
 @dataclass
-class TritonServer:
+class TritonServer(Supervised):
     """A server on loopback ports with its log in a file. Nothing runs until `start` or `attempt_start`.
 
     Attributes:
@@ -111,7 +108,6 @@ class TritonServer:
         self.http_port, self.grpc_port, self.metrics_port = self.options.ports or free_ports(3)
         self._shm_prefix = new_prefix()
         self._key = new_key()
-        self._process: SupervisedProcess | None = None
         self._log, self._died = LogReader(self.log_path), ""
 
     @property
@@ -151,19 +147,9 @@ class TritonServer:
         return process.pid if process and process.exit_code is None else None
 
     @property
-    def running(self) -> bool:
-        """Whether the process runs now."""
-        return self.pid is not None
-
-    @property
     def start_phases(self) -> dict[str, float]:
         """Where the seconds of the last start went, by phase; see `ensemblekit.faults.start_phases`."""
         return start_phases(read_log(self.log_path), self.started_s)
-
-    @property
-    def exit_code(self) -> int | None:
-        """How the process ended by itself, None while it runs and after `stop`."""
-        return self._process.exit_code if self._process else None
 
     @property
     def why_ended(self) -> str:

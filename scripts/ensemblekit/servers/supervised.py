@@ -156,6 +156,11 @@ class Supervised:
         process = self._process  # another thread may stop it meanwhile
         return process is not None and process.exit_code is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended by itself, None while it runs and after `stop`."""
+        return self._process.exit_code if self._process else None
+
     def stop(self) -> None:
         """End it and all that came of it; doing so again does nothing."""
         process, self._process = self._process, None

@@ -127,11 +127,6 @@ class Explanation:
     entries: int = 0
 
     @property
-    def consequences(self) -> tuple[TimelineRow, ...]:
-        """What only followed from a cause."""
-        return tuple(row for row in self.moments if row.role == "consequence")
-
-    @property
     def doubts(self) -> tuple[str, ...]:
         """What speaks against "nothing failed", in a few words each, where no cause was found."""
         about = [notice.title for notice in self.notices if notice.severity == "error"]
