@@ -14,9 +14,9 @@ import pytest
 from nbformat import v4, write
 from playwright.sync_api import Browser, Page
 
-from ensemblekit.batch.report import write_report
+from ensemblekit.batch.report import write_doctor_page, write_report
 from ensemblekit.batch.runner import LessonResult, Run
-from ensemblekit.diagnose.doctor.report import Check, DoctorReport, write_page
+from ensemblekit.diagnose.doctor.report import Check, DoctorReport
 from ensemblekit.lesson.show import table
 from tests.unit.test_report import PIXEL
 
@@ -93,7 +93,7 @@ def _doctor(folder: Path, text: str) -> Path:
         Check("lint", "warning", text, (text, f"llm: {text}"), 1.0, {text: text}),
         Check("request", "ok", text, (text,), 1.0, {}),
     )
-    return write_page(DoctorReport(Path(text), text, text, steps, text, 1.0, folder))
+    return write_doctor_page(DoctorReport(Path(text), text, text, steps, text, 1.0, folder))
 
 
 @pytest.fixture

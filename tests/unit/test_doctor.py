@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemblekit.diagnose.doctor.report import Check, DoctorReport, Plan, write_page
+from ensemblekit.batch.report import write_doctor_page
+from ensemblekit.diagnose.doctor.report import Check, DoctorReport, Plan
 from ensemblekit.diagnose.doctor.request import build_request, entry_model, tensor_of
 from ensemblekit.diagnose.doctor.server import ServerSource, start_cost
 from ensemblekit.diagnose.doctor.watchdog import ModelProcess, RequestHangs, watched
@@ -100,7 +101,8 @@ def test_watched_stand_in_process_that_is_gone_ends_the_wait(monkeypatch: pytest
 
 def test_page_escapes_what_a_server_says(tmp_path: Path) -> None:
     checks = (Check("lint", "error", "a <b>bad</b> model", ("<script>",)), Check("start", "skipped", "not tried"))
-    page = write_page(DoctorReport(Path("models"), "24.08", "", checks, "loaded x first", 1.0, tmp_path)).read_text()
+    found = DoctorReport(Path("models"), "24.08", "", checks, "loaded x first", 1.0, tmp_path)
+    page = write_doctor_page(found).read_text()
 
     assert "a &lt;b&gt;bad&lt;/b&gt; model" in page
     assert "<script>" not in page

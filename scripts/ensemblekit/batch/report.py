@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a run: one page per lesson and an index, readable without a network and without Jupyter."""
+"""Pages readable without a network and without Jupyter: the report of a run, and what a doctor found."""
 
 import json
 import re
@@ -15,10 +15,11 @@ from nbformat import NotebookNode
 
 from ensemblekit.batch.notebooks import STAND_IN
 from ensemblekit.batch.runner import LessonResult, Run
+from ensemblekit.diagnose.doctor.report import DoctorReport
 from ensemblekit.paths import repo_root
 from ensemblekit.records import read_records
 
-__all__ = ["write_report"]
+__all__ = ["write_doctor_page", "write_report"]
 
 QUICK_TEXT = (
     "Quick mode: the model llm on these pages is a Python stand-in, no vLLM ran. The Triton server, its "
@@ -38,6 +39,8 @@ TAGS = """
     a abbr b blockquote br caption code col colgroup dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img ins kbd li
     ol p pre q s samp small span strong sub summary sup table tbody td tfoot th thead tr u ul var
 """
+# what the doctor says of a check, as a class of the stylesheet
+BADGES = {"ok": "passed", "warning": "interrupted", "error": "failed", "skipped": ""}
 LONG_VALUE = 60  # characters; longer records are for the JSON file
 
 
@@ -64,6 +67,17 @@ def write_report(run: Run) -> Path:
     index = folder / "index.html"
     index.write_text(templates.get_template("index.html.j2").render(shared, rows=rows, logs=_logs(run.folder)))
     return index
+
+
+def write_doctor_page(found: DoctorReport) -> Path:
+    """Write `report.html` into the folder of what the doctor found, and return it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    page = found.folder / "report.html"
+    page.write_text(_templates().get_template("doctor.html.j2").render(found=found, badge=BADGES))
+    return page
 
 
 def _is_quick(run: Run) -> bool:

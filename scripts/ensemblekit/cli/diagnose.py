@@ -95,13 +95,14 @@ def doctor(context: click.Context, /, python: Path | None, as_json: bool, **opti
     """
     from rich.console import Console
 
-    from ensemblekit.diagnose.doctor.report import Plan, show_check, show_verdict, write_page
+    from ensemblekit.batch.report import write_doctor_page
+    from ensemblekit.diagnose.doctor.report import Plan, show_check, show_verdict
     from ensemblekit.diagnose.doctor.run import examine
 
     plan = Plan(python=python.absolute() if python else None, **options)
     console = Console()
     found = examine(plan, (lambda _check: None) if as_json else lambda check: show_check(check, console))
-    page = write_page(found)
+    page = write_doctor_page(found)
     if as_json:
         click.echo(json.dumps(found.as_dict() | {"report": str(page)}, indent=2))
     else:

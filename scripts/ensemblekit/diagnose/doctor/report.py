@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the doctor is asked and what it found, as values, as a page that needs no network, and on a terminal."""
+"""What the doctor is asked and what it found, as values and on a terminal."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Check", "DoctorReport", "Name", "Plan", "State", "shortened", "show_check", "show_verdict", "write_page"]
+__all__ = ["Check", "DoctorReport", "Name", "Plan", "State", "shortened", "show_check", "show_verdict"]
 
 Name = Literal["preflight", "probe", "lint", "start", "request"]
 State = Literal["ok", "warning", "error", "skipped"]
 STYLE = {"ok": "green", "warning": "yellow", "error": "bold red", "skipped": "dim"}
-# the classes of the stylesheet that batch reports have
-BADGE = {"ok": "passed", "warning": "interrupted", "error": "failed", "skipped": ""}
 SHOWN_VALUES, SHOWN_LETTERS = 8, 200  # of a tensor, of a text
 DEEPEST = 6  # of lists in lists
 
@@ -124,26 +122,6 @@ def shortened(value: Any, depth: int = DEEPEST) -> Any:
         found = {key: shortened(one, depth - 1) for key, one in list(value.items())[:SHOWN_VALUES]}
         return found | ({"...": f"{more} more"} if more > 0 else {})
     return [shortened(one, depth - 1) for one in value[:SHOWN_VALUES]] + ([f"... {more} more"] if more > 0 else [])
-
-
-def write_page(found: DoctorReport) -> Path:
-    """Write `report.html` into the report's folder and return it.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("ensemblekit.batch"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = found.folder / "report.html"
-    page.write_text(templates.get_template("doctor.html.j2").render(found=found, badge=BADGE))
-    return page
 
 
 def show_check(check: Check, console: "Console") -> None:
