@@ -92,7 +92,7 @@ def test_pieces_keep_a_distance_that_grows_with_the_streams(responses: Any, monk
 
 
 def test_last_piece_takes_along_what_keeps_its_distance(responses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", 0.05)
+    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", 1.0)
     request = ARequest()
     responses.chunk(request, lambda: ["a"], final=False)
     wait_for(lambda: request.triton.sent)
@@ -101,7 +101,7 @@ def test_last_piece_takes_along_what_keeps_its_distance(responses: Any, monkeypa
     time.sleep(0.01)
     responses.chunk(request, lambda: ["c"], final=True)
     wait_for(lambda: request.triton.closed)
-    time.sleep(0.06)  # the turn that "b" would have had
+    time.sleep(1.1)  # the turn that "b" would have had
 
     assert [response.text("text_output") for response, _ in request.triton.sent] == ["a", "bc"]
 
