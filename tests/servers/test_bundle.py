@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
-STEP_TIMEOUT_S = 240
+STEP_TIMEOUT_S = 1200  # a minute alone
 NO_INDEX = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1"}
 
 
