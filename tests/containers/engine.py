@@ -35,7 +35,7 @@ IMAGES = {
     "24.10-vllm-python-py3": ("24.10", "vllm-image"),
 }
 DEBOOTSTRAP_TIMEOUT_S = 900
-COMMAND_TIMEOUT_S = 300
+COMMAND_TIMEOUT_S = 1200  # a minute or two alone
 
 
 def missing() -> str:

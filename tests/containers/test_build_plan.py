@@ -18,7 +18,7 @@ from tests.conftest import DATA
 from tests.containers.conftest import MakeServer
 from tests.containers.engine import STAND_INS, Podman
 
-RUN_TIMEOUT_S = 300.0
+RUN_TIMEOUT_S = 1200.0
 # upstream's scripts say `docker`; what a restricted host's podman needs, and no question to a registry
 DOCKER = """#!/usr/bin/env bash
 words=() network=--network=host limits=(--ulimit=nofile=1024:1024 --ulimit=nproc=1024:1024)

@@ -211,7 +211,7 @@ def _answers(said: str) -> bool:
 
 def test_next_run_works(report: Report, tmp_path: Path) -> None:
     done = subprocess.run(
-        [BIN / RUN[0], *RUN[1:], "--runs-dir", tmp_path], capture_output=True, text=True, timeout=300, check=False
+        [BIN / RUN[0], *RUN[1:], "--runs-dir", tmp_path], capture_output=True, text=True, timeout=1200, check=False
     )
     report.count("the run after all kills", done.returncode == 0)
 

@@ -14,7 +14,7 @@ from ensemblekit.paths import repo_root
 from tests.faults.conftest import LONG
 from tests.notebooks.conftest import LESSONS
 
-LESSON_TIMEOUT_S = 600
+LESSON_TIMEOUT_S = 1800
 # Lessons of which no checked cell needs vLLM: in the short form with the stand-in. 03 to 06 have the real one here.
 WITH_EITHER = () if LONG else ("01", "02", "11", "12")
 DEFAULT_ENGINE, STAND_IN = 'ENGINE: str = "auto"', 'ENGINE: str = "stand-in"'
