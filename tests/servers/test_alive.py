@@ -43,6 +43,7 @@ def test_healthy_ensemble_is_found_by_itself_and_alive(a_server: TritonServer) -
     found = ask_alive(a_server.http_url, deadline_s=LATE_S)
 
     assert (found.alive, found.model, found.found) == (True, "ensemble", "answered")
+    assert found.elapsed_s < DEADLINE_S * slowdown()
     print(f"healthy: {found}")
 
 

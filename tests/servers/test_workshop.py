@@ -172,12 +172,12 @@ def test_nothing_but_questions_passes_over_grpc(shared: SharedServer) -> None:
 
 @pytest.mark.timeout(600)
 def test_quiet_seats_have_no_error_while_one_floods_and_one_is_greedy(shared: SharedServer) -> None:
-    for again in (True, True, False):  # other work on this machine makes one round late, an unfair gate makes all late
+    for _round in range(3):  # other work on this machine makes one round late, an unfair gate makes all late
         alone = np.percentile(_quiet_seconds(shared, shared.seats[2:]), 99)
         beside = np.percentile(_quiet_seconds_beside_a_flood(shared), 99)
         print(f"p99 of the quiet seats alone {alone:.3f} s, beside the flood {beside:.3f} s")
         most_s = max(LATE_S * slowdown(), 5 * alone)
-        if beside < most_s or not again:
+        if beside < most_s:
             break
 
     assert beside < most_s

@@ -211,8 +211,7 @@ class EngineAlone(Supervised):
 
     def stop(self) -> None:
         """End it and all that came of it; stopping a stopped one does nothing."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.stop(at_once=True)
+        if self._process is not None:
+            self._end(at_once=True)
             os.close(self._jobs)
             self._fifo.unlink(missing_ok=True)

@@ -262,19 +262,16 @@ class TritonServer(Supervised):
             f"http://{self.metrics_url}/metrics"
         )
 
-    def stop(self) -> None:
-        """Stop the server and all its processes; stopping a stopped server does nothing."""
-        self._end(at_once=False)
-
     def kill(self) -> None:
         """Stop the server without waiting for requests that are under way; doing so again does nothing."""
         self._end(at_once=True)
 
-    def _end(self, *, at_once: bool) -> None:
-        process, self._process = self._process, None
-        if process is not None and not process.stop(at_once=at_once):
+    def _end(self, *, at_once: bool = False) -> bool:
+        in_time = super()._end(at_once=at_once)
+        if not in_time:
             logger.warning("the reaper of %s did not end in time and was killed", self.log_path)
         self._log.close()
+        return in_time
 
     def _launch(self) -> None:
         if self.running:

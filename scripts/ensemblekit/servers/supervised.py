@@ -163,9 +163,12 @@ class Supervised:
 
     def stop(self) -> None:
         """End it and all that came of it; doing so again does nothing."""
+        self._end()
+
+    def _end(self, *, at_once: bool = False) -> bool:
+        """As `SupervisedProcess.stop`; what does not run has ended in time."""
         process, self._process = self._process, None
-        if process is not None:
-            process.stop()
+        return process is None or process.stop(at_once=at_once)
 
 
 def wait_until(

@@ -92,8 +92,10 @@ class Engine:
             self._llm: AsyncLLM = asyncio.run_coroutine_threadsafe(start, self._loop).result()
         except Exception as error:
             self._end_loop()
-            reason = str(error).replace(NOBODY_ENDED, f"{NOBODY_ENDED[:-2]}{_killed_children()}")
-            raise pb_utils.TritonModelException(f"vLLM did not start: {type(error).__name__}: {reason}") from error
+            reason = f"vLLM did not start: {type(error).__name__}: {error}"
+            if NOBODY_ENDED in reason:
+                reason = reason.replace(NOBODY_ENDED, NOBODY_ENDED.format(_killed_children()))
+            raise pb_utils.TritonModelException(reason) from error
         self._context = int(self._llm.model_config.max_model_len)
         self._detokenizer = Detokenizer(self._llm.get_tokenizer())
         self._fast_path = self._take_fast_path(allowed=fast_path)
