@@ -47,6 +47,9 @@ def places(times: dict[str, Any]) -> Iterator[tuple[Path, str, str]]:
         row = rf"\(notebooks/(?:zh/)?{name}\.ipynb\) \|.*\| {LENGTH} \|\n"
         yield repo_root() / "README.md", row, told(seconds, "table")
         yield repo_root() / "README.zh.md", row, told(seconds, "zh")
+        for readme in ("README.md", "README.zh.md"):
+            if (sample := f"passed      {name}") in (repo_root() / readme).read_text():
+                yield repo_root() / readme, rf"{sample} +(\d+\.\d s)", f"{seconds:.1f} s"
         text = NOTEBOOKS / "zh" / f"{name}.md"
         if text.exists():
             yield text, rf"\*\*时间\*\* {LENGTH}", told(seconds, "zh")
