@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton never notices that the process of a Python model died; the kit does, and ends the server."""
+"""Triton never notices that the process of a Python model died, nor that one lives that it gave up; the kit does."""
 
 import os
 import re
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ import pytest
 
 from ensemblekit.clients.grpc import ask
 from ensemblekit.clients.http import ask_http
+from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.errors import RequestError, ServerError
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from tests.conftest import DATA, START_TIMEOUT_S, ServerMaker, slowdown
@@ -39,6 +41,17 @@ class TritonPythonModel:
         failed = "Failed core proc(s): {'EngineCore': -9}"
         raise pb_utils.TritonModelException(f"vLLM did not start: RuntimeError: See root cause above. {failed}")
 """
+ONCE_SLOW = """
+import time
+from pathlib import Path
+class TritonPythonModel:
+    def initialize(self, args):
+        once = Path({once!r})
+        if not once.exists():
+            once.touch()
+            time.sleep(1)
+"""
+STOPPED_S = 4.0  # Triton gives a stub up that does not answer for one
 ENDS_SLOWLY = """
 import time
 class TritonPythonModel:
@@ -152,3 +165,28 @@ def test_serve_ends_and_names_the_process(tmp_path: Path) -> None:
     text = (tmp_path / "serve.log").read_text()
     assert "Found: the process of model llm ended (signal 9)" in text
     assert took < TOLD_S * slowdown(), text
+
+
+def test_process_that_triton_gave_up_and_waits_for_is_ended_and_the_start_made_again(
+    make_server: ServerMaker, tmp_path: Path
+) -> None:
+    once = tmp_path / "once"
+    server = make_server(_repository(tmp_path / "models", slow=ONCE_SLOW.format(once=str(once))))
+
+    def stop_it() -> None:
+        _wait(once.exists)
+        [stub] = stubs_of(server.pid, "slow")
+        process = psutil.Process(stub)
+        process.suspend()
+        time.sleep(STOPPED_S)
+        process.resume()
+
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(stop_it)
+        outcome = server.attempt_start(START_TIMEOUT_S)
+        stopped.result()
+
+    assert (outcome.kind, outcome.crashes, outcome.gave_up) == ("ready", 1, True)
+    given_up = server.log_path.with_name("server.crashed.log")
+    assert "Triton waits in vain for the end of the process of model slow: ended" in given_up.read_text()
+    assert [cause.code for cause in explain_log(given_up).causes] == ["S465"]

@@ -58,7 +58,7 @@ _SIGNS = re.compile(
     r"rror|emory|ailed|No space|Killed|137|np\.string_|NumPy|[Ss]ignal|unrecognized|healthy|fault|driver|Serialized"
     r"|Unable|must be |undefined symbol|not found|terminate called|stol|core dumped|[Aa]bort|not supported|capability"
     r"|Exception|larger than|greater than|died|not compatible|does not|No module|Version tag|Magic tag|NCCL|[Cc]annot "
-    r"|trust|json\.exception|not running|unable to|compatibility|No schema|No Op|no kernel|incompatible"
+    r"|trust|json\.exception|not running|unable to|compatibility|No schema|No Op|no kernel|incompatible|in vain"
 )
 _DIGITS = re.compile(r"\d+")
 _NUMBERS_THAT_SPEAK = ("137", "401", "403", "101", "ignal", "sm_")  # an exit code, a status, a signal: words of a fault

@@ -24,6 +24,7 @@ __all__ = [
     "ModelLoad",
     "Printed",
     "dead_process",
+    "gave_up",
     "is_ending",
     "last_line",
     "missing_library",
@@ -70,6 +71,8 @@ _KILLED_ENGINE = re.compile(
 )
 # what Triton says when it ends, a failed start too: first that it begins to, then that it unloads
 _ENDING = ("Waiting for in-flight requests to complete", "All models are stopped, unloading models")
+# of a model's process that it gave up: what the reaper says, and how the server ends when that process held a lock
+_GAVE_UP = ("ensemblekit: Triton waits in vain for the end of ", "boost::interprocess::lock_exception")
 LONGEST_MESSAGE = 400  # lines of one quoted message; a traceback through a framework has about 100
 DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 LONGEST_LINE = 64 * 1024  # bytes; what is longer is cut into pieces
@@ -348,3 +351,8 @@ def dead_process(text: str) -> str | None:
 def is_ending(text: str) -> bool:
     """Return whether the server had begun to end when the log stopped."""
     return any(words in text for words in _ENDING)
+
+
+def gave_up(text: str) -> bool:
+    """Return whether the server gave up a model's process that lived, or ended by a lock that a dead one held."""
+    return any(words in text for words in _GAVE_UP)

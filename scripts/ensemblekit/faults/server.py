@@ -119,7 +119,7 @@ SERVER_FAULTS = (
             "the process (stub) of a Python model died",
         ),
         cause="It ended without a Python exception: os._exit, a crash in native code, or the kernel's out-of-memory "
-        "killer.",
+        "killer. Or, while it loads, it did not answer for a second on a machine that stood still.",
         fix="Look at what it printed before, at `dmesg | tail`, and at the memory limit of the container.",
     ),
     _python(
@@ -134,7 +134,8 @@ SERVER_FAULTS = (
         "S411",
         "the server crashed",
         pattern=r"^Signal \((?P<signal>4|6|7|8|11)\) received|Segmentation fault|Caught signal (?P<caught>\d+)"
-        r"|terminate called (?!.*std::invalid_argument)|\(core dumped\)|Process received signal|^Aborted\b",
+        r"|terminate called (?!.*(?:std::invalid_argument|lock_exception))|\(core dumped\)|Process received signal"
+        r"|^Aborted\b",
         cause="The server's process was ended by a fault in native code, its own or a backend's.",
         fix="The stack below it names the library; the newest release may have the repair.",
         link=Doc.ISSUES,
@@ -334,5 +335,21 @@ SERVER_FAULTS = (
         pattern=r"tritonserver: (?:command )?not found|exec: \"?tritonserver\"?: executable file not found",
         cause="The image or the PATH has no program of this name; the client's image (-sdk) has none.",
         fix="Use a server's image (-py3, -vllm-python-py3, -trtllm-python-py3), or give the whole path.",
+    ),
+    _python(
+        "S465",
+        "a Python model's process was given up while it loaded",
+        pattern=r"boost::interprocess::lock_exception"
+        r"|Triton waits in vain for the end of the process of model (?P<model>[^:\s]+)",
+        found=(
+            "the server gave up the process (stub) of {model} while it loaded, and waited for its end",
+            "a thread of the server asked for a lock that a process (stub) held when it died",
+        ),
+        cause="A stub that does not answer for a second while it loads is given up, and the messages it has still to "
+        "read are freed: it crashes with the lock of the shared memory in its hand, and the next thread of the server "
+        "that asks for the lock ends the server. Or it lives, and the server waits for its end without limit. A busy "
+        "machine does that, one that slept, and whoever kills a stub at the wrong moment.",
+        fix="Start again, with less beside it. If it comes back, look in `dmesg | tail` for what was killed, and give "
+        "the server more processors and memory.",
     ),
 )

@@ -9,8 +9,9 @@ with SHM_PREFIX, which a killed Python stub leaves behind, are removed, and so i
 Python backend. JSON is a command that is run when COMMAND has ended: it removes the container of a client
 that was killed.
 
-Triton neither notices that the process of a Python model died nor ends such a process when it dies itself. So the
-reaper watches them: one that died is named in the log, and the server ended. And it is two processes: a keeper, and
+Triton neither notices that the process of a Python model died nor ends such a process when it dies itself, and for
+one that it gave up while it loaded it waits without limit. So the reaper watches them: one that died is named in the
+log, and the server ended; one for whose end the server waits in vain is ended. And it is two processes: a keeper, and
 its child that does the work. Whichever is killed, the other ends all that came of the command; what is left when both
 are killed, the next reaper of this user removes.
 """
@@ -48,6 +49,9 @@ ORPHAN_GRACE_S = 3.0  # nobody waits for the result any more
 POLL_S = 0.05
 LOOK_S = 0.3  # between two looks at the models' processes; one that is dead at two of them is not being waited for
 ORDERLY_LOOKS = 50  # one that ended as it should: a busy Triton waits for it later
+AWAITED_S = 5.0  # between two looks at what the server's threads wait for, of which it has hundreds
+LATE_LOOKS = 3  # one that was told to end, or that Triton gave up
+WAIT4 = {"61", "260"}  # its number on x86_64 and on aarch64
 TRIAL = 1 << 8  # Triton tries whether a stub can run: without arguments it ends with exit code 1 (stub_launcher.cc)
 AFTER_TIMEOUT_S = 15.0  # removing a container takes about one second
 
@@ -91,8 +95,9 @@ class _Stubs:
     def __init__(self, server: int, prefix: str) -> None:
         self.server, self._prefix, self._claimed = server, prefix, False
         self._began = time.time()
-        self._models, self._strangers, self._dead = dict[int, str](), set[int](), Counter[int]()
-        self._next_look = 0.0
+        self._models, self._strangers = dict[int, str](), set[int]()
+        self._dead, self._late = Counter[int](), Counter[int]()
+        self._next_look = self._next_awaited = 0.0
 
     def died(self) -> str | None:
         """Return which one died, and how; None while none did."""
@@ -105,6 +110,7 @@ class _Stubs:
         if stubs and not self._claimed:
             self._claimed = True
             self._claim_folder()
+        self._end_late(stubs)
         # one that still has threads is about to end: nobody can wait for it before it gave back its memory
         dead = [stub for stub in stubs if stub.state == "Z" and stub.threads <= 1]
         self._dead = Counter({stub.pid: self._dead[stub.pid] + 1 for stub in dead})
@@ -113,6 +119,19 @@ class _Stubs:
             if self._dead[stub.pid] >= (ORDERLY_LOOKS if in_order else 2):
                 return f"{self._models.get(stub.pid, 'the process of a model')} ended ({_manner(stub.status)})"
         return None
+
+    def _end_late(self, stubs: list[_Process]) -> None:
+        """End those for whose end the server has waited in vain: it goes on when they are gone."""
+        if time.monotonic() < self._next_awaited:
+            return
+        self._next_awaited = time.monotonic() + AWAITED_S
+        awaited = _awaited(self.server)
+        self._late = Counter({stub.pid: self._late[stub.pid] + 1 for stub in stubs if stub.pid in awaited})
+        for pid, looks in self._late.items():
+            if looks == LATE_LOOKS and pid in self._models:
+                print(f"ensemblekit: Triton waits in vain for the end of {self._models[pid]}: ended", flush=True)
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _claim_folder(self) -> None:
         """Note, under this server's prefix, which folder its Python backend has made just before its first stub.
@@ -137,6 +156,17 @@ class _Stubs:
             model = re.sub(r"_\d+_\d+$", "", words[-NAME_FROM_END])
             self._models[pid] = f"the process of model {model}"
         return found
+
+
+def _awaited(server: int) -> set[int]:
+    """Return the processes for whose end a thread of the server waits; none where the kernel does not tell."""
+    found = set[int]()
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{server}/task").iterdir():
+            call = (thread / "syscall").read_text().split()
+            if call[0] in WAIT4:
+                found.add(int(call[1], 16))
+    return found
 
 
 def _made(folder: Path) -> float:

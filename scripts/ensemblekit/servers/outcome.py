@@ -35,7 +35,8 @@ class StartOutcome:
         loads: What happened to each model that began to load.
         last_line: The last line of the log, where Triton says why it gives up.
         log_path: The server's log.
-        crashes: How many starts before this one ended in a crash of Triton's own, and were made again.
+        crashes: How many starts before this one ended by a fault of Triton's own, and were made again.
+        gave_up: Whether the last of them ended because Triton gave up a model's process.
     """
 
     kind: Kind
@@ -46,6 +47,7 @@ class StartOutcome:
     last_line: str
     log_path: Path
     crashes: int = 0
+    gave_up: bool = False
 
     @property
     def ready(self) -> bool:
@@ -74,12 +76,16 @@ class StartOutcome:
         """What happened on the way that is no part of the outcome; empty if nothing did."""
         if not self.crashes:
             return ""
-        return (
-            f"Triton crashed {self.crashes} time{'s' if self.crashes > 1 else ''} while it ended this failed start "
-            "(signal 11 or 6), and was started again. That is a race of its own: it unloads a model whose thread has "
-            "said that it is ready and not yet put its instance back. "
-            f"The log of the crash is {self.log_path.with_name(CRASH_LOG).name}."
+        times = f"{self.crashes} time{'s' if self.crashes > 1 else ''}"
+        what = (
+            f"Triton gave up the process of a model {times}, and was started again. It does so when the process does "
+            "not answer for a second while it loads: a machine short of time, or one that slept."
+            if self.gave_up
+            else f"Triton crashed {times} while it ended this failed start (signal 11 or 6), and was started again. "
+            "That is a race of its own: it unloads a model whose thread has said that it is ready and not yet put its "
+            "instance back."
         )
+        return f"{what} The log of that start is {self.log_path.with_name(CRASH_LOG).name}."
 
     @property
     def lines(self) -> tuple[LogLine, ...]:

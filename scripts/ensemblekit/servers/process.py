@@ -18,6 +18,7 @@ from ensemblekit.faults.log import (
     TAIL_LINES,
     LogReader,
     dead_process,
+    gave_up,
     is_ending,
     read_log,
     stub_without_library,
@@ -206,20 +207,30 @@ class TritonServer(Supervised):
     ) -> StartOutcome:
         """Start the server and return how that ended; a server that is not ready in time is stopped.
 
-        Triton crashes now and then while it ends a failed start, before it can say its exit code: the thread of a model
+        Two faults of Triton's own are none of the models, so that such a start is made again, up to three times; the
+        log of the last one is kept beside the other, and the outcome's note says which it was. Both were measured on
+        genuine 24.08.
+
+        It crashes now and then while it ends a failed start, before it can say its exit code: the thread of a model
         says that its instance is ready before it puts that back into a queue, and the unload takes from that queue
-        meanwhile. Seen on genuine 24.08 and 24.10, about once in 30 starts on a busy machine. Such a start is made
-        again, up to three times; the log of the last crash is kept beside the other, and the outcome's note says so.
+        meanwhile. About once in 30 starts on a busy machine, on 24.10 too.
+
+        It gives up a model's process that does not answer for a second while it loads, as when the machine is short
+        of time or slept, and frees messages that the process has still to read (stub_launcher.cc,
+        ReceiveMessageFromStub). Then it waits for the end of a process that lives, without limit (the reaper ends
+        that), or the process crashes with a lock in its hand, and the server is aborted by the next who asks for it.
 
         Raises:
             PortBusy: Something else listens on one of its ports.
         """
         outcome = self._attempt(timeout_s, on_poll)
         for crashes in range(1, CRASH_RETRIES + 1):
-            if outcome.exit_code not in CRASHED or not is_ending(read_log(self.log_path)):
+            log = read_log(self.log_path)
+            given_up = gave_up(log)
+            if outcome.kind != "exited" or not (given_up or (outcome.exit_code in CRASHED and is_ending(log))):
                 break
             self.log_path.replace(self.log_path.with_name(CRASH_LOG))
-            outcome = replace(self._attempt(timeout_s, on_poll), crashes=crashes)
+            outcome = replace(self._attempt(timeout_s, on_poll), crashes=crashes, gave_up=given_up)
         return outcome
 
     def _attempt(self, timeout_s: float, on_poll: Callable[[Self], None] | None) -> StartOutcome:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that crashes while it unloads the models of a failed start: Triton's race made to come, and stand-ins."""
+"""Starts that end by a fault of Triton's own are made again: its races made to come, and stand-ins that crash."""
 
 import shutil
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ensemblekit.diagnose.explain.explainer import explain_log
 from ensemblekit.lesson.lesson import open_lesson
 from ensemblekit.paths import RUN_DIR_VARIABLE
 from ensemblekit.releases import get_release
@@ -23,7 +24,6 @@ if [ -e {folder}/again ]; then exit 1; fi
 touch {folder}/again
 kill -SEGV $$
 """
-SOURCE = Path(__file__).with_name("slow_wake.c")
 
 pytestmark = pytest.mark.server
 
@@ -33,9 +33,10 @@ pytestmark = pytest.mark.server
     [
         ("All models are stopped, unloading models", 1),
         ("Waiting for in-flight requests to complete.", 1),
+        ("what():  boost::interprocess::lock_exception", 1),
         ("loading: pre:0", 139),
     ],
-    ids=["while-unloading-once-more", "while-it-begins-to-end-once-more", "elsewhere-as-it-is"],
+    ids=["while-unloading-once-more", "beginning-to-end-once-more", "by-a-lost-lock-once-more", "elsewhere-as-it-is"],
 )
 def test_stand_in_that_crashes(tmp_path: Path, words: str, code: int) -> None:
     program = tmp_path / "tritonserver"
@@ -66,22 +67,20 @@ def kit_repository(tmp_path: Path) -> Path:
     return stage_repository(tmp_path / "models", source=None, device="cpu").path
 
 
-@pytest.fixture
-def slow_wake(tmp_path: Path) -> Path:
-    """A library that makes the threads of models go on late, so that the race is lost every time."""
+def _library(folder: Path, name: str) -> str:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler here, to make the library that lets Triton lose its race")
-    library = tmp_path / "slow_wake.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"], check=True)
-    return library
+    source, library = Path(__file__).with_name(f"{name}.c"), folder / f"{name}.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    return str(library)
 
 
 def test_triton_that_loses_its_race_is_started_again_and_the_note_says_so(
-    make_server: ServerMaker, kit_repository: Path, slow_wake: Path, tmp_path: Path
+    make_server: ServerMaker, kit_repository: Path, tmp_path: Path
 ) -> None:
     server = make_server(kit_repository, flavour="vllm-image")
-    server.environment = {"LD_PRELOAD": str(slow_wake), "SLOW_WAKE_ONCE": str(tmp_path / "once")}
+    server.environment = {"LD_PRELOAD": _library(tmp_path, "slow_wake"), "SLOW_WAKE_ONCE": str(tmp_path / "once")}
 
     outcome = server.attempt_start(START_TIMEOUT_S)
 
@@ -90,6 +89,25 @@ def test_triton_that_loses_its_race_is_started_again_and_the_note_says_so(
     assert outcome.note.startswith("Triton crashed ")
     assert "signal" not in str(outcome)
     assert server.log_path.with_name("server.crashed.log").exists()
+
+
+@pytest.mark.parametrize("release", ["24.08", "24.10"])
+def test_triton_that_gave_up_a_process_and_lost_its_lock_is_started_again(
+    make_server: ServerMaker, kit_repository: Path, tmp_path: Path, release: str
+) -> None:
+    once = tmp_path / "once"
+    server = make_server(kit_repository, release=release)
+    server.environment = {"LD_PRELOAD": _library(tmp_path, "stopped_stub"), "STOPPED_STUB": "preprocess_0_0"}
+    server.environment["STOPPED_ONCE"] = str(once)
+
+    outcome = server.attempt_start(START_TIMEOUT_S)
+
+    assert once.exists()
+    assert (outcome.kind, outcome.gave_up) == ("ready", True)
+    assert outcome.note.startswith("Triton gave up the process of a model ")
+    crashed = server.log_path.with_name("server.crashed.log")
+    assert "boost::interprocess::lock_exception" in crashed.read_text()
+    assert [cause.code for cause in explain_log(crashed).causes] == ["S465"]
 
 
 def test_lesson_says_on_its_page_that_triton_crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
