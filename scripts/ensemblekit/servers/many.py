@@ -13,7 +13,6 @@ from ensemblekit.errors import ServerError
 from ensemblekit.gpu import VISIBLE_VARIABLE, require_gpus
 from ensemblekit.paths import repo_root
 from ensemblekit.servers.nginx import Nginx, reachable, require_listening
-from ensemblekit.servers.outcome import CRASH_LOG
 from ensemblekit.servers.ports import LOOPBACK, free_ports
 from ensemblekit.servers.process import READY_TIMEOUT_S, TritonServer
 
@@ -155,17 +154,12 @@ class ManyServers:
         while not self._stopped.wait(WATCH_S):
             if (server.running and not server.why_ended) or self._stopped.is_set():
                 continue
-            why = server.why_ended or f"it ended with exit code {server.exit_code}"
-            tell(f"The server at {server.http_url}: {why}; starting it again.")
-            server.kill()
-            server.log_path.replace(server.log_path.with_name(CRASH_LOG))
             try:
-                server.start(timeout_s)
+                server.start_again(timeout_s, tell)
             except ServerError as error:
                 if not self._stopped.is_set():
                     tell(f"The server at {server.http_url} is left out: {error.found}. Its log: {server.log_path}")
                 raise
-            tell(f"The server at {server.http_url} is ready again after {server.started_s:.1f} s.")
 
     def _end(self, keepers: list[Future[None]]) -> None:
         """Stop, until no server is being started any more."""

@@ -267,6 +267,23 @@ class TritonServer(Supervised):
         self._died = self._died or dead_process(new) or ""
         return new
 
+    def start_again(self, timeout_s: float, tell: Callable[[str], None]) -> None:
+        """Start at the same ports after it ended; the log of what ended is kept beside the other.
+
+        Args:
+            timeout_s: Seconds it may take.
+            tell: Gets a line of why it ended, and one when it is back.
+
+        Raises:
+            ServerError: It could not be started again.
+        """
+        why = self.why_ended or f"it ended with exit code {self.exit_code}"
+        tell(f"The server at {self.http_url}: {why}; starting it again.")
+        self.kill()
+        self.log_path.replace(self.log_path.with_name(CRASH_LOG))
+        self.start(timeout_s)
+        tell(f"The server at {self.http_url} is ready again after {self.started_s:.1f} s.")
+
     def answers(self) -> bool:
         """Return whether the server says it is ready and serves its metrics."""
         return answers_ok(f"http://{self.http_url}/v2/health/ready") and answers_ok(

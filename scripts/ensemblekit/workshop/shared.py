@@ -11,7 +11,7 @@ from typing import Self
 
 import psutil
 
-from ensemblekit.errors import ServerExited
+from ensemblekit.errors import ServerError
 from ensemblekit.lesson.lesson import Lesson
 from ensemblekit.paths import RUN_DIR_VARIABLE, new_run_id, runs_dir
 from ensemblekit.repository.config import set_parameter, write_config
@@ -67,26 +67,32 @@ class SharedServer:
             raise
 
     def keep(self, tell: Callable[[str], None]) -> None:
-        """Wait until Triton ends or `stop` is called; an nginx that was killed is started again.
+        """Start again what ends, Triton or nginx, until `stop` is called; the keys stay.
 
         Args:
             tell: Gets a line when that happens.
 
         Raises:
-            ServerExited: Triton ended, or cannot answer any more.
+            ServerError: One of them could not be started again.
         """
-        while self.server.running and not self.server.why_ended and not self._stopped.wait(WATCH_S):
-            if not self.gate.running and not self._stopped.is_set():  # in this order: `stop` says so before it ends it
-                tell("The gate (nginx) ended, starting it again.")
-                self.gate.start()
-        if self._stopped.is_set():
-            return
-        raise ServerExited(
-            "keep the shared server running",
-            found=self.server.why_ended or f"Triton ended by itself with exit code {self.server.exit_code}",
-            hint="read its log, then start the workshop's server again; the keys will be new ones",
-            log_path=self.server.log_path,
-        )
+        try:
+            while not self._stopped.wait(WATCH_S):
+                ended = not self.server.running or bool(self.server.why_ended)
+                closed = not self.gate.running
+                if self._stopped.is_set():  # in this order: `stop` says so before it ends them
+                    return
+                if ended:
+                    self.server.start_again(self._lesson.settings.ready_timeout_s, tell)
+                elif closed:
+                    tell("The gate (nginx) ended, starting it again.")
+                    self.gate.start()
+        except ServerError:
+            if not self._stopped.is_set():
+                raise
+        finally:
+            if self._stopped.is_set():
+                self.gate.stop()  # what was being started meanwhile
+                self.server.kill()
 
     def stop(self) -> None:
         """Stop both; doing so again does nothing."""
