@@ -119,7 +119,8 @@ SERVER_FAULTS = (
             "the process (stub) of a Python model died",
         ),
         cause="It ended without a Python exception: os._exit, a crash in native code, or the kernel's out-of-memory "
-        "killer. Or, while it loads, it did not answer for a second on a machine that stood still.",
+        "killer. Or it did not answer for a second on a machine that stood still: while it loads, and from 24.10 on "
+        "while it answers a request, too (python_be.cc of r24.10).",
         fix="Look at what it printed before, at `dmesg | tail`, and at the memory limit of the container.",
     ),
     _python(
