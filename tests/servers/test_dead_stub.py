@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -41,17 +40,19 @@ class TritonPythonModel:
         failed = "Failed core proc(s): {'EngineCore': -9}"
         raise pb_utils.TritonModelException(f"vLLM did not start: RuntimeError: See root cause above. {failed}")
 """
-ONCE_SLOW = """
-import time
+STANDS_STILL_ONCE = """
+import os
+import signal
+import subprocess
 from pathlib import Path
 class TritonPythonModel:
     def initialize(self, args):
         once = Path({once!r})
         if not once.exists():
             once.touch()
-            time.sleep(1)
+            subprocess.Popen(["sh", "-c", "sleep 4; kill -CONT %d" % os.getpid()])
+            os.kill(os.getpid(), signal.SIGSTOP)
 """
-STOPPED_S = 4.0  # Triton gives a stub up that does not answer for one
 ENDS_SLOWLY = """
 import time
 class TritonPythonModel:
@@ -170,23 +171,13 @@ def test_serve_ends_and_names_the_process(tmp_path: Path) -> None:
 def test_process_that_triton_gave_up_and_waits_for_is_ended_and_the_start_made_again(
     make_server: ServerMaker, tmp_path: Path
 ) -> None:
-    once = tmp_path / "once"
-    server = make_server(_repository(tmp_path / "models", slow=ONCE_SLOW.format(once=str(once))))
+    model = STANDS_STILL_ONCE.format(once=str(tmp_path / "once"))
+    server = make_server(_repository(tmp_path / "models", still=model))
 
-    def stop_it() -> None:
-        _wait(once.exists)
-        [stub] = stubs_of(server.pid, "slow")
-        process = psutil.Process(stub)
-        process.suspend()
-        time.sleep(STOPPED_S)
-        process.resume()
+    outcome = server.attempt_start(START_TIMEOUT_S)
 
-    with ThreadPoolExecutor(1) as pool:
-        stopped = pool.submit(stop_it)
-        outcome = server.attempt_start(START_TIMEOUT_S)
-        stopped.result()
-
-    assert (outcome.kind, outcome.crashes, outcome.gave_up) == ("ready", 1, True)
+    assert (outcome.kind, outcome.gave_up) == ("ready", True)
+    assert outcome.crashes >= 1  # a busy machine may spoil the next one, too
     given_up = server.log_path.with_name("server.crashed.log")
-    assert "Triton waits in vain for the end of the process of model slow: ended" in given_up.read_text()
+    assert "Triton waits in vain for the end of the process of model still: ended" in given_up.read_text()
     assert [cause.code for cause in explain_log(given_up).causes] == ["S465"]

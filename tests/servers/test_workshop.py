@@ -330,7 +330,7 @@ def test_killed_gate_comes_back_and_the_keys_stay(shared: SharedServer) -> None:
 def test_killed_server_comes_back_and_the_keys_stay(gone: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ENSEMBLEKIT_RUN_DIR", str(tmp_path))
     told, meanwhile = list[str](), list[httpx.Response]()
-    with _start(seats=1) as made, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, _start(seats=1) as made:
 
         def tell(line: str) -> None:
             told.append(line)
@@ -358,7 +358,7 @@ def test_killed_server_comes_back_and_the_keys_stay(gone: str, monkeypatch: pyte
 
 def test_server_that_cannot_be_started_again_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ENSEMBLEKIT_RUN_DIR", str(tmp_path))
-    with _start(seats=1) as made, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, _start(seats=1) as made:
         kept = pool.submit(made.keep, list[str]().append)
         (made.server.repository / "preprocess" / "1" / "model.py").write_text("raise RuntimeError('gone')")
         psutil.Process(made.server.pid).children()[0].kill()

@@ -25,6 +25,7 @@ __all__ = [
     "Printed",
     "dead_process",
     "gave_up",
+    "has_lost_lock",
     "is_ending",
     "last_line",
     "missing_library",
@@ -71,8 +72,9 @@ _KILLED_ENGINE = re.compile(
 )
 # what Triton says when it ends, a failed start too: first that it begins to, then that it unloads
 _ENDING = ("Waiting for in-flight requests to complete", "All models are stopped, unloading models")
-# of a model's process that it gave up: what the reaper says, and how the server ends when that process held a lock
-_GAVE_UP = ("ensemblekit: Triton waits in vain for the end of ", "boost::interprocess::lock_exception")
+# of a model's process that Triton gave up: what the reaper says, and how the server ends when that process held a lock
+_IN_VAIN = re.compile(r"^ensemblekit: Triton waits in vain for the end of the process of model (\S+): ended$", re.M)
+_LOST_LOCK = "terminate called after throwing an instance of 'boost::interprocess::lock_exception'"
 LONGEST_MESSAGE = 400  # lines of one quoted message; a traceback through a framework has about 100
 DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 LONGEST_LINE = 64 * 1024  # bytes; what is longer is cut into pieces
@@ -354,5 +356,15 @@ def is_ending(text: str) -> bool:
 
 
 def gave_up(text: str) -> bool:
-    """Return whether the server gave up a model's process that lived, or ended by a lock that a dead one held."""
-    return any(words in text for words in _GAVE_UP)
+    r"""Return whether a load failed because Triton gave up a process that lived, and that the reaper ended.
+
+    >>> line = "ensemblekit: Triton waits in vain for the end of the process of model llm: ended"
+    >>> gave_up(f"{line}\nStub process 'llm_0_0' is not healthy."), gave_up(line)
+    (True, False)
+    """
+    return any(f"Stub process '{match[1]}_" in text[match.end() :] for match in _IN_VAIN.finditer(text))
+
+
+def has_lost_lock(text: str) -> bool:
+    """Return whether the server ended by a lock that the process of a model held when it died."""
+    return _LOST_LOCK in text

@@ -339,18 +339,21 @@ SERVER_FAULTS = (
     ),
     _python(
         "S465",
-        "a Python model's process was given up while it loaded",
-        pattern=r"boost::interprocess::lock_exception"
-        r"|Triton waits in vain for the end of the process of model (?P<model>[^:\s]+)",
-        found=(
-            "the server gave up the process (stub) of {model} while it loaded, and waited for its end",
-            "a thread of the server asked for a lock that a process (stub) held when it died",
-        ),
-        cause="A stub that does not answer for a second while it loads is given up, and the messages it has still to "
-        "read are freed: it crashes with the lock of the shared memory in its hand, and the next thread of the server "
-        "that asks for the lock ends the server. Or it lives, and the server waits for its end without limit. A busy "
-        "machine does that, one that slept, and whoever kills a stub at the wrong moment.",
-        fix="Start again, with less beside it. If it comes back, look in `dmesg | tail` for what was killed, and give "
-        "the server more processors and memory.",
+        "a Python model's process was given up",
+        pattern=r"Triton waits in vain for the end of the process of model (?P<model>[^:\s]+)",
+        found=("the server gave up the process (stub) of {model} while it loaded, and waited for its end",),
+        cause="A stub that does not answer for a second while it loads is given up. The server then waits for its end "
+        "without limit, and the stub waits for messages. A busy machine does that, and one that slept.",
+        fix="Start again, with less beside it; if it comes back, give the server more processors and memory.",
+    ),
+    _python(
+        "S466",
+        "a process died while it held the server's lock",
+        pattern=r"boost::interprocess::lock_exception",
+        cause="The server and the processes (stubs) of its Python models lock the memory that they share. One died "
+        "with that lock, and the server ends when it asks for it. A stub dies so when the server gave it up, because "
+        "it did not answer for a second while it loaded (from 24.10 on: or answered a request) on a busy machine or "
+        "one that slept; or it was killed, or crashed by itself.",
+        fix="Start again, with less beside it. If it comes back, look in `dmesg | tail` for what was killed.",
     ),
 )

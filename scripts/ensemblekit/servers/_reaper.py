@@ -3,17 +3,17 @@
 
 Started as `python -P _reaper.py SHM_PREFIX [--after JSON] COMMAND...` in a session of its own, with a pipe on
 standard input that only the kernel holds. It starts the command, and when the pipe closes (the kernel died,
-however it died) or says "stop" or "kill", it ends the command and every process that came of it. It exits with the
-command's exit code (128 + n after signal n), so that the kernel can read it. Shared memory regions that begin
-with SHM_PREFIX, which a killed Python stub leaves behind, are removed, and so is the empty folder of a killed
-Python backend. JSON is a command that is run when COMMAND has ended: it removes the container of a client
-that was killed.
+however it died) or says "stop" or "kill", it ends the command and every process that came of it; "live" says that
+the server is ready. It exits with the command's exit code (128 + n after signal n), so that the kernel can read it.
+Shared memory regions that begin with SHM_PREFIX, which a killed Python stub leaves behind, are removed, and so is
+the empty folder of a killed Python backend. JSON is a command that is run when COMMAND has ended: it removes the
+container of a client that was killed.
 
 Triton neither notices that the process of a Python model died nor ends such a process when it dies itself, and for
 one that it gave up while it loaded it waits without limit. So the reaper watches them: one that died is named in the
-log, and the server ended; one for whose end the server waits in vain is ended. And it is two processes: a keeper, and
-its child that does the work. Whichever is killed, the other ends all that came of the command; what is left when both
-are killed, the next reaper of this user removes.
+log, and the server ended; one for whose end a server that starts waits in vain is ended. And it is two processes: a
+keeper, and its child that does the work. Whichever is killed, the other ends all that came of the command; what is
+left when both are killed, the next reaper of this user removes.
 """
 
 import contextlib
@@ -43,14 +43,14 @@ FOLDERS = "python_env_*"  # of the Python backend, one a server, for the environ
 THREADS, STARTED = 17, 19  # fields of /proc/PID/stat after the name
 NAME_FROM_END = 3  # in a stub's arguments: its instance's name, then the memory manager's, then nothing
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-STOP_WORD, KILL_WORD = b"stop", b"kill"
+STOP_WORD, KILL_WORD, READY_WORD = b"stop", b"kill", b"live"
 STOP_GRACE_S = 40.0  # Triton's own --exit-timeout-secs is 30
 ORPHAN_GRACE_S = 3.0  # nobody waits for the result any more
 POLL_S = 0.05
 LOOK_S = 0.3  # between two looks at the models' processes; one that is dead at two of them is not being waited for
 ORDERLY_LOOKS = 50  # one that ended as it should: a busy Triton waits for it later
 AWAITED_S = 5.0  # between two looks at what the server's threads wait for, of which it has hundreds
-LATE_LOOKS = 3  # one that was told to end, or that Triton gave up
+LATE_LOOKS = 6  # one that Triton gave up; of a start that fails also one that is told to end, as late as Triton's own
 WAIT4 = {"61", "260"}  # its number on x86_64 and on aarch64
 TRIAL = 1 << 8  # Triton tries whether a stub can run: without arguments it ends with exit code 1 (stub_launcher.cc)
 AFTER_TIMEOUT_S = 15.0  # removing a container takes about one second
@@ -96,8 +96,9 @@ class _Stubs:
         self.server, self._prefix, self._claimed = server, prefix, False
         self._began = time.time()
         self._models, self._strangers = dict[int, str](), set[int]()
-        self._dead, self._late = Counter[int](), Counter[int]()
+        self._dead, self._late, self._ended = Counter[int](), Counter[int](), set[int]()
         self._next_look = self._next_awaited = 0.0
+        self.ready = False  # then one for whose end Triton waits is being unloaded, which may take its time
 
     def died(self) -> str | None:
         """Return which one died, and how; None while none did."""
@@ -110,12 +111,14 @@ class _Stubs:
         if stubs and not self._claimed:
             self._claimed = True
             self._claim_folder()
-        self._end_late(stubs)
+        if stubs and not self.ready:
+            self._end_late(stubs)
         # one that still has threads is about to end: nobody can wait for it before it gave back its memory
         dead = [stub for stub in stubs if stub.state == "Z" and stub.threads <= 1]
         self._dead = Counter({stub.pid: self._dead[stub.pid] + 1 for stub in dead})
         for stub in dead:
             in_order = stub.status == 0 or (stub.status == TRIAL and stub.pid not in self._models)
+            in_order = in_order or stub.pid in self._ended
             if self._dead[stub.pid] >= (ORDERLY_LOOKS if in_order else 2):
                 return f"{self._models.get(stub.pid, 'the process of a model')} ended ({_manner(stub.status)})"
         return None
@@ -130,6 +133,7 @@ class _Stubs:
         for pid, looks in self._late.items():
             if looks == LATE_LOOKS and pid in self._models:
                 print(f"ensemblekit: Triton waits in vain for the end of {self._models[pid]}: ended", flush=True)
+                self._ended.add(pid)
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -161,8 +165,8 @@ class _Stubs:
 def _awaited(server: int) -> set[int]:
     """Return the processes for whose end a thread of the server waits; none where the kernel does not tell."""
     found = set[int]()
-    with contextlib.suppress(OSError):
-        for thread in Path(f"/proc/{server}/task").iterdir():
+    for thread in Path(f"/proc/{server}/task").glob("*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or the kernel lets nobody look
             call = (thread / "syscall").read_text().split()
             if call[0] in WAIT4:
                 found.add(int(call[1], 16))
@@ -187,7 +191,10 @@ def _watch(child: "subprocess.Popen[bytes]", keeper: int, prefix: str) -> float 
         if os.getppid() != keeper:
             return ORPHAN_GRACE_S
         if select.select([0], [], [], POLL_S)[0]:
-            return {STOP_WORD: STOP_GRACE_S, KILL_WORD: 0.0}.get(os.read(0, len(STOP_WORD)), ORPHAN_GRACE_S)
+            word = os.read(0, len(STOP_WORD))
+            if word != READY_WORD:
+                return {STOP_WORD: STOP_GRACE_S, KILL_WORD: 0.0}.get(word, ORPHAN_GRACE_S)
+            stubs.ready = True
         if dead := stubs.died():
             print(f"ensemblekit: {dead}; Triton does not notice, so the server is ended", flush=True)
             return 0.0

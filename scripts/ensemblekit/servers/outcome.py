@@ -85,7 +85,7 @@ class StartOutcome:
             "That is a race of its own: it unloads a model whose thread has said that it is ready and not yet put its "
             "instance back."
         )
-        return f"{what} The log of that start is {self.log_path.with_name(CRASH_LOG).name}."
+        return f"{what} The log of the last such start is {self.log_path.with_name(CRASH_LOG).name}."
 
     @property
     def lines(self) -> tuple[LogLine, ...]:

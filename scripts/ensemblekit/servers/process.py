@@ -19,6 +19,7 @@ from ensemblekit.faults.log import (
     LogReader,
     dead_process,
     gave_up,
+    has_lost_lock,
     is_ending,
     read_log,
     stub_without_library,
@@ -109,7 +110,7 @@ class TritonServer(Supervised):
         self.http_port, self.grpc_port, self.metrics_port = self.options.ports or free_ports(3)
         self._shm_prefix = new_prefix()
         self._key = new_key()
-        self._log, self._died = LogReader(self.log_path), ""
+        self._log, self._died, self._was_stopped = LogReader(self.log_path), "", False
 
     @property
     def _host(self) -> str:
@@ -218,16 +219,16 @@ class TritonServer(Supervised):
         It gives up a model's process that does not answer for a second while it loads, as when the machine is short
         of time or slept, and frees messages that the process has still to read (stub_launcher.cc,
         ReceiveMessageFromStub). Then it waits for the end of a process that lives, without limit (the reaper ends
-        that), or the process crashes with a lock in its hand, and the server is aborted by the next who asks for it.
+        that), or the process crashes while it holds a lock, and the server is aborted by the next who asks for that.
 
         Raises:
             PortBusy: Something else listens on one of its ports.
         """
         outcome = self._attempt(timeout_s, on_poll)
         for crashes in range(1, CRASH_RETRIES + 1):
-            log = read_log(self.log_path)
-            given_up = gave_up(log)
-            if outcome.kind != "exited" or not (given_up or (outcome.exit_code in CRASHED and is_ending(log))):
+            log, crashed = read_log(self.log_path), outcome.exit_code in CRASHED
+            given_up = gave_up(log) or (crashed and has_lost_lock(log))
+            if outcome.kind != "exited" or self._was_stopped or not (given_up or (crashed and is_ending(log))):
                 break
             self.log_path.replace(self.log_path.with_name(CRASH_LOG))
             outcome = replace(self._attempt(timeout_s, on_poll), crashes=crashes, gave_up=given_up)
@@ -245,8 +246,11 @@ class TritonServer(Supervised):
             self.stop()
             raise
         elapsed = time.monotonic() - begin
+        self._was_stopped = self._process is not process  # by another thread
         if kind == "ready":
             self.started_s = elapsed
+            if process:
+                process.say_ready()
         else:
             self.kill()  # what never became ready holds no request worth waiting for
         code = process.exit_code if process and kind == "exited" else None
@@ -267,12 +271,15 @@ class TritonServer(Supervised):
         self._died = self._died or dead_process(new) or ""
         return new
 
-    def start_again(self, timeout_s: float, tell: Callable[[str], None]) -> None:
-        """Start at the same ports after it ended; the log of what ended is kept beside the other.
+    def start_again(
+        self, timeout_s: float, tell: Callable[[str], None], on_poll: Callable[[Self], None] | None = None
+    ) -> None:
+        """Start at the same ports after it ended; the log of what ended last is kept beside the other.
 
         Args:
             timeout_s: Seconds it may take.
             tell: Gets a line of why it ended, and one when it is back.
+            on_poll: As for `start`.
 
         Raises:
             ServerError: It could not be started again.
@@ -281,7 +288,7 @@ class TritonServer(Supervised):
         tell(f"The server at {self.http_url}: {why}; starting it again.")
         self.kill()
         self.log_path.replace(self.log_path.with_name(CRASH_LOG))
-        self.start(timeout_s)
+        self.start(timeout_s, on_poll)
         tell(f"The server at {self.http_url} is ready again after {self.started_s:.1f} s.")
 
     def answers(self) -> bool:

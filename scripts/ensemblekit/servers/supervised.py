@@ -18,7 +18,7 @@ from typing import TypeVar
 from ensemblekit.errors import ServerExited
 from ensemblekit.faults.log import tail
 from ensemblekit.servers import _reaper
-from ensemblekit.servers._reaper import KILL_WORD, ORPHAN_GRACE_S, STOP_GRACE_S, STOP_WORD
+from ensemblekit.servers._reaper import KILL_WORD, ORPHAN_GRACE_S, READY_WORD, STOP_GRACE_S, STOP_WORD
 
 __all__ = ["STOP_GRACE_S", "Supervised", "SupervisedProcess", "new_prefix", "reaped", "sockets_folder", "wait_until"]
 
@@ -98,6 +98,13 @@ class SupervisedProcess:
     def exit_code(self) -> int | None:
         """How the command ended (128 + n after signal n), None while it runs."""
         return self._reaper.poll()
+
+    def say_ready(self) -> None:
+        """Tell its reaper that it has started: what is slow to end from now on is being unloaded, not given up."""
+        if pipe := self._reaper.stdin:
+            with contextlib.suppress(OSError, ValueError):  # it ended, or was stopped meanwhile
+                pipe.write(READY_WORD)
+                pipe.flush()
 
     def require_answer(
         self, answers: Callable[[], bool], timeout_s: float, *, attempted: str, late: str, hint: str, tail_lines: int

@@ -82,7 +82,7 @@ class SharedServer:
                 if self._stopped.is_set():  # in this order: `stop` says so before it ends them
                     return
                 if ended:
-                    self.server.start_again(self._lesson.settings.ready_timeout_s, tell)
+                    self.server.start_again(self._lesson.settings.ready_timeout_s, tell, self._end_if_stopped)
                 elif closed:
                     tell("The gate (nginx) ended, starting it again.")
                     self.gate.start()
@@ -93,6 +93,10 @@ class SharedServer:
             if self._stopped.is_set():
                 self.gate.stop()  # what was being started meanwhile
                 self.server.kill()
+
+    def _end_if_stopped(self, server: TritonServer) -> None:
+        if self._stopped.is_set():
+            server.kill()
 
     def stop(self) -> None:
         """Stop both; doing so again does nothing."""

@@ -29,8 +29,8 @@ HIDDEN = "HTTP 500 \"failed to load '{model}', failed to poll from model reposit
 TIMELINE_ROWS = 60  # what a reader can take in; the middle is left out
 FAILURES = ("refused", "failed", "blocked", "stub", "start", "died")
 ABSENT, NOT_THERE = "E201", "S426"
-DIED, GIVEN_UP = "S409", "S465"
-CRASHES = ("S411", "S414")
+DIED, GIVEN_UP, CRASHED, LOST_LOCK = "S409", "S465", "S411", "S466"
+CRASHES = ("S411", "S414", "S466")
 PARSE = ("E116", "E117")
 BEFORE = 6  # lines between a parser's complaint and the refusal of the config that it is about
 _QUOTED = re.compile(
@@ -288,13 +288,16 @@ def _roots(seen: Sequence[LogEvent]) -> list[LogEvent]:
     broken = {each.model for each in seen if each.kind in ("refused", "failed", "stub") and each.model}
     # what an ensemble lacks is told as that ensemble's failure
     told = broken.union(*(_missing(each) for each in seen if _has(each, ABSENT)))
-    given_up = {each.values.get("model") for each in seen if _has(each, GIVEN_UP)}
+    given_up = {each.values.get("model"): each for each in seen if _has(each, GIVEN_UP)}
+    lost = [each.number for each in seen if _has(each, LOST_LOCK)]
     roots = list[LogEvent]()
     for each in seen:
         if each.kind not in FAILURES or (each.kind == "died" and _is_told_by_load(each, seen)):
             continue
-        if _has(each, DIED) and each.model in given_up:  # not by itself
+        if _has(each, CRASHED) and any(0 < each.number - number <= BEFORE for number in lost):  # the same end
             continue
+        if _has(each, DIED) and (reason := given_up.get(each.model)):  # not by itself
+            each = replace(each, fault=reason.fault, values=reason.values)
         if each.fault is DEPENDS:
             quoted = _quoted(each)
             if quoted and quoted.model not in broken:  # its own failure stands in a part that is missing

@@ -102,9 +102,9 @@ BEGINNING = (
     "CUDA memory pool ",
 )
 # printed by whatever process: its server cannot go on; a model's process (stub) or an engine died
-START_CODES = frozenset({"S411", "S413", "S414", "S459", "S465", "C501", "C502", "C503", "C504", "C505"})
+START_CODES = frozenset({"S411", "S413", "S414", "S459", "S466", "C501", "C502", "C503", "C504", "C505"})
 OF_A_PROGRAM = frozenset({"S402", "S458"})  # of the server, or of one of its models' processes
-DEATH_CODES = frozenset({"S409", "S443"})
+DEATH_CODES = frozenset({"S409", "S443", "S465"})
 HANGS = frozenset({"S402", "S456", "S457"})  # of a model's process: the server waits for it without limit
 
 
