@@ -53,7 +53,7 @@ def proxy() -> Path:
     """The folder of JupyterHub's proxy program, fetched once from npm."""
 
     def fetch(draft: Path) -> None:
-        subprocess.run(["npm", "install", "--silent", "--prefix", draft, PROXY], check=True, timeout=300)
+        subprocess.run(["npm", "install", "--silent", "--prefix", draft, PROXY], check=True, timeout=1200)
 
     return build_once(cache_dir() / "hub-proxy" / PROXY, fetch) / "node_modules" / ".bin"
 

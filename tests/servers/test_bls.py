@@ -71,7 +71,7 @@ def test_conversation_is_answered_and_a_text_like_a_list_is_a_question(server: T
 def test_conversation_that_cannot_be_served_gives_one_clear_error(
     server: TritonServer, model: str, chat: str, message: str
 ) -> None:
-    reply = httpx.post(f"http://{server.http_url}/v2/models/{model}/generate", json={"chat_input": chat}, timeout=60)
+    reply = httpx.post(f"http://{server.http_url}/v2/models/{model}/generate", json={"chat_input": chat}, timeout=600)
 
     assert reply.status_code == httpx.codes.BAD_REQUEST
     error = reply.json()["error"]

@@ -279,9 +279,9 @@ def test_serve_with_two_servers_prints_one_address_and_leaves_nothing(tmp_path: 
             said.append(next(process.stdout))
         base = re.findall(r"model chat at (http://127\.0\.0\.1:\d+/v1)", "".join(said))[0]
         url = f"http://127.0.0.1:{port}/v2/models/ensemble/generate"
-        answers = [httpx.post(url, json=request_body("Hi"), timeout=60) for _ in range(4)]
+        answers = [httpx.post(url, json=request_body("Hi"), timeout=600) for _ in range(4)]
         chat = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}]}
-        told = httpx.post(f"{base}/chat/completions", json=chat, timeout=60).json()
+        told = httpx.post(f"{base}/chat/completions", json=chat, timeout=600).json()
         process.terminate()  # a shell that runs the tests in the background has SIGINT ignored
         process.wait(START_S)
 

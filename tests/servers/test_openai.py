@@ -57,14 +57,14 @@ def gateway(server: TritonServer) -> Iterator[OpenAIGateway]:
 def post(gateway: OpenAIGateway, key: str = "", **body: Any) -> httpx.Response:
     """Ask for a chat completion."""
     url, headers = f"{gateway.base_url}/chat/completions", {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.post(url, json={"model": "chat", "messages": QUESTION, **body}, headers=headers, timeout=60)
+    return httpx.post(url, json={"model": "chat", "messages": QUESTION, **body}, headers=headers, timeout=600)
 
 
 def events(gateway: OpenAIGateway, **body: Any) -> list[tuple[float, dict[str, Any]]]:
     """Return the events of a stream, each with the second at which it came; `[DONE]` ends them."""
     url, begin = f"{gateway.base_url}/chat/completions", time.monotonic()
     asked = {"model": "chat", "messages": QUESTION, "stream": True, **body}
-    with httpx.stream("POST", url, json=asked, timeout=60) as response:
+    with httpx.stream("POST", url, json=asked, timeout=600) as response:
         assert response.status_code == httpx.codes.OK
         lines = [(time.monotonic() - begin, line) for line in response.iter_lines() if line]
     assert lines[-1][1] == "data: [DONE]"
@@ -223,7 +223,7 @@ def test_many_at_once_get_each_its_own_answer_and_the_bad_ones_their_error(gatew
 def test_client_that_leaves_does_not_end_the_others(gateway: OpenAIGateway) -> None:
     url = f"{gateway.base_url}/chat/completions"
     asked = {"model": "chat", "messages": QUESTION, "stream": True}
-    with httpx.stream("POST", url, json=asked, timeout=60) as response:
+    with httpx.stream("POST", url, json=asked, timeout=600) as response:
         next(response.iter_lines())
 
     assert "".join(texts(events(gateway))) == ANSWER
@@ -312,7 +312,7 @@ def test_serve_prints_where_openais_clients_go_and_stops_both(tmp_path: Any) -> 
         line = next(line for line in process.stdout if "OpenAI" in line)
         url = re.findall(r"model chat at (http://127\.0\.0\.1:\d+/v1)", line)[0]
         asked = {"model": "chat", "messages": QUESTION}
-        answer = httpx.post(f"{url}/chat/completions", json=asked, timeout=60).json()
+        answer = httpx.post(f"{url}/chat/completions", json=asked, timeout=600).json()
         process.terminate()  # a shell that runs the tests in the background has SIGINT ignored
         process.wait(ENDED_S)
 

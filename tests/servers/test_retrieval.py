@@ -49,7 +49,7 @@ def ask(server: str, model: str, question: str = QUESTION, verb: str = "generate
     """Ask a model for an answer."""
     sampling = json.dumps({"max_tokens": 200})
     body = {"question": question, "sampling_parameters": sampling, **more}
-    return httpx.post(f"http://{server}/v2/models/{model}/{verb}", json=body, timeout=60)
+    return httpx.post(f"http://{server}/v2/models/{model}/{verb}", json=body, timeout=600)
 
 
 def states(found: DoctorReport) -> dict[str, str]:

@@ -63,7 +63,7 @@ both = pytest.mark.parametrize("model", ["llm", "ensemble"])
 
 def metric_value(server: TritonServer, name: str) -> float | None:
     """Return the sum of a metric over its labels, None if the server has no such metric."""
-    text = httpx.get(f"http://{server.metrics_url}/metrics", timeout=5.0, trust_env=False).text
+    text = httpx.get(f"http://{server.metrics_url}/metrics", timeout=60, trust_env=False).text
     values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
     return sum(values) if values else None
 
@@ -575,11 +575,11 @@ def read_parameter(server: TritonServer, name: str) -> str:
 
 
 def generate(server: TritonServer, model: str, **body: object) -> httpx.Response:
-    return httpx.post(f"http://{server.http_url}/v2/models/{model}/generate", json=body, timeout=60)
+    return httpx.post(f"http://{server.http_url}/v2/models/{model}/generate", json=body, timeout=600)
 
 
 def generate_parts(server: TritonServer, **body: object) -> list[dict[str, Any]]:
     """Return every response of `llm`, streamed or not, from the endpoint for streams."""
     url = f"http://{server.http_url}/v2/models/llm/generate_stream"
-    with httpx.stream("POST", url, json=body, timeout=60) as reply:
+    with httpx.stream("POST", url, json=body, timeout=600) as reply:
         return [json.loads(line.removeprefix("data: ")) for line in reply.iter_lines() if line.strip()]
