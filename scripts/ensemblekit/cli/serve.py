@@ -122,7 +122,7 @@ def serve_forever(
         if openai is not None:
             gateway = lesson.openai_gateway(host=listening.get("host", LOOPBACK), port=openai or None)
         _say(server, gateway)
-        while server.running and not server.why_ended:
+        while server.serves:
             time.sleep(WATCH_S)
         code = server.exit_code
         if server.why_ended:

@@ -117,8 +117,8 @@ class _Stubs:
         dead = [stub for stub in stubs if stub.state == "Z" and stub.threads <= 1]
         self._dead = Counter({stub.pid: self._dead[stub.pid] + 1 for stub in dead})
         for stub in dead:
-            in_order = stub.status == 0 or (stub.status == TRIAL and stub.pid not in self._models)
-            in_order = in_order or stub.pid in self._ended
+            is_trial = stub.status == TRIAL and stub.pid not in self._models
+            in_order = stub.status == 0 or is_trial or stub.pid in self._ended
             if self._dead[stub.pid] >= (ORDERLY_LOOKS if in_order else 2):
                 return f"{self._models.get(stub.pid, 'the process of a model')} ended ({_manner(stub.status)})"
         return None

@@ -152,7 +152,7 @@ class ManyServers:
 
     def _keep_one(self, server: TritonServer, tell: Callable[[str], None], timeout_s: float) -> None:
         while not self._stopped.wait(WATCH_S):
-            if (server.running and not server.why_ended) or self._stopped.is_set():
+            if server.serves or self._stopped.is_set():
                 continue
             try:
                 server.start_again(timeout_s, tell)

@@ -163,6 +163,11 @@ class TritonServer(Supervised):
         return self._died
 
     @property
+    def serves(self) -> bool:
+        """Whether it runs, with every process that it needs to answer."""
+        return self.running and not self.why_ended
+
+    @property
     def command(self) -> list[str]:
         """The command line of the server, as arguments."""
         ports = (self.http_port, self.grpc_port, self.metrics_port)
@@ -226,9 +231,11 @@ class TritonServer(Supervised):
         """
         outcome = self._attempt(timeout_s, on_poll)
         for crashes in range(1, CRASH_RETRIES + 1):
+            if outcome.kind != "exited" or self._was_stopped:
+                break
             log, crashed = read_log(self.log_path), outcome.exit_code in CRASHED
             given_up = gave_up(log) or (crashed and has_lost_lock(log))
-            if outcome.kind != "exited" or self._was_stopped or not (given_up or (crashed and is_ending(log))):
+            if not given_up and not (crashed and is_ending(log)):
                 break
             self.log_path.replace(self.log_path.with_name(CRASH_LOG))
             outcome = replace(self._attempt(timeout_s, on_poll), crashes=crashes, gave_up=given_up)

@@ -77,13 +77,12 @@ class SharedServer:
         """
         try:
             while not self._stopped.wait(WATCH_S):
-                ended = not self.server.running or bool(self.server.why_ended)
-                closed = not self.gate.running
+                serves, is_open = self.server.serves, self.gate.running
                 if self._stopped.is_set():  # in this order: `stop` says so before it ends them
                     return
-                if ended:
+                if not serves:
                     self.server.start_again(self._lesson.settings.ready_timeout_s, tell, self._end_if_stopped)
-                elif closed:
+                elif not is_open:
                     tell("The gate (nginx) ended, starting it again.")
                     self.gate.start()
         except ServerError:
