@@ -454,6 +454,17 @@ def test_metrics_tell_how_many_sequences_requests_ask_for(a_real_vllm_server: Tr
     assert [settled(a_real_vllm_server, name) for name in names] == [count + 1, total + 2]
 
 
+def test_engine_imports_vllm_at_the_same_time_as_the_model(a_real_vllm_server: TritonServer) -> None:
+    processes = psutil.Process(a_real_vllm_server.pid).children(recursive=True)
+    (engine,) = [one for one in processes if "EngineCore" in one.name()]
+    stub, log = psutil.Process(engine.ppid()), a_real_vllm_server.log_path.read_text(errors="replace")
+
+    (imported_s,) = re.findall(r"llm: loading weights and starting the engine, ([\d.]+) s after the start", log)
+
+    assert "stub" in stub.name()
+    assert engine.create_time() < stub.create_time() + float(imported_s)
+
+
 def test_stopping_ends_every_process_and_the_log_is_clean(a_real_vllm_server: TritonServer) -> None:
     if read_parameter(a_real_vllm_server, "FAST_PATH") == "no" and not LONG_FORM:
         pytest.skip("the long form: this engine is killed instead")

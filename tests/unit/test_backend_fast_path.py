@@ -143,6 +143,8 @@ def make_model(
     fake_vllm.install(monkeypatch)
     setup = importlib.import_module("triton_vllm.process_setup")
     monkeypatch.setattr(setup, "prepare_process", lambda: None)  # this process is that of all tests
+    process = importlib.import_module("triton_vllm.engine_process")
+    monkeypatch.setattr(process, "EarlyImport", lambda: SimpleNamespace(offer=lambda: None))
     # not of all that the tests have made
     collector = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, get_objects=gc.get_objects)
     monkeypatch.setattr(importlib.import_module("triton_vllm.engine"), "gc", collector)

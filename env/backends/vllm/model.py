@@ -6,6 +6,7 @@ stand in the model's own `<version>/model.json`. What each part does:
 
     triton_vllm/contract.py             the tensors and parameters a model of this backend has
     triton_vllm/process_setup.py        locale, device and start method, before vLLM is imported
+    triton_vllm/engine_process.py       the engine's process, which imports vLLM at the same time and ends with this one
     triton_vllm/request.py              a Triton request, read and checked, and the way its answer takes
     triton_vllm/sampling.py             sampling parameters: from JSON and request parameters to SamplingParams
     triton_vllm/engine.py               the engine, on an asyncio loop in a thread of its own
@@ -29,6 +30,7 @@ import triton_python_backend_utils as pb_utils
 sys.path.append(str(Path(__file__).resolve().parent))
 
 from triton_vllm import contract, process_setup
+from triton_vllm.engine_process import EarlyImport
 
 
 class TritonPythonModel:
@@ -65,12 +67,14 @@ class TritonPythonModel:
         except ValueError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         process_setup.prepare_process()
+        early = EarlyImport()
         self._log(f"importing vLLM for {arguments['model']}")
         # imported only now: vLLM reads the environment that was just prepared
         from triton_vllm.engine import Engine
         from triton_vllm.request import RequestParser
         from triton_vllm.responses import ResponseSender
 
+        early.offer()
         self._log(f"loading weights and starting the engine, {time.monotonic() - begin:.1f} s after the start")
         wants_metrics = contract.reports_metrics(config) and not arguments.get("disable_log_stats")
         labels = {"model": self.name, "version": args["model_version"]} if wants_metrics else None

@@ -1,21 +1,15 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What must be in order in this process before vLLM is imported: arguments, device, locale, start method.
+"""What must be in order in this process before vLLM is imported: arguments, device, locale, start method."""
 
-Run as a program, this file starts Python with the arguments it was given, in a process that is told to end when the
-one that started it dies. vLLM's engine is started that way: if Triton's stub is killed, it cannot stop the engine any
-more, and the kernel sends the signal in its place.
-"""
-
-import ctypes
 import json
 import locale
 import multiprocessing
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
+
+from triton_vllm import engine_process
 
 ENGINE_ARGUMENTS, LORA_ADAPTERS = "model.json", "multi_lora.json"
 # Known to vLLM 0.5, where NVIDIA's samples use it; gone since, and off by default now.
@@ -23,7 +17,6 @@ RETIRED_ARGUMENTS = ("disable_log_requests",)
 UTF8_LOCALE = "C.UTF-8"
 MOST_SEQUENCES = "64"
 SWITCH_INTERVAL_S = 0.0005
-PR_SET_PDEATHSIG = 1  # linux/prctl.h; kept across exec
 
 
 def read_engine_arguments(version_folder: Path) -> dict[str, Any]:
@@ -104,20 +97,10 @@ def prepare_process() -> None:
         Path(sockets).mkdir(mode=0o700, parents=True, exist_ok=True)
     # The engine must not be a fork of the stub: it would share Triton's memory and message queues.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    if os.access(__file__, os.X_OK):
-        multiprocessing.set_executable(__file__)
+    if os.access(engine_process.__file__, os.X_OK):
+        multiprocessing.set_executable(engine_process.__file__)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # One request must not starve the others; vLLM's own limit is 16384, and its error names this variable.
     os.environ.setdefault("VLLM_MAX_N_SEQUENCES", MOST_SEQUENCES)
     # An idle worker sleeps through the polite request to end; it ends on the signal that follows this wait.
     os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
-
-
-def become_python_that_dies_with_its_parent() -> None:
-    """Replace this process by Python with the same arguments; the kernel ends it with the process that started it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])  # noqa: S606 - multiprocessing gave the arguments
-
-
-if __name__ == "__main__":
-    become_python_that_dies_with_its_parent()

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of the backend's engine: it imports at once, runs what it is told later, and ends with its parent."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import spawn
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.unit import backend_support
+
+LONG_S = 120.0
+LIGHT = "fractions"  # a module that no start of Python imports
+
+
+@pytest.fixture
+def engine_process(monkeypatch: pytest.MonkeyPatch) -> Any:
+    backend_support.install(monkeypatch)
+    return importlib.import_module("triton_vllm.engine_process")
+
+
+def say_who_it_is(place: Path, queue: Any = None) -> None:
+    """Run in the engine's process: write down what it is, and start a process of its own."""
+    import setproctitle
+
+    setproctitle.setproctitle("VLLM::EngineCore")
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0,))
+    child.start()
+    child.join()
+    known = {
+        "pid": os.getpid(),
+        "environment": dict(os.environ),
+        "name": multiprocessing.current_process().name,
+        "title": psutil.Process().name(),
+        "imported": LIGHT in sys.modules,
+        "child": child.exitcode,
+        "queue": queue is not None,
+    }
+    place.write_text(json.dumps(known))
+
+
+def end_with(code: int) -> None:
+    sys.exit(code)
+
+
+def run(process: Any) -> Any:
+    process.start()
+    process.join(LONG_S)
+    return process.exitcode
+
+
+def early_pid(early: Any) -> int:
+    return int(early._early.pid)
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONG_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_process_that_imported_early_is_like_one_started_only_now(
+    engine_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WAS_THERE", "once")
+    early = engine_process.EarlyImport(LIGHT)
+    pid = early_pid(early)
+    monkeypatch.delenv("WAS_THERE")
+    monkeypatch.setenv("CAME_LATER", "yes")
+
+    process = early.Process(target=say_who_it_is, name="EngineCore_DP0", kwargs={"place": tmp_path / "early"})
+    new = early.Process(target=say_who_it_is, name="EngineCore_DP1", kwargs={"place": tmp_path / "new"})
+
+    assert [run(process), run(new)] == [0, 0]
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("early", "new"))
+    assert (first["pid"], first["name"], first["imported"]) == (pid, "EngineCore_DP0", True)
+    assert (second["pid"] != pid, second["name"], second["imported"]) == (True, "EngineCore_DP1", False)
+    for environment in (first["environment"], second["environment"]):
+        assert os.environ.items() <= environment.items()  # importing pytest's own program adds to it
+        assert "WAS_THERE" not in environment
+    assert [(known["title"], known["child"]) for known in (first, second)] == [("VLLM::EngineCore", 0)] * 2
+
+
+def test_exit_code_and_signal_of_the_process_are_told(engine_process: Any) -> None:
+    process = engine_process.EarlyImport(LIGHT).Process(target=end_with, name="EngineCore", kwargs={"code": 3})
+    killed = engine_process.EarlyImport(LIGHT).Process(target=time.sleep, name="EngineCore", kwargs={})
+    killed.kill()
+    killed.join(LONG_S)
+
+    assert (run(process), killed.exitcode) == (3, -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("why", ["killed", "queue", "program in front"])
+def test_new_process_runs_what_the_early_one_cannot(
+    engine_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    early = engine_process.EarlyImport(LIGHT)
+    process, kwargs = psutil.Process(early_pid(early)), {"place": tmp_path / "known"}
+    if why == "killed":
+        process.kill()
+        early._early.join(LONG_S)
+    elif why == "queue":
+        kwargs["queue"] = multiprocessing.get_context("spawn").Queue()
+    else:
+        monkeypatch.setattr(spawn, "_python_exe", os.fsencode(os.path.realpath(sys.executable)))
+        assert spawn.get_executable() != os.fsencode(sys.executable)
+
+    assert run(early.Process(target=say_who_it_is, name="EngineCore", kwargs=kwargs)) == 0
+
+    known = json.loads((tmp_path / "known").read_text())
+    assert (known["pid"] != process.pid, known["imported"]) == (True, False)
+    assert known["queue"] == (why == "queue")
+    wait_until(lambda: gone(process))
+
+
+@pytest.mark.parametrize(("method", "taken"), [("spawn", True), ("fork", False), (None, False)])
+def test_vllm_is_offered_the_process_where_it_would_start_a_new_one(
+    engine_process: Any, monkeypatch: pytest.MonkeyPatch, method: str | None, taken: bool
+) -> None:
+    chosen = multiprocessing.get_context(method) if method else None
+    utils = SimpleNamespace(get_mp_context=lambda: chosen) if method else SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.utils", utils)
+    early = engine_process.EarlyImport(LIGHT)
+    process = psutil.Process(early_pid(early))
+
+    early.offer()
+
+    assert method is None or utils.get_mp_context() is (early if taken else chosen)
+    if not taken:
+        wait_until(lambda: gone(process))
+    assert gone(process) != taken
+    early.discard()
+
+
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)"])
+def test_process_that_got_nothing_to_run_ends_with_its_parent(end: str) -> None:
+    code = (
+        f"import os, sys\nsys.path.append({str(backend_support.BACKEND)!r})\n"
+        "from triton_vllm.engine_process import EarlyImport\n"
+        f"early = EarlyImport({LIGHT!r})\nprint(early._early.pid, flush=True)\n{end}\n"
+    )
+
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG_S, check=False)
+
+    wait_until(lambda: not psutil.pid_exists(int(ended.stdout)) or gone(psutil.Process(int(ended.stdout))))
+    assert ended.stderr == ""
+
+
+def test_engine_process_ends_when_its_parent_is_killed() -> None:
+    starter = backend_support.BACKEND / "triton_vllm" / "engine_process.py"
+    assert os.access(starter, os.X_OK)
+    code = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, {str(starter)!r}, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        # the Python it was asked for
+        wait_until(lambda: child.cmdline()[1:] == ["-c", "import time; time.sleep(60)"])
+        parent.send_signal(signal.SIGKILL)
+
+    wait_until(lambda: gone(child))
