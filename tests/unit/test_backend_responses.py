@@ -71,8 +71,12 @@ def test_pieces_that_wait_for_their_turn_are_sent_as_one_for_each_sequence(respo
     assert flags == 1
 
 
-def test_pieces_keep_a_distance_that_grows_with_the_streams(responses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", 1.0)
+@pytest.mark.parametrize(("piece_s", "longest_s"), [(1.0, 60.0), (60.0, 2.0)])
+def test_pieces_keep_a_distance_that_grows_with_the_streams_up_to_a_limit(
+    responses: Any, monkeypatch: pytest.MonkeyPatch, piece_s: float, longest_s: float
+) -> None:
+    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", piece_s)
+    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "LONGEST_DISTANCE_S", longest_s)
     first, second, begin = ARequest(), ARequest(), time.monotonic()
     for request in (first, second):  # two streams, 2 s from piece to piece
         responses.chunk(request, lambda: ["a"], final=False)
@@ -93,6 +97,7 @@ def test_pieces_keep_a_distance_that_grows_with_the_streams(responses: Any, monk
 
 def test_last_piece_takes_along_what_keeps_its_distance(responses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", 1.0)
+    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "LONGEST_DISTANCE_S", 1.0)
     request = ARequest()
     responses.chunk(request, lambda: ["a"], final=False)
     wait_for(lambda: request.triton.sent)

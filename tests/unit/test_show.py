@@ -39,7 +39,7 @@ def test_text_from_outside_is_text_wherever_a_lesson_shows_markdown(monkeypatch:
     monkeypatch.setattr("ensemblekit.lesson.show.get_ipython", InteractiveShell)
     monkeypatch.setattr("ensemblekit.lesson.show.display", lambda text, **_more: shown.append(text))
     StatusLine("loading <script>alert(1)</script>").tick("[x](javascript:alert(1))")
-    record = recorded_bench("2026-11-25-h100-whole-http")
+    record = recorded_bench("2026-11-26-h100-whole")
     shown.append(bench_table(replace(record, machine=record.machine | {"device": "<script>alert(1)</script>"})))
 
     for text in shown:

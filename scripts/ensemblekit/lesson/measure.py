@@ -217,7 +217,7 @@ def bench_table(result: BenchResult, workload: str | None = None) -> Markdown:
 
 
 def recorded_bench(name: str) -> BenchResult:
-    """Return a record that is committed with the lessons, for example `2026-11-25-h100-whole-http`.
+    """Return a record that is committed with the lessons, for example `2026-11-28-h200-three-loads`.
 
     Raises:
         ParameterError: There is no such record.
