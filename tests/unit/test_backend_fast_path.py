@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -144,7 +145,7 @@ def make_model(
     setup = importlib.import_module("triton_vllm.process_setup")
     monkeypatch.setattr(setup, "prepare_process", lambda: None)  # this process is that of all tests
     process = importlib.import_module("triton_vllm.engine_process")
-    monkeypatch.setattr(process, "EarlyImport", lambda: SimpleNamespace(offer=lambda: None))
+    monkeypatch.setattr(process, "EarlyImport", lambda: nullcontext(SimpleNamespace(offer=lambda: None)))
     # not of all that the tests have made
     collector = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, get_objects=gc.get_objects)
     monkeypatch.setattr(importlib.import_module("triton_vllm.engine"), "gc", collector)

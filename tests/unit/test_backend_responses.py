@@ -71,12 +71,15 @@ def test_pieces_that_wait_for_their_turn_are_sent_as_one_for_each_sequence(respo
     assert flags == 1
 
 
-@pytest.mark.parametrize(("piece_s", "longest_s"), [(1.0, 60.0), (60.0, 2.0)])
-def test_pieces_keep_a_distance_that_grows_with_the_streams_up_to_a_limit(
-    responses: Any, monkeypatch: pytest.MonkeyPatch, piece_s: float, longest_s: float
+@pytest.mark.parametrize(
+    ("distance_s", "long_s", "cost_s"), [(1.0, 60.0, 0.0), (60.0, 2.0, 0.0), (60.0, 0.1, 1.0)], ids=str
+)
+def test_pieces_keep_a_distance_that_grows_with_the_streams(
+    responses: Any, monkeypatch: pytest.MonkeyPatch, distance_s: float, long_s: float, cost_s: float
 ) -> None:
-    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", piece_s)
-    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "LONGEST_DISTANCE_S", longest_s)
+    module = sys.modules["triton_vllm.responses"]
+    for name, value in {"DISTANCE_S": distance_s, "LONG_S": long_s, "PIECE_COST_S": cost_s}.items():
+        monkeypatch.setattr(module, name, value)
     first, second, begin = ARequest(), ARequest(), time.monotonic()
     for request in (first, second):  # two streams, 2 s from piece to piece
         responses.chunk(request, lambda: ["a"], final=False)
@@ -97,7 +100,6 @@ def test_pieces_keep_a_distance_that_grows_with_the_streams_up_to_a_limit(
 
 def test_last_piece_takes_along_what_keeps_its_distance(responses: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["triton_vllm.responses"], "PIECE_COST_S", 1.0)
-    monkeypatch.setattr(sys.modules["triton_vllm.responses"], "LONGEST_DISTANCE_S", 1.0)
     request = ARequest()
     responses.chunk(request, lambda: ["a"], final=False)
     wait_for(lambda: request.triton.sent)

@@ -67,26 +67,26 @@ class TritonPythonModel:
         except ValueError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         process_setup.prepare_process()
-        early = EarlyImport()
-        self._log(f"importing vLLM for {arguments['model']}")
-        # imported only now: vLLM reads the environment that was just prepared
-        from triton_vllm.engine import Engine
-        from triton_vllm.request import RequestParser
-        from triton_vllm.responses import ResponseSender
+        with EarlyImport() as early:
+            self._log(f"importing vLLM for {arguments['model']}")
+            # imported only now: vLLM reads the environment that was just prepared
+            from triton_vllm.engine import Engine
+            from triton_vllm.request import RequestParser
+            from triton_vllm.responses import ResponseSender
 
-        early.offer()
-        self._log(f"loading weights and starting the engine, {time.monotonic() - begin:.1f} s after the start")
-        wants_metrics = contract.reports_metrics(config) and not arguments.get("disable_log_stats")
-        labels = {"model": self.name, "version": args["model_version"]} if wants_metrics else None
-        self.responses = ResponseSender()
-        self.engine = Engine(
-            arguments,
-            self.responses,
-            labels,
-            longest_wait_s=longest_wait_s,
-            fast_path=fast_path,
-            lora_adapters=adapters,
-        )
+            early.offer()
+            self._log(f"loading weights and starting the engine, {time.monotonic() - begin:.1f} s after the start")
+            wants_metrics = contract.reports_metrics(config) and not arguments.get("disable_log_stats")
+            labels = {"model": self.name, "version": args["model_version"]} if wants_metrics else None
+            self.responses = ResponseSender()
+            self.engine = Engine(
+                arguments,
+                self.responses,
+                labels,
+                longest_wait_s=longest_wait_s,
+                fast_path=fast_path,
+                lora_adapters=adapters,
+            )
         self.parser = RequestParser(self.engine)
         if contract.checks_health(config):
             self.engine.watch_health(self._unload)

