@@ -26,7 +26,7 @@ from multiprocessing import queues, spawn
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 ENGINE_MODULE, THREADS = "vllm.v1.engine.core", "OMP_NUM_THREADS"
 # Read when a program starts. On the CPU vLLM sets the first for its engine's process (vllm/platforms/cpu.py).
@@ -47,7 +47,7 @@ class EarlyImport(SpawnContext):
         super().__init__()
         self._early: _EarlyProcess | None = _EarlyProcess(module)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "EarlyImport":
         """Return itself."""
         return self
 
