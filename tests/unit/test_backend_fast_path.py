@@ -20,7 +20,7 @@ import pytest
 
 from tests.conftest import slowdown
 from tests.unit import backend_support
-from tests.unit.backend_support import Request, Sender
+from tests.unit.backend_support import Request, Sender, wait_for
 
 pytest.importorskip("msgspec", reason="comes with vLLM: the CPU or CUDA environment")
 pytest.importorskip("tokenizers", reason="comes with vLLM: the CPU or CUDA environment")
@@ -127,13 +127,6 @@ class AModel:
         sender = self.send(parameters, **inputs)
         wait_for(lambda: sender.closed)
         return [response for response, _ in sender.sent]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 @pytest.fixture(params=["fast path", "generate"])

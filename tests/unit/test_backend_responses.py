@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.unit import backend_support
-from tests.unit.backend_support import Sender
+from tests.unit.backend_support import Sender, wait_for
 
 POLLS = 3
 
@@ -36,13 +36,6 @@ class ARequest:
         self.triton = self.sender  # what Triton was sent, also after the last response
         self.lock = threading.Lock()
         self.additional = None
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 5.0
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_pieces_come_in_order_and_the_last_closes(responses: Any) -> None:

